@@ -1,0 +1,118 @@
+"""Mammograms in DICOM: the greyscale chain of PS3.4 N.2 and PS3.3 C.11, C.7.6.3.
+
+Stored values → Modality LUT or rescale → VOI LUT or window (LINEAR, LINEAR_EXACT, SIGMOID; the
+first of several) → MONOCHROME1 inverted → scaled to 0…1 by the range that the last step can give,
+never by the picture's own extremes.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+
+from hmc_fast.errors import UserError
+
+PREAMBLE_BYTES = 128
+MAGIC = b"DICM"
+PHOTOMETRIC_INTERPRETATIONS = ("MONOCHROME1", "MONOCHROME2")
+MAMMOGRAPHY_MODALITY = "MG"
+MAMMOGRAPHY_SOP_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.1.2",  # For Presentation
+    "1.2.840.10008.5.1.4.1.1.1.2.1",  # For Processing
+)
+RADIOGRAPHIC_MODALITIES = ("CR", "DX", "RG", "OT")
+"""Modalities under which older mammograms travel; accepted where the body part is the breast."""
+
+
+def is_dicom(path: Path) -> bool:
+    """True for a file with DICOM's preamble, or one named ``.dcm``."""
+    with path.open("rb") as file:
+        file.seek(PREAMBLE_BYTES)
+        return file.read(len(MAGIC)) == MAGIC or path.suffix.lower() == ".dcm"
+
+
+def read_dicom(path: Path) -> NDArray[np.float32]:
+    """Greyscale pixels ``[H, W]`` in 0…1, bright tissue on a dark ground.
+
+    Raises :class:`UserError` where the file is damaged, holds no single greyscale picture or no
+    mammogram.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = _read_dataset(path)
+        _check_is_mammogram(path, dataset)
+        try:
+            stored = dataset.pixel_array
+        except Exception as error:  # decoders raise whatever their C libraries do
+            summary = " ".join(str(error).split())
+            raise UserError(
+                f"{path}: its pixels cannot be decoded "
+                f"({dataset.file_meta.TransferSyntaxUID.name}: {summary[:200]})"
+            ) from None
+        if stored.ndim != 2:
+            raise UserError(f"{path}: holds {stored.shape[0]} frames, give one picture a file")
+        try:
+            return greyscale(stored, dataset)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: has an invalid modality or VOI transform ({error})") from None
+
+
+def greyscale(stored: NDArray[np.generic], dataset: Dataset) -> NDArray[np.float32]:
+    """Stored values to presentation values in 0…1, by the attributes of ``dataset``."""
+    lowest, highest = _modality_range(dataset)
+    values = apply_modality_lut(stored, dataset)
+    values = np.asarray(apply_voi_lut(values, dataset, index=0, prefer_lut=True), np.float64)
+    if "VOILUTSequence" in dataset:
+        lowest, highest = 0.0, float(2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        values = (highest + lowest) - values
+    scaled = (values - lowest) / (highest - lowest)
+    return np.clip(scaled, 0.0, 1.0).astype(np.float32)
+
+
+def _read_dataset(path: Path) -> FileDataset:
+    try:
+        return dcmread(path)
+    except InvalidDicomError:
+        raise UserError(f"{path}: is not a DICOM file (no DICM marker)") from None
+    except Exception as error:  # a damaged file can break the parser anywhere
+        raise UserError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
+
+
+def _check_is_mammogram(path: Path, dataset: FileDataset) -> None:
+    modality = dataset.get("Modality", "")
+    body_part = dataset.get("BodyPartExamined", "")
+    if not (
+        modality == MAMMOGRAPHY_MODALITY
+        or dataset.get("SOPClassUID") in MAMMOGRAPHY_SOP_CLASSES
+        or (modality in RADIOGRAPHIC_MODALITIES and body_part == "BREAST")
+    ):
+        raise UserError(
+            f"{path}: is no mammogram (modality {modality or 'absent'}, body part "
+            f"{body_part or 'absent'}); MG is needed, or a radiograph of the BREAST"
+        )
+    if "PixelData" not in dataset:
+        raise UserError(f"{path}: has no pixels (no PixelData element)")
+    photometric = dataset.get("PhotometricInterpretation", "absent")
+    if photometric not in PHOTOMETRIC_INTERPRETATIONS:
+        raise UserError(
+            f"{path}: has photometric interpretation {photometric}, needs MONOCHROME1 or 2"
+        )
+
+
+def _modality_range(dataset: Dataset) -> tuple[float, float]:
+    """Lowest and highest value that can leave the modality transform (PS3.3 C.11.2.1.2)."""
+    if dataset.get("ModalityLUTSequence"):
+        return 0.0, float(2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1)
+    bits = int(dataset.BitsStored)
+    signed = dataset.PixelRepresentation == 1
+    lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    slope = float(dataset.get("RescaleSlope", 1))
+    intercept = float(dataset.get("RescaleIntercept", 0))
+    ends = (lowest * slope + intercept, highest * slope + intercept)
+    return min(ends), max(ends)

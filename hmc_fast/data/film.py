@@ -1,0 +1,57 @@
+"""One film from a file: PGM, PNG or DICOM."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from hmc_fast.data.dicom import is_dicom, read_dicom
+from hmc_fast.errors import UserError
+
+MAX_SIDE = 16_384
+"""Largest height or width accepted: twice that of a 50 µm digital mammogram."""
+
+
+def read_film(path: Path) -> NDArray[np.float32]:
+    """Greyscale pixels ``[H, W]`` in 0…1, bright tissue on a dark ground.
+
+    DICOM files go through the whole greyscale chain, see :mod:`hmc_fast.data.dicom`.
+
+    Raises :class:`UserError` where the file is missing, damaged, too large or not a film.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty; copy it again")
+    if is_dicom(path):
+        return read_dicom(path)
+    return _read_picture(path)
+
+
+def _read_picture(path: Path) -> NDArray[np.float32]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=("PPM", "PNG"))
+        with image:
+            width, height = image.size
+            if max(width, height) > MAX_SIDE:
+                raise Image.DecompressionBombError
+            if image.mode != "L":
+                raise UserError(
+                    f"{path}: has pixels of mode {image.mode}, not 8-bit greyscale; MIAS films are "
+                    "8-bit, give deeper ones as DICOM"
+                )
+            return np.asarray(image, dtype=np.float32) / np.float32(255)
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{path}: the header claims more than {MAX_SIDE} pixels on a side; the file is damaged"
+        ) from None
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{path}: is no PGM, PNG or DICOM file, or its header is damaged"
+        ) from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: is damaged ({error}); copy it again") from None

@@ -1,0 +1,165 @@
+"""Cross-validation folds: stratified, grouped by patient, saved, reread and checked."""
+
+import csv
+import io
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from sklearn.model_selection import StratifiedGroupKFold
+
+from hmc_fast.data.cases import Case, Task
+from hmc_fast.errors import UserError
+from hmc_fast.files import read_json, write_json, write_text
+
+PROTOCOL = "patient"
+"""Folds that never put films of one patient on both sides."""
+COLUMNS = ("film", "patient", "label", "fold")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The fold in which one film is held out."""
+
+    film: str
+    patient: str
+    label: int
+    fold: int
+
+
+@dataclass(frozen=True)
+class Folds:
+    """A partition of films into ``count`` folds; fold ``k`` is tested by a model trained on the rest.
+
+    Raises :class:`UserError` on creation for a doubled film, an empty fold, a patient in two folds
+    or a fold that lacks a class on either side.
+    """
+
+    task: str
+    seed: int
+    count: int
+    assignments: tuple[Assignment, ...]
+    source: str = "folds"
+    protocol: str = PROTOCOL
+
+    def __post_init__(self) -> None:
+        doubled = [film for film, n in Counter(a.film for a in self.assignments).items() if n > 1]
+        if doubled:
+            raise UserError(f"{self.source}: film {doubled[0]} is assigned twice")
+        fold_of_patient: dict[str, int] = {}
+        for a in self.assignments:
+            if not 0 <= a.fold < self.count:
+                raise UserError(f"{self.source}: film {a.film} is in fold {a.fold} of {self.count}")
+            if fold_of_patient.setdefault(a.patient, a.fold) != a.fold:
+                raise UserError(
+                    f"{self.source}: patient {a.patient} is in folds {fold_of_patient[a.patient]} "
+                    f"and {a.fold}; a patient's films must stay together"
+                )
+        classes = {a.label for a in self.assignments}
+        for fold in range(self.count):
+            if {a.label for a in self.assignments if a.fold == fold} != classes:
+                raise UserError(
+                    f"{self.source}: fold {fold} does not hold every class; use fewer folds "
+                    "(each class needs at least one patient a fold)"
+                )
+
+    def split(self, cases: list[Case], fold: int) -> tuple[list[int], list[int]]:
+        """Indices into ``cases`` for training and for testing in ``fold``.
+
+        Raises :class:`UserError` where cases and folds are not about the same films and patients.
+        """
+        by_film = {a.film: a for a in self.assignments}
+        for case in cases:
+            assignment = by_film.pop(case.film_id, None)
+            if assignment is None:
+                raise UserError(f"{self.source}: film {case.film_id} is in no fold")
+            if assignment.patient != case.patient_id:
+                raise UserError(
+                    f"{self.source}: film {case.film_id} is of patient {assignment.patient} there, "
+                    f"{case.patient_id} in the data"
+                )
+        if by_film:
+            raise UserError(f"{self.source}: film {next(iter(by_film))} is missing from the data")
+        fold_of = {a.film: a.fold for a in self.assignments}
+        held_out = [fold_of[case.film_id] == fold for case in cases]
+        return (
+            [i for i, test in enumerate(held_out) if not test],
+            [i for i, test in enumerate(held_out) if test],
+        )
+
+    def save(self, path: Path) -> None:
+        """Write ``path`` (``.json``) and the same table beside it as ``.csv``."""
+        write_json(
+            path,
+            {
+                "protocol": self.protocol,
+                "task": self.task,
+                "seed": self.seed,
+                "count": self.count,
+                "assignments": [
+                    {column: getattr(a, column) for column in COLUMNS} for a in self.assignments
+                ],
+            },
+        )
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([getattr(a, column) for column in COLUMNS] for a in self.assignments)
+        write_text(path.with_suffix(".csv"), table.getvalue())
+
+
+def make_folds(cases: list[Case], labels: list[int], task: Task, count: int, seed: int) -> Folds:
+    """Stratified folds that keep each patient's films together; the same for the same seed.
+
+    Raises :class:`UserError` where there are too few patients, in all or of one class.
+    """
+    if count < 2:
+        raise UserError(f"{count} folds: cross-validation needs at least 2")
+    patients = [case.patient_id for case in cases]
+    if len(set(patients)) < count:
+        raise UserError(
+            f"{len(set(patients))} patients cannot fill {count} folds; use at most as many folds "
+            "as patients"
+        )
+    rarest, rarest_count = min(
+        ((c, len({p for p, la in zip(patients, labels, strict=True) if la == c})) for c in set(labels)),
+        key=lambda pair: pair[1],
+    )
+    if rarest_count < count:
+        raise UserError(
+            f"only {rarest_count} patients have a film of class {task.class_names[rarest]}, too few "
+            f"for {count} folds; use at most {rarest_count} folds"
+        )
+    splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
+    fold_of = [0] * len(cases)
+    for fold, (_, held_out) in enumerate(splitter.split(cases, labels, patients)):
+        for index in held_out:
+            fold_of[index] = fold
+    return Folds(
+        task.name,
+        seed,
+        count,
+        tuple(
+            Assignment(case.film_id, case.patient_id, label, fold)
+            for case, label, fold in zip(cases, labels, fold_of, strict=True)
+        ),
+    )
+
+
+def read_folds(path: Path) -> Folds:
+    """Reread saved folds; raises :class:`UserError` where they are damaged or not disjoint."""
+    values = read_json(path)
+    try:
+        return Folds(
+            task=str(values["task"]),
+            seed=int(values["seed"]),
+            count=int(values["count"]),
+            assignments=tuple(
+                Assignment(str(a["film"]), str(a["patient"]), int(a["label"]), int(a["fold"]))
+                for a in values["assignments"]
+            ),
+            source=str(path),
+            protocol=str(values["protocol"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: is no fold file (problem with {error})") from None

@@ -1,0 +1,72 @@
+"""What a result was made with: versions, device and revision, stored beside every number."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RECORDED_PACKAGES = (
+    "hmc-fast",
+    "torch",
+    "torchvision",
+    "triton",
+    "lightning",
+    "numpy",
+    "scikit-learn",
+    "pydicom",
+    "onnxruntime",
+)
+
+
+def environment() -> dict[str, Any]:
+    """JSON-ready facts about this machine and installation."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
+        "packages": {name: installed_version(name) for name in RECORDED_PACKAGES},
+        "git_revision": git_revision(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """Version of an installed distribution, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's model name, its architecture where that cannot be read."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def git_revision() -> str | None:
+    """Commit of the git checkout in the working directory, ``-dirty`` with changes; else None."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607 git is found by PATH
+            capture_output=True,
+            text=True,
+            timeout=10,
+            cwd=os.curdir,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None if described.returncode == 0 else None

@@ -1,0 +1,19 @@
+"""Predictions and what they are worth: metrics, intervals, tables."""
+
+from hmc_fast.evaluation.bootstrap import Interval, auc_interval
+from hmc_fast.evaluation.metrics import METRIC_NAMES, classification_metrics, mean_and_std
+from hmc_fast.evaluation.predict import PRECISIONS, predict_logits
+from hmc_fast.evaluation.predictions import Predictions, pool, read_predictions
+
+__all__ = [
+    "METRIC_NAMES",
+    "PRECISIONS",
+    "Interval",
+    "Predictions",
+    "auc_interval",
+    "classification_metrics",
+    "mean_and_std",
+    "pool",
+    "predict_logits",
+    "read_predictions",
+]

@@ -1,0 +1,62 @@
+"""Logits of a model over films, the same way wherever they are needed."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from hmc_fast.data import FilmDataset
+from hmc_fast.errors import UserError
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Autocast dtypes by name; ``fp32`` is no autocast."""
+
+
+def precision_dtype(name: str) -> torch.dtype:
+    """Raises :class:`UserError` for an unknown name."""
+    if name not in PRECISIONS:
+        raise UserError(f"unknown precision {name!r}; choose one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Context in which a model runs at the named precision on ``device``."""
+    dtype = precision_dtype(precision)
+    enabled = dtype != torch.float32
+    return torch.autocast(device.type, dtype if enabled else torch.bfloat16, enabled=enabled)
+
+
+def predict_logits(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    dataset: FilmDataset,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    batch_size: int = 8,
+    on_batch: Callable[[int], object] | None = None,
+) -> NDArray[np.float32]:
+    """Logits ``[films, classes]`` in fp32, in evaluation mode.
+
+    ``on_batch`` is called with the number of films of each finished batch.
+    """
+    if isinstance(model, nn.Module):
+        model.eval()
+    parts = []
+    with torch.inference_mode(), autocast(device, precision):
+        for images in _batches(dataset, batch_size):
+            parts.append(model(images.to(device)).float().cpu().numpy())
+            if on_batch is not None:
+                on_batch(len(images))
+    return np.concatenate(parts)
+
+
+def _batches(dataset: FilmDataset, batch_size: int) -> Iterator[Tensor]:
+    for images, _ in DataLoader(dataset, batch_size=batch_size):
+        yield images

@@ -1,0 +1,140 @@
+"""Predictions as a table: one row a film, kept as CSV."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from hmc_fast.data import Case
+from hmc_fast.errors import UserError
+from hmc_fast.evaluation.bootstrap import Interval, auc_interval
+from hmc_fast.evaluation.metrics import classification_metrics
+from hmc_fast.files import write_text
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits ``[films, classes]`` and labels ``[films]`` of films, each held out in ``folds``."""
+
+    films: tuple[str, ...]
+    patients: tuple[str, ...]
+    folds: tuple[int, ...]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float64]
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        cases: Sequence[Case],
+        labels: Sequence[int],
+        fold: int,
+        logits: NDArray[np.floating],
+        class_names: Sequence[str],
+    ) -> "Predictions":
+        return cls(
+            tuple(case.film_id for case in cases),
+            tuple(case.patient_id for case in cases),
+            (fold,) * len(cases),
+            np.asarray(labels, np.int64),
+            np.asarray(logits, np.float64),
+            tuple(class_names),
+        )
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        return np.asarray(softmax(self.logits, axis=1))
+
+    @property
+    def decisions(self) -> NDArray[np.int64]:
+        return np.asarray(self.logits.argmax(axis=1))
+
+    def metrics(self) -> dict[str, float | None]:
+        """See :func:`hmc_fast.evaluation.classification_metrics`."""
+        return classification_metrics(self.probabilities, self.labels)
+
+    def auc_interval(self) -> Interval:
+        """See :func:`hmc_fast.evaluation.auc_interval`."""
+        return auc_interval(self.probabilities, self.labels, self.patients)
+
+    def save(self, path: Path) -> None:
+        """CSV with film, patient, fold, label, and logit and probability per class."""
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(_columns(self.class_names))
+        for i, probabilities in enumerate(self.probabilities):
+            writer.writerow(
+                [
+                    self.films[i],
+                    self.patients[i],
+                    self.folds[i],
+                    self.class_names[self.labels[i]],
+                    *(repr(float(x)) for x in self.logits[i]),
+                    *(f"{x:.6f}" for x in probabilities),
+                ]
+            )
+        write_text(path, table.getvalue())
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Reread a table; raises :class:`UserError` where it is missing, damaged or doubled."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        class_names = tuple(
+            column.removeprefix("logit_") for column in rows[0] if column.startswith("logit_")
+        )
+        predictions = Predictions(
+            tuple(row["film"] for row in rows),
+            tuple(row["patient"] for row in rows),
+            tuple(int(row["fold"]) for row in rows),
+            np.array([class_names.index(row["label"]) for row in rows], np.int64),
+            np.array([[float(row[f"logit_{c}"]) for c in class_names] for row in rows]),
+            class_names,
+        )
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: is no readable prediction table ({error})") from None
+    _check_no_film_twice(predictions.films, str(path))
+    return predictions
+
+
+def pool(parts: Sequence[Predictions]) -> Predictions:
+    """Out-of-fold predictions of all folds as one table.
+
+    Raises :class:`UserError` where a film appears in two of them.
+    """
+    films = tuple(film for part in parts for film in part.films)
+    _check_no_film_twice(films, "pooled predictions")
+    return Predictions(
+        films,
+        tuple(patient for part in parts for patient in part.patients),
+        tuple(fold for part in parts for fold in part.folds),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.logits for part in parts]),
+        parts[0].class_names,
+    )
+
+
+def _columns(class_names: Sequence[str]) -> list[str]:
+    return [
+        "film",
+        "patient",
+        "fold",
+        "label",
+        *(f"logit_{c}" for c in class_names),
+        *(f"probability_{c}" for c in class_names),
+    ]
+
+
+def _check_no_film_twice(films: Sequence[str], where: str) -> None:
+    seen: set[str] = set()
+    for film in films:
+        if film in seen:
+            raise UserError(f"{where}: film {film} is predicted twice")
+        seen.add(film)

@@ -1,0 +1,108 @@
+"""The two attention blocks of HMC-Net, on 4-D feature maps ``[B, C, H, W]``.
+
+Values are the raw features: with one head this is the non-local block (Wang et al., CVPR 2018) with
+the value projection moved behind the attention. ``γ`` starts at zero, so a pretrained trunk is
+intact at the first step.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hmc_fast.kernels import attention, multi_scale_attention
+
+QK_HEAD_DIM = 64
+HSA_VALUE_HEAD_DIM = 256
+MSCA_HEADS = 4
+
+
+class HierarchicalSelfAttention(nn.Module):
+    """Self-attention inside a stage: ``Y = X + γ ⊙ (concat_h softmax(Q_h K_hᵀ/√64) X_h · Wo + bo)``.
+
+    Args:
+        channels: ``C``; ``C/256`` heads (at least one), each with values of width ``C/heads``.
+        backend: as in :func:`hmc_fast.kernels.attention`.
+    """
+
+    def __init__(self, channels: int, backend: str = "auto") -> None:
+        super().__init__()
+        self.heads = max(1, channels // HSA_VALUE_HEAD_DIM)
+        self.backend = backend
+        self.qk_proj = nn.Linear(channels, 2 * self.heads * QK_HEAD_DIM)
+        self.out_proj = nn.Linear(channels, channels)
+        self.gamma = nn.Parameter(torch.zeros(channels))
+        _init_projections(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [B, C, H, W]`` to the same shape."""
+        tokens = _as_tokens(x)
+        qk = self.qk_proj(tokens).unflatten(-1, (2, self.heads, QK_HEAD_DIM))
+        q, k = qk.unbind(2)
+        values = tokens.unflatten(-1, (self.heads, -1)).to(q.dtype)
+        out, _ = attention(q, k, values, backend=self.backend)
+        return _add_gated(x, self.gamma, self.out_proj(out.flatten(2)))
+
+
+class MultiScaleCrossAttention(nn.Module):
+    """Cross-attention from one stage to several others under one softmax over all their tokens.
+
+    ``Y = X_t + γ ⊙ (concat_s (P_s X_s) · Wo + bo)`` with 4 heads of query width 64.
+
+    Args:
+        target_channels: channels of the querying stage.
+        source_channels: channels of each source stage, each a multiple of 4.
+        backend: as in :func:`hmc_fast.kernels.multi_scale_attention`.
+    """
+
+    def __init__(
+        self, target_channels: int, source_channels: Sequence[int], backend: str = "auto"
+    ) -> None:
+        super().__init__()
+        self.heads = MSCA_HEADS
+        self.backend = backend
+        width = self.heads * QK_HEAD_DIM
+        self.q_proj = nn.Linear(target_channels, width, bias=False)
+        self.k_projs = nn.ModuleList(nn.Linear(c, width, bias=False) for c in source_channels)
+        self.out_proj = nn.Linear(sum(source_channels), target_channels)
+        self.gamma = nn.Parameter(torch.zeros(target_channels))
+        _init_projections(self)
+
+    def forward(self, target: Tensor, sources: Sequence[Tensor]) -> Tensor:
+        """``target [B, C_t, H, W]`` and sources ``[B, C_s, H_s, W_s]`` to the target's shape."""
+        return self.forward_with_weights(target, sources)[0]
+
+    def forward_with_weights(
+        self, target: Tensor, sources: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, with the share of each source ``[B, heads, H·W, S]`` (fp32)."""
+        source_tokens = [_as_tokens(source) for source in sources]
+        head_shape = (self.heads, QK_HEAD_DIM)
+        q = self.q_proj(_as_tokens(target)).unflatten(-1, head_shape)
+        ks = [
+            proj(tokens).unflatten(-1, head_shape)
+            for proj, tokens in zip(self.k_projs, source_tokens, strict=True)
+        ]
+        vs = [tokens.unflatten(-1, (self.heads, -1)).to(q.dtype) for tokens in source_tokens]
+        outs, _, weights = multi_scale_attention(q, ks, vs, backend=self.backend)
+        attended = torch.cat([out.flatten(2) for out in outs], dim=-1)
+        return _add_gated(target, self.gamma, self.out_proj(attended)), weights
+
+
+def _init_projections(block: nn.Module) -> None:
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _as_tokens(x: Tensor) -> Tensor:
+    """``[B, C, H, W]`` as ``[B, H·W, C]``: a view of a channels-last map, a copy of any other."""
+    return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
+
+
+def _add_gated(x: Tensor, gamma: Tensor, update: Tensor) -> Tensor:
+    """``x + γ ⊙ update``, with update ``[B, H·W, C]``, in the dtype and layout of ``x``."""
+    update = update.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    return torch.addcmul(x, gamma.to(x.dtype).view(-1, 1, 1), update.to(x.dtype))

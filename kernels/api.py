@@ -1,0 +1,123 @@
+"""The public operators: arguments are checked here, then handed to the registered ops."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hmc_fast.kernels import ops
+from hmc_fast.kernels.backend import resolve_backend
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """``softmax(scale · q kᵀ) v`` per head, where ``Dv`` may differ from ``Dqk``.
+
+    Args:
+        q: queries ``[B, M, H, Dqk]``.
+        k: keys ``[B, N, H, Dqk]``.
+        v: values ``[B, N, H, Dv]``. All three share one floating dtype and one device; outer
+            strides are free, the innermost is 1, so a channels-last feature map enters as it is.
+        scale: factor on the scores, ``1/√Dqk`` by default.
+        backend: ``"auto"``, ``"reference"`` or ``"triton"``.
+
+    Returns:
+        ``out [B, M, H, Dv]`` in the dtype of ``q``, and the log-sum-exp of the scaled scores
+        ``lse [B, H, M]`` (natural logarithm; fp32, fp64 for fp64 inputs). Both are differentiable
+        once.
+
+    Raises:
+        TypeError: an argument is not a floating tensor, or the dtypes differ.
+        ValueError: shapes, strides or devices do not fit, or ``backend`` is unknown.
+        BackendUnavailableError: an explicit backend cannot run this call; every reason is listed.
+    """
+    _check_arguments(q, [k], [v], ["k"], ["v"])
+    choice = resolve_backend(backend, q, [v])
+    out, lse = ops.attention_forward(q, k, v, _scale(scale, q), choice.name)
+    return out, lse
+
+
+def multi_scale_attention(
+    q: Tensor,
+    ks: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    scale: float | None = None,
+    backend: str = "auto",
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Attention with one softmax over the union of several sources' tokens.
+
+    Args:
+        q: queries ``[B, M, H, Dqk]``.
+        ks: keys of each source, ``[B, N_s, H, Dqk]``.
+        vs: values of each source, ``[B, N_s, H, Dv_s]``; sources may differ in ``N_s`` and
+            ``Dv_s``. Dtype, device and strides as in :func:`attention`.
+        scale: factor on the scores, ``1/√Dqk`` by default.
+        backend: ``"auto"``, ``"reference"`` or ``"triton"``.
+
+    Returns:
+        ``outs[s] = P_s V_s [B, M, H, Dv_s]`` under the union softmax, ``lse [B, H, M]`` over the
+        union, and ``weights [B, H, M, S]``: the share of the attention that each source received
+        (sums to one over ``S``). All are differentiable once.
+
+    Raises:
+        As :func:`attention`; ``ValueError`` also where the lists are empty or differ in length.
+    """
+    ks, vs = list(ks), list(vs)
+    if not ks or len(ks) != len(vs):
+        raise ValueError(
+            f"ks and vs need one tensor per source each, got {len(ks)} and {len(vs)} tensors"
+        )
+    names = range(len(ks))
+    _check_arguments(q, ks, vs, [f"ks[{s}]" for s in names], [f"vs[{s}]" for s in names])
+    choice = resolve_backend(backend, q, vs)
+    outs, lse, weights = ops.multi_scale_attention_forward(
+        q, ks, vs, _scale(scale, q), choice.name
+    )
+    return outs, lse, weights
+
+
+def _scale(scale: float | None, q: Tensor) -> float:
+    return 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+
+
+def _check_arguments(
+    q: Tensor, ks: list[Tensor], vs: list[Tensor], k_names: list[str], v_names: list[str]
+) -> None:
+    _check_tensor("q", q)
+    for k, v, k_name, v_name in zip(ks, vs, k_names, v_names, strict=True):
+        for name, tensor in ((k_name, k), (v_name, v)):
+            _check_tensor(name, tensor)
+            if tensor.dtype != q.dtype:
+                raise TypeError(f"{name} is {tensor.dtype} but q is {q.dtype}; cast one of them")
+            if tensor.device != q.device:
+                raise ValueError(f"{name} is on {tensor.device} but q is on {q.device}; move one")
+            if tensor.shape[0] != q.shape[0] or tensor.shape[2] != q.shape[2]:
+                raise ValueError(
+                    f"{name} has batch {tensor.shape[0]} and {tensor.shape[2]} heads, "
+                    f"q has batch {q.shape[0]} and {q.shape[2]} heads; they must agree"
+                )
+        if k.shape[3] != q.shape[3]:
+            raise ValueError(f"{k_name} has head dim {k.shape[3]}, q has {q.shape[3]}")
+        if v.shape[1] != k.shape[1]:
+            raise ValueError(f"{v_name} has {v.shape[1]} tokens, {k_name} has {k.shape[1]}")
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or not tensor.dtype.is_floating_point:
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+    if tensor.dim() != 4:
+        raise ValueError(
+            f"{name} must have 4 dimensions [batch, tokens, heads, head dim], "
+            f"got shape {tuple(tensor.shape)}"
+        )
+    if 0 in tensor.shape:
+        raise ValueError(f"{name} has an empty dimension: shape {tuple(tensor.shape)}")
+    if tensor.stride(3) != 1 and tensor.shape[3] != 1:
+        raise ValueError(
+            f"{name} has inner stride {tensor.stride(3)}; the head dimension must be contiguous "
+            f"(stride 1): pass {name}.contiguous() or a channels-last feature map"
+        )
+
+
