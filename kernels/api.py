@@ -71,9 +71,7 @@ def multi_scale_attention(
     names = range(len(ks))
     _check_arguments(q, ks, vs, [f"ks[{s}]" for s in names], [f"vs[{s}]" for s in names])
     choice = resolve_backend(backend, q, vs)
-    outs, lse, weights = ops.multi_scale_attention_forward(
-        q, ks, vs, _scale(scale, q), choice.name
-    )
+    outs, lse, weights = ops.multi_scale_attention_forward(q, ks, vs, _scale(scale, q), choice.name)
     return outs, lse, weights
 
 
@@ -119,5 +117,3 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
             f"{name} has inner stride {tensor.stride(3)}; the head dimension must be contiguous "
             f"(stride 1): pass {name}.contiguous() or a channels-last feature map"
         )
-
-

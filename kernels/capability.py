@@ -13,6 +13,8 @@ MIN_HEAD_DIM = 16
 MAX_QK_HEAD_DIM = 256
 MAX_V_HEAD_DIM = 2048
 CAPABLE_COMPUTE_CAPABILITY = (8, 0)
+FUSED_KERNELS_INCLUDED = False
+"""This release holds the reference implementation only."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,6 @@ class Limit:
         return f"{self.argument} is {self.actual(problem)}; {self.backend} needs {self.allowed}"
 
 
-def _fused_kernels_built() -> bool:
-    return False
-
-
 CAPABILITIES: tuple[Limit, ...] = (
     Limit(
         "reference",
@@ -60,10 +58,10 @@ CAPABILITIES: tuple[Limit, ...] = (
     ),
     Limit(
         "triton",
-        "hmc_fast",
-        "a release that contains the fused Triton kernels",
-        lambda p: _fused_kernels_built(),
-        lambda p: "a release without them",
+        "this release of hmc-fast",
+        "one that contains the fused Triton kernels",
+        lambda p: FUSED_KERNELS_INCLUDED,
+        lambda p: "without fused kernels",
     ),
     Limit(
         "triton",

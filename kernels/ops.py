@@ -158,9 +158,7 @@ def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 
 def _differentiate_attention(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Any, ...]:
     q, k, v, out, lse = ctx.saved_tensors
-    gradients = attention_backward(
-        d_out, d_lse, q, k, v, out, lse, ctx.scale, ctx.backend
-    )
+    gradients = attention_backward(d_out, d_lse, q, k, v, out, lse, ctx.scale, ctx.backend)
     return (*gradients, None, None)
 
 
@@ -207,7 +205,11 @@ def _matmul_flops(q_shape: Sequence[int], k_shape: Sequence[int], v_shape: Seque
 
 @register_flop_formula(torch.ops.hmc_fast.attention_forward)
 def _attention_flops(
-    q_shape: Sequence[int], k_shape: Sequence[int], v_shape: Sequence[int], *args: Any, **kwargs: Any
+    q_shape: Sequence[int],
+    k_shape: Sequence[int],
+    v_shape: Sequence[int],
+    *args: Any,
+    **kwargs: Any,
 ) -> int:
     return _matmul_flops(q_shape, k_shape, v_shape)
 
@@ -220,6 +222,4 @@ def _multi_scale_flops(
     *args: Any,
     **kwargs: Any,
 ) -> int:
-    return sum(
-        _matmul_flops(q_shape, k, v) for k, v in zip(k_shapes, v_shapes, strict=True)
-    )
+    return sum(_matmul_flops(q_shape, k, v) for k, v in zip(k_shapes, v_shapes, strict=True))

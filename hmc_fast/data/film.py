@@ -50,8 +50,6 @@ def _read_picture(path: Path) -> NDArray[np.float32]:
             f"{path}: the header claims more than {MAX_SIDE} pixels on a side; the file is damaged"
         ) from None
     except UnidentifiedImageError:
-        raise UserError(
-            f"{path}: is no PGM, PNG or DICOM file, or its header is damaged"
-        ) from None
+        raise UserError(f"{path}: is no PGM, PNG or DICOM file, or its header is damaged") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{path}: is damaged ({error}); copy it again") from None

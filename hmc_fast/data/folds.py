@@ -122,7 +122,10 @@ def make_folds(cases: list[Case], labels: list[int], task: Task, count: int, see
             "as patients"
         )
     rarest, rarest_count = min(
-        ((c, len({p for p, la in zip(patients, labels, strict=True) if la == c})) for c in set(labels)),
+        (
+            (c, len({p for p, la in zip(patients, labels, strict=True) if la == c}))
+            for c in set(labels)
+        ),
         key=lambda pair: pair[1],
     )
     if rarest_count < count:

@@ -55,6 +55,11 @@ class Predictions:
     def decisions(self) -> NDArray[np.int64]:
         return np.asarray(self.logits.argmax(axis=1))
 
+    def by_fold(self) -> list["Predictions"]:
+        """The same predictions, split by the fold that held each film out."""
+        folds = np.asarray(self.folds)
+        return [self._subset(np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+
     def metrics(self) -> dict[str, float | None]:
         """See :func:`hmc_fast.evaluation.classification_metrics`."""
         return classification_metrics(self.probabilities, self.labels)
@@ -62,6 +67,16 @@ class Predictions:
     def auc_interval(self) -> Interval:
         """See :func:`hmc_fast.evaluation.auc_interval`."""
         return auc_interval(self.probabilities, self.labels, self.patients)
+
+    def _subset(self, index: NDArray[np.intp]) -> "Predictions":
+        return Predictions(
+            tuple(self.films[i] for i in index),
+            tuple(self.patients[i] for i in index),
+            tuple(self.folds[i] for i in index),
+            self.labels[index],
+            self.logits[index],
+            self.class_names,
+        )
 
     def save(self, path: Path) -> None:
         """CSV with film, patient, fold, label, and logit and probability per class."""

@@ -52,9 +52,7 @@ def load_trunk(model: nn.Module, weights: TrunkWeights) -> None:
     Raises :class:`UserError` where a trunk parameter is missing, left over or of another shape.
     """
     own = model.state_dict()
-    expected = {
-        name for name in own if not name.startswith(("hsa.", "msca.", CLASSIFIER_PREFIX))
-    }
+    expected = {name for name in own if not name.startswith(("hsa.", "msca.", CLASSIFIER_PREFIX))}
     missing = sorted(expected - weights.state.keys())
     unexpected = sorted(weights.state.keys() - expected)
     reshaped = sorted(

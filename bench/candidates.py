@@ -1,0 +1,91 @@
+"""What is compared: implementations of the attention × precisions, on one device."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmc_fast.evaluation.predict import autocast, precision_dtype
+from hmc_fast.kernels.capability import AttentionProblem, reasons_against
+from hmc_fast.models import HMCNet, ModelConfig, build_model
+from hmc_fast.models.blocks import QK_HEAD_DIM
+
+IMPLEMENTATIONS = {
+    "eager": "reference attention, eager PyTorch",
+    "compiled": "reference attention, the rest through torch.compile",
+    "triton": "fused Triton attention, eager PyTorch around it",
+}
+_KERNEL_BACKEND = {"eager": "reference", "compiled": "reference", "triton": "triton"}
+DEFAULT_PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One implementation at one precision."""
+
+    implementation: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.implementation} {self.precision}"
+
+    def why_unavailable(self, model: HMCNet, device: torch.device) -> str | None:
+        """The reason it cannot run here, or None."""
+        if self.implementation == "compiled":
+            return _why_no_compiler(device)
+        problem = AttentionProblem(
+            device, precision_dtype(self.precision), QK_HEAD_DIM, _value_head_dims(model)
+        )
+        reasons = reasons_against(problem, _KERNEL_BACKEND[self.implementation])
+        return "; ".join(reasons) or None
+
+    def prepare(
+        self, config: ModelConfig, state: dict[str, Tensor], device: torch.device
+    ) -> "PreparedModel":
+        """A callable model with the parameters ``state``."""
+        model = build_model(config, _KERNEL_BACKEND[self.implementation])
+        model.load_state_dict(state)
+        model.to(device).eval()
+        call: Callable[[Tensor], Tensor] = model
+        if self.implementation == "compiled":
+            call = torch.compile(model, fullgraph=True, dynamic=False)
+        return PreparedModel(model, call, device, self.precision)
+
+
+@dataclass
+class PreparedModel:
+    """A model ready to be timed; parameters can be exchanged without building it anew."""
+
+    model: HMCNet
+    call: Callable[[Tensor], Any]
+    device: torch.device
+    precision: str
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Copy other parameters of the same model into place."""
+        self.model.load_state_dict(state)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` on the device to logits ``[B, classes]``."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            logits: Tensor = self.call(images)
+            return logits
+
+
+def _why_no_compiler(device: torch.device) -> str | None:
+    compilers = [os.environ.get("CXX", "g++"), "g++", "clang++"]
+    if device.type == "cpu" and not any(shutil.which(compiler) for compiler in compilers):
+        return "torch.compile needs a C++ compiler on the CPU: install g++"
+    return None
+
+
+def _value_head_dims(model: HMCNet) -> tuple[int, ...]:
+    dims = [block.gamma.numel() // block.heads for block in model.hsa.values()]
+    if model.msca is not None:
+        dims += [proj.in_features // model.msca.heads for proj in model.msca.k_projs]
+    return tuple(dims)

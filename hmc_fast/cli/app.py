@@ -1,0 +1,82 @@
+"""Entry point: commands, and one clear line for everything that a person can mend.
+
+Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage, 130 interrupted.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from click.exceptions import ClickException, Exit
+
+from hmc_fast.cli.bench import bench
+from hmc_fast.cli.cv import cv
+from hmc_fast.cli.doctor import doctor
+from hmc_fast.cli.evaluate import evaluate
+from hmc_fast.cli.output import errors
+from hmc_fast.cli.phantoms import phantoms
+from hmc_fast.cli.predict import predict
+from hmc_fast.cli.train import train
+from hmc_fast.errors import UserError
+
+app = typer.Typer(
+    name="hmc-fast",
+    help="HMC-Net for mammograms: train, evaluate and benchmark. Research software, not a medical "
+    "device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (bench, cv, train, evaluate, predict, doctor, phantoms):
+    app.command(no_args_is_help=False)(command)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from hmc_fast import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; returns its exit code."""
+    try:
+        app(list(arguments), standalone_mode=False)
+    except UserError as error:
+        return _complain(str(error))
+    except ClickException as error:
+        error.show()
+        return error.exit_code
+    except Exit as exit_request:
+        return exit_request.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; nothing half-written is left, the same command continues the work")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _complain("out of memory; use a smaller --size or --batch-size")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            return _complain(f"{error.filename or 'a file'}: {error.strerror}")
+        raise
+    return 0
+
+
+def _complain(message: str) -> int:
+    errors.print(f"hmc-fast: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return 1

@@ -1,0 +1,59 @@
+"""Shared output: tables and progress for people on stderr or stdout, JSON for scripts."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True)
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, the units finished since the last call, and the units in all."""
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Report]:
+    """A bar on stderr that counts ``unit``; says nothing where stderr is no terminal."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=not errors.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def report(description: str, done: int, total: int) -> None:
+            bar.update(task, description=description, total=total, advance=done)
+
+        yield report
+
+
+def print_json(values: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(values, indent=2, allow_nan=False))
+
+
+def print_table(header: list[str], rows: list[list[str]], title: str | None = None) -> None:
+    """A table on stdout, wide enough for its columns where stdout is no terminal."""
+    grid = Table(*header, title=title, title_justify="left", header_style="bold")
+    for row in rows:
+        grid.add_row(*map(escape, row))
+    (console if console.is_terminal else Console(width=200)).print(grid)

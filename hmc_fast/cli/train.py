@@ -1,0 +1,99 @@
+"""``hmc-fast train``: train one model, one fold held out or none."""
+
+from typing import Annotated
+
+import typer
+
+from hmc_fast.cli import options
+from hmc_fast.cli.output import console, print_json, print_table, progress_bar
+from hmc_fast.errors import UserError
+
+
+def train(
+    data: options.Data,
+    out: options.Out,
+    model: Annotated[str, typer.Option(help="Model to train.")] = "hmc_net",
+    folds: options.FoldCount = 5,
+    hold_out: Annotated[
+        int, typer.Option(help="Fold to hold out, from 0; -1 trains on all films.")
+    ] = 0,
+    task: options.TaskName = "malignant",
+    size: options.Size = 224,
+    epochs: options.Epochs = 10,
+    batch_size: options.BatchSize = 8,
+    learning_rate: options.LearningRate = 1e-4,
+    dropout: Annotated[float, typer.Option(help="Before the classifier.")] = 0.0,
+    weights: options.Weights = "none",
+    precision: options.Precision = "fp32",
+    devices: Annotated[str, typer.Option(help="Devices per node, a number or auto.")] = "auto",
+    num_nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train one model into a folder: checkpoint, learning curve, held-out predictions.
+
+    Example: [bold]hmc-fast train --data mias --out runs/a --model hmc_net --epochs 20[/bold]
+    """
+    from hmc_fast.data import TASKS, FilmCache, Preprocessing, make_folds, read_mias
+    from hmc_fast.training import TrainingConfig, TrainingJob
+    from hmc_fast.training import train as run_training
+    from hmc_fast.training.train import MODEL_FILE, RESULT_FILE
+
+    config = TrainingConfig(
+        task=task,
+        size=size,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        dropout=dropout,
+        weights=options.trunk_weights(weights),
+        precision=precision,
+        seed=seed,
+    )
+    if (out / RESULT_FILE).exists():
+        raise UserError(f"{out}: holds a finished training; use another folder")
+    if not -1 <= hold_out < folds:
+        raise UserError(
+            f"--hold-out {hold_out}: needs a fold from 0 to {folds - 1}, or -1 for none"
+        )
+    chosen_task = TASKS[config.task]
+    cases, labels = chosen_task.select(read_mias(data))
+    partition = make_folds(cases, labels, chosen_task, folds, seed)
+    train_index, test_index = partition.split(cases, hold_out)
+    job = TrainingJob(
+        options.model_name(model),
+        config,
+        cases,
+        labels,
+        train_index,
+        test_index,
+        hold_out,
+        partition.protocol,
+    )
+    cache = FilmCache(Preprocessing.square(size))
+    with progress_bar("films") as report:
+        result = run_training(
+            job,
+            out,
+            cache,
+            devices=devices if devices == "auto" else _whole_number(devices),
+            num_nodes=num_nodes,
+            on_films=lambda n: report(model, n, len(train_index) * epochs),
+        )
+    if as_json:
+        print_json(result)
+        return
+    if result.get("metrics"):
+        values = [
+            "undefined" if value is None else f"{value:.3f}" for value in result["metrics"].values()
+        ]
+        print_table(
+            list(result["metrics"]), [values], title=f"Held-out fold {hold_out}, patient-disjoint"
+        )
+    console.print(f"checkpoint {out / MODEL_FILE}", markup=False)
+
+
+def _whole_number(value: str) -> int:
+    if not value.isdigit() or int(value) < 1:
+        raise UserError(f"--devices {value}: needs a number of devices, or auto")
+    return int(value)

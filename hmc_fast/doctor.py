@@ -1,0 +1,137 @@
+"""The checks behind ``hmc-fast doctor``."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import psutil
+import torch
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from hmc_fast.environment import cpu_name, installed_version
+from hmc_fast.kernels.capability import AttentionProblem, reasons_against
+from hmc_fast.models.blocks import HSA_VALUE_HEAD_DIM, QK_HEAD_DIM
+
+TRANSFER_SYNTAXES: tuple[UID, ...] = (
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the examination; ``remedy`` is None where nothing is to be done."""
+
+    what: str
+    available: bool
+    detail: str
+    remedy: str | None = None
+
+
+def examine() -> list[Check]:
+    """All checks, most basic first. Nothing is changed and no GPU memory is taken."""
+    return [
+        _python(),
+        _processor(),
+        _torch(),
+        _gpu(),
+        _reference(),
+        _triton(),
+        _compiler(),
+        *_decoders(),
+        *_extras(),
+    ]
+
+
+def _python() -> Check:
+    return Check("Python", True, sys.version.split()[0])
+
+
+def _processor() -> Check:
+    memory = psutil.virtual_memory()
+    cores = psutil.cpu_count(logical=False) or os.cpu_count()
+    detail = (
+        f"{cpu_name()}, {cores} cores, {memory.available / 2**30:.1f} of "
+        f"{memory.total / 2**30:.1f} GiB free"
+    )
+    return Check("processor", True, detail)
+
+
+def _torch() -> Check:
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    return Check("torch", True, f"{torch.__version__}, {cuda}")
+
+
+def _gpu() -> Check:
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        detail = f"{torch.cuda.get_device_name()}, sm_{major}{minor}, {memory:.0f} GiB"
+        return Check("NVIDIA GPU", True, detail)
+    if not torch.version.cuda:
+        remedy = "install a CUDA build of torch if the machine has an NVIDIA GPU"
+        return Check("NVIDIA GPU", False, "this torch is built without CUDA", remedy)
+    remedy = "on a machine with an NVIDIA GPU, install or update its driver; everything else runs"
+    return Check("NVIDIA GPU", False, "torch sees none (no GPU, or no driver)", remedy)
+
+
+def _reference() -> Check:
+    return Check("reference attention", True, "eager PyTorch, any device, fp16 to fp64")
+
+
+def _triton() -> Check:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    problem = AttentionProblem(device, torch.float16, QK_HEAD_DIM, (HSA_VALUE_HEAD_DIM,))
+    reasons = reasons_against(problem, "triton")
+    if not reasons:
+        return Check("Triton attention", True, f"triton {installed_version('triton')}")
+    return Check("Triton attention", False, "; ".join(reasons), "use the reference backend")
+
+
+def _compiler() -> Check:
+    found = next((c for c in ("g++", "clang++") if shutil.which(c)), None)
+    if found:
+        return Check("torch.compile on the CPU", True, f"compiler {found}")
+    return Check("torch.compile on the CPU", False, "no C++ compiler", "apt-get install g++")
+
+
+def _decoders() -> Iterator[Check]:
+    for syntax in TRANSFER_SYNTAXES:
+        if syntax.is_encapsulated:
+            decoder = get_decoder(syntax)
+            detail = ", ".join(decoder.available_plugins) if decoder.is_available else "no decoder"
+            available = decoder.is_available
+        else:
+            available, detail = True, "pydicom"
+        remedy = None if available else "pip install python-gdcm pylibjpeg-openjpeg"
+        yield Check(f"DICOM {syntax.name}", available, detail, remedy)
+
+
+def _extras() -> Iterator[Check]:
+    for module, package, purpose, extra in (
+        ("onnxruntime", "onnxruntime", "ONNX Runtime", "export"),
+        ("pytorch_grad_cam", "grad-cam", "Grad-CAM", "explain"),
+    ):
+        if find_spec(module) is None:
+            remedy = f"pip install 'hmc-fast[{extra}]'"
+            yield Check(purpose, False, f"{package} is not installed", remedy)
+        else:
+            yield Check(purpose, True, f"{package} {installed_version(package)}")

@@ -1,0 +1,144 @@
+"""The Lightning side of training: module, data and callbacks.
+
+Everything random is seeded anew in every epoch from (seed, fold, epoch), so a run that resumes at an
+epoch's end continues exactly as one that was never interrupted.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAUROC
+
+from hmc_fast.data import Case, FilmCache, FilmDataset
+from hmc_fast.data.dataset import derive_seed
+from hmc_fast.errors import UserError
+from hmc_fast.models import HMCNet
+from hmc_fast.training.config import TrainingConfig
+
+_ORDER, _AUGMENTATION, _DROPOUT = range(3)
+
+
+class FilmClassifier(pl.LightningModule):
+    """Cross-entropy with AdamW and a half-cosine learning rate."""
+
+    def __init__(
+        self, model: HMCNet, config: TrainingConfig, fold: int, class_weights: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.fold = fold
+        self.loss = nn.CrossEntropyLoss(class_weights)
+        self.val_auc = MulticlassAUROC(model.config.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(derive_seed(self.config.seed, self.fold, self.current_epoch, _DROPOUT))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        images, labels = batch
+        loss: Tensor = self.loss(self(images).float(), labels)
+        if not math.isfinite(loss.item()):
+            raise UserError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch}, step {batch_index}; "
+                "lower --learning-rate or use --precision fp32"
+            )
+        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        images, labels = batch
+        logits = self(images).float()
+        self.log("val_loss", self.loss(logits, labels), batch_size=len(labels))
+        self.val_auc.update(logits.softmax(-1), labels)
+        self.log("val_auc", self.val_auc, on_epoch=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.config.epochs)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+class FilmData(pl.LightningDataModule):
+    """Training and validation films; the training order and augmentation are redrawn each epoch."""
+
+    def __init__(
+        self,
+        train: tuple[list[Case], list[int]],
+        val: tuple[list[Case], list[int]],
+        cache: FilmCache,
+        config: TrainingConfig,
+        fold: int,
+    ) -> None:
+        super().__init__()
+        self.train_films = train
+        self.val_films = val
+        self.cache = cache
+        self.config = config
+        self.fold = fold
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        seeds = (self.config.seed, self.fold, epoch)
+        cases, labels = self.train_films
+        augmentation_seed = derive_seed(*seeds, _AUGMENTATION) if self.config.augment else None
+        return DataLoader(
+            FilmDataset(cases, labels, self.cache, augmentation_seed),
+            batch_size=self.config.batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(derive_seed(*seeds, _ORDER)),
+            # Batch normalisation cannot normalise over one film.
+            drop_last=len(cases) % self.config.batch_size == 1,
+        )
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]] | list[Any]:
+        cases, labels = self.val_films
+        if not cases:
+            return []
+        return DataLoader(FilmDataset(cases, labels, self.cache), batch_size=self.config.batch_size)
+
+
+class LearningCurve(pl.Callback):
+    """One row of logged values an epoch, kept across resumes."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.rows.append({"epoch": trainer.current_epoch, **values})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+class StepReporter(pl.Callback):
+    """Tells how many films each step has trained on."""
+
+    def __init__(self, on_films: Callable[[int], object]) -> None:
+        self.on_films = on_films
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.on_films(len(batch[1]))

@@ -1,0 +1,231 @@
+"""Train one model on some films, hold others out, and leave everything in one folder.
+
+``result.json`` is written last: a folder that has it is finished. Until then ``resume.ckpt`` holds
+the state at the last epoch's end, from which an interrupted run continues.
+"""
+
+import csv
+import io
+import logging
+import pickle
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
+from hmc_fast.data import TASKS, Case, FilmCache, FilmDataset
+from hmc_fast.environment import environment
+from hmc_fast.errors import UserError
+from hmc_fast.evaluation import Predictions, predict_logits
+from hmc_fast.files import make_folder, read_json, write_json, write_text
+from hmc_fast.models import create_model
+from hmc_fast.training.config import TrainingConfig
+from hmc_fast.training.lightning import FilmClassifier, FilmData, LearningCurve, StepReporter
+
+MODEL_FILE = "model.safetensors"
+PREDICTIONS_FILE = "predictions.csv"
+HISTORY_FILE = "history.csv"
+RESULT_FILE = "result.json"
+RESUME_FILE = "resume.ckpt"
+_LIGHTNING_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training: the model's name, the settings, the films, and which of them are held out."""
+
+    model_name: str
+    config: TrainingConfig
+    cases: list[Case]
+    labels: list[int]
+    train_index: list[int]
+    test_index: list[int]
+    fold: int
+    protocol: str
+
+    def films(self, index: list[int]) -> tuple[list[Case], list[int]]:
+        return [self.cases[i] for i in index], [self.labels[i] for i in index]
+
+
+def train(
+    job: TrainingJob,
+    folder: Path,
+    cache: FilmCache,
+    *,
+    devices: int | str = "auto",
+    num_nodes: int = 1,
+    on_films: Callable[[int], object] = lambda count: None,
+) -> dict[str, Any]:
+    """Run ``job`` unless ``folder`` holds its result already; return the result.
+
+    The result has the metrics on the held-out films (None without any), the learning curve and the
+    environment. ``on_films`` is told the number of films of every training step.
+
+    Raises:
+        UserError: the loss is not finite, a film cannot be read, or the folder not written.
+        KeyboardInterrupt: the user interrupted; the folder can be continued.
+    """
+    if (folder / RESULT_FILE).is_file():
+        result: dict[str, Any] = read_json(folder / RESULT_FILE)
+        return result
+    make_folder(folder)
+    torch.manual_seed(job.config.seed)
+    task = TASKS[job.config.task]
+    model = create_model(
+        job.model_name,
+        num_classes=len(task.class_names),
+        weights=job.config.weights,
+        dropout=job.config.dropout,
+    )
+    module = FilmClassifier(model, job.config, job.fold, _class_weights(job))
+    data = FilmData(
+        job.films(job.train_index), job.films(job.test_index), cache, job.config, job.fold
+    )
+    curve = LearningCurve()
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            max_epochs=job.config.epochs,
+            accelerator="auto",
+            devices=devices,
+            num_nodes=num_nodes,
+            precision=_LIGHTNING_PRECISION[job.config.precision],
+            deterministic="warn",
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[curve, StepReporter(on_films), _resume_checkpoint(folder)],
+        )
+        _fit(trainer, module, data, folder / RESUME_FILE)
+    if not trainer.is_global_zero:
+        return {}
+    return _conclude(job, folder, cache, model, module.device, curve.rows)
+
+
+def _conclude(
+    job: TrainingJob,
+    folder: Path,
+    cache: FilmCache,
+    model: Any,
+    device: torch.device,
+    history: list[dict[str, float]],
+) -> dict[str, Any]:
+    task = TASKS[job.config.task]
+    train_cases, _ = job.films(job.train_index)
+    result: dict[str, Any] = {
+        "model": job.model_name,
+        "fold": job.fold,
+        "protocol": job.protocol,
+        "config": job.config.to_json(),
+        "metrics": None,
+        "history": history,
+        "environment": environment(),
+    }
+    model.to(device)
+    if job.test_index:
+        test_cases, test_labels = job.films(job.test_index)
+        logits = predict_logits(
+            model,
+            FilmDataset(test_cases, test_labels, cache),
+            device=device,
+            batch_size=job.config.batch_size,
+        )
+        predictions = Predictions.of(test_cases, test_labels, job.fold, logits, task.class_names)
+        predictions.save(folder / PREDICTIONS_FILE)
+        result["metrics"] = predictions.metrics()
+    save_checkpoint(
+        folder / MODEL_FILE,
+        model,
+        CheckpointMetadata(
+            model=model.config,
+            task=task.name,
+            class_names=task.class_names,
+            preprocessing=cache.preprocessing,
+            training_films={case.film_id: cache.digest(case.path) for case in train_cases},
+            training={key: result[key] for key in ("fold", "protocol", "config", "environment")},
+        ),
+    )
+    write_text(folder / HISTORY_FILE, _history_table(history))
+    write_json(folder / RESULT_FILE, result)
+    (folder / RESUME_FILE).unlink(missing_ok=True)
+    return result
+
+
+def _fit(trainer: pl.Trainer, module: FilmClassifier, data: FilmData, resume: Path) -> None:
+    resumable = resume.is_file() and _is_complete(resume)
+    try:
+        trainer.fit(
+            module, datamodule=data, ckpt_path=resume if resumable else None, weights_only=True
+        )
+    except SystemExit:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
+            raise KeyboardInterrupt from None
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{resume.parent}: could not be written ({error.strerror or error})"
+        ) from None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """False for a file that a crash cut short; the fold then starts over, with the same result."""
+    try:
+        torch.load(checkpoint, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
+        return False
+    return True
+
+
+def _resume_checkpoint(folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename=Path(RESUME_FILE).stem,
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
+def _class_weights(job: TrainingJob) -> Tensor | None:
+    if not job.config.balance:
+        return None
+    counts = Counter(job.labels[i] for i in job.train_index)
+    classes = len(TASKS[job.config.task].class_names)
+    present = [c for c in range(classes) if counts[c]]
+    total = sum(counts.values())
+    return torch.tensor(
+        [total / (len(present) * counts[c]) if counts[c] else 0.0 for c in range(classes)]
+    )
+
+
+def _history_table(rows: list[dict[str, float]]) -> str:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence advice that does not concern a user of this package; errors still come through."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
