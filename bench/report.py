@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from hmc_fast.bench.plots import accuracy_plot, speed_memory_plot
 from hmc_fast.bench.record import BenchRecord, Row
@@ -47,7 +47,7 @@ def write_reports(record: BenchRecord, folder: Path) -> tuple[Path, Path]:
     context = _context(record)
     environment = Environment(
         loader=PackageLoader("hmc_fast.bench"),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

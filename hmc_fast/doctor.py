@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import psutil
 import torch
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,

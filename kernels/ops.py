@@ -1,8 +1,8 @@
 """The operators as PyTorch custom ops: registered once, with fakes, autograd and FLOP counts.
 
 ``torch.compile(fullgraph=True)`` and ``torch.export`` see one opaque node each;
-:func:`decompositions` turns that node into plain ATen for exporters that need it. The implementation
-behind a node is named by its ``backend`` argument, which is never ``"auto"`` here.
+:func:`decompositions` turns that node into plain ATen for exporters that need it. The
+implementation behind a node is named by its ``backend`` argument, which is never ``"auto"`` here.
 """
 
 from collections.abc import Callable, Sequence

@@ -46,8 +46,8 @@ def multi_scale_attention(
     Each source is attended to on its own with its log-sum-exp ``lse_s``; the union softmax is then
     source ``s`` weighted by ``softmax_s(lse_s)``.
 
-    Returns ``outs[s] = P_s V_s [B, M, H, Dv_s]`` (contiguous), ``lse [B, H, M]`` over the union and the share of
-    each source ``weights [B, H, M, S]``, which sums to one over ``S``.
+    Returns ``outs[s] = P_s V_s [B, M, H, Dv_s]`` (contiguous), ``lse [B, H, M]`` over the
+    union and the share of each source ``weights [B, H, M, S]``, which sums to one over ``S``.
     """
     dtype = compute_dtype(q.dtype)
     keys = [k.to(dtype) for k in ks]

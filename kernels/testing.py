@@ -141,7 +141,7 @@ def assert_parity(
     backward: bool = True,
     seed: int = 0,
 ) -> None:
-    """Raise ``AssertionError``, listing every tensor outside the error budget; see :func:`parity`."""
+    """Raise ``AssertionError`` that lists every tensor outside the budget; see :func:`parity`."""
     uses = parity(q, ks, vs, scale=scale, backend=backend, backward=backward, seed=seed)
     outside = [str(use) for use in uses if not use.within]
     if outside:

@@ -29,7 +29,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Folds:
-    """A partition of films into ``count`` folds; fold ``k`` is tested by a model trained on the rest.
+    """A partition of films into ``count`` folds; fold ``k`` tests a model trained on the others.
 
     Raises :class:`UserError` on creation for a doubled film, an empty fold, a patient in two folds
     or a fold that lacks a class on either side.
@@ -130,8 +130,8 @@ def make_folds(cases: list[Case], labels: list[int], task: Task, count: int, see
     )
     if rarest_count < count:
         raise UserError(
-            f"only {rarest_count} patients have a film of class {task.class_names[rarest]}, too few "
-            f"for {count} folds; use at most {rarest_count} folds"
+            f"only {rarest_count} patients have a film of class {task.class_names[rarest]}, too few"
+            f" for {count} folds; use at most {rarest_count} folds"
         )
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
     fold_of = [0] * len(cases)

@@ -39,11 +39,7 @@ def write_phantoms(folder: Path, patients: int, size: int, seed: int = 0) -> Non
             severity = _severity(patient, side)
             rng = np.random.default_rng((seed, number))
             pixels, circle = draw_phantom(rng, size, severity, mirrored=side == 1)
-            picture = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
-            write_atomically(
-                folder / f"mdb{number:03d}.pgm",
-                lambda temporary, picture=picture: picture.save(temporary, format="PPM"),
-            )
+            _save_pgm(folder / f"mdb{number:03d}.pgm", pixels)
             if circle is None:
                 rows.append(f"mdb{number:03d} G NORM")
             else:
@@ -111,4 +107,9 @@ def _severity(patient: int, side: int) -> str | None:
 
 
 def _unit(noise: NDArray[np.float64]) -> NDArray[np.float64]:
-    return noise / noise.std()
+    return np.asarray(noise / noise.std())
+
+
+def _save_pgm(path: Path, pixels: NDArray[np.float64]) -> None:
+    picture = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PPM"))

@@ -41,8 +41,9 @@ def auc_interval(
         patients: the patient of each film.
         seed: of the resampling.
     """
-    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    classes = probabilities.shape[1]
+    scores: NDArray[np.float64] = np.asarray(probabilities, np.float64)
+    labels = np.asarray(labels)
+    classes = scores.shape[1]
     if len(np.unique(labels)) < classes:
         return Interval(None, None, None)
     _, patient_index = np.unique(np.asarray(patients), return_inverse=True)
@@ -52,7 +53,7 @@ def auc_interval(
     counts = np.concatenate([np.ones((1, n_patients), dtype=draws.dtype), draws])
     weights = counts[:, patient_index].astype(np.float64)
     positives = [1] if classes == 2 else range(classes)
-    aucs = np.mean([_weighted_auc(probabilities[:, c], labels == c, weights) for c in positives], 0)
+    aucs = np.mean([_weighted_auc(scores[:, c], labels == c, weights) for c in positives], 0)
     resampled = aucs[1:][np.isfinite(aucs[1:])]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])

@@ -18,7 +18,7 @@ MSCA_HEADS = 4
 
 
 class HierarchicalSelfAttention(nn.Module):
-    """Self-attention inside a stage: ``Y = X + γ ⊙ (concat_h softmax(Q_h K_hᵀ/√64) X_h · Wo + bo)``.
+    """Self-attention in a stage: ``Y = X + γ ⊙ (concat_h softmax(Q_h K_hᵀ/√64) X_h · Wo + bo)``.
 
     Args:
         channels: ``C``; ``C/256`` heads (at least one), each with values of width ``C/heads``.
@@ -37,9 +37,9 @@ class HierarchicalSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x [B, C, H, W]`` to the same shape."""
         tokens = _as_tokens(x)
-        qk = self.qk_proj(tokens).unflatten(-1, (2, self.heads, QK_HEAD_DIM))
-        q, k = qk.unbind(2)
-        values = tokens.unflatten(-1, (self.heads, -1)).to(q.dtype)
+        qk = _split_heads(self.qk_proj(tokens), 2 * self.heads)
+        q, k = qk[:, :, : self.heads], qk[:, :, self.heads :]
+        values = _split_heads(tokens, self.heads).to(q.dtype)
         out, _ = attention(q, k, values, backend=self.backend)
         return _add_gated(x, self.gamma, self.out_proj(out.flatten(2)))
 
@@ -77,13 +77,12 @@ class MultiScaleCrossAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`, with the share of each source ``[B, heads, H·W, S]`` (fp32)."""
         source_tokens = [_as_tokens(source) for source in sources]
-        head_shape = (self.heads, QK_HEAD_DIM)
-        q = self.q_proj(_as_tokens(target)).unflatten(-1, head_shape)
+        q = _split_heads(self.q_proj(_as_tokens(target)), self.heads)
         ks = [
-            proj(tokens).unflatten(-1, head_shape)
+            _split_heads(proj(tokens), self.heads)
             for proj, tokens in zip(self.k_projs, source_tokens, strict=True)
         ]
-        vs = [tokens.unflatten(-1, (self.heads, -1)).to(q.dtype) for tokens in source_tokens]
+        vs = [_split_heads(tokens, self.heads).to(q.dtype) for tokens in source_tokens]
         outs, _, weights = multi_scale_attention(q, ks, vs, backend=self.backend)
         attended = torch.cat([out.flatten(2) for out in outs], dim=-1)
         return _add_gated(target, self.gamma, self.out_proj(attended)), weights
@@ -102,7 +101,14 @@ def _as_tokens(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
 
 
+def _split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """``[B, N, heads·D]`` as ``[B, N, heads, D]``, a view."""
+    batch, count, channels = tokens.shape
+    return tokens.view(batch, count, heads, channels // heads)
+
+
 def _add_gated(x: Tensor, gamma: Tensor, update: Tensor) -> Tensor:
     """``x + γ ⊙ update``, with update ``[B, H·W, C]``, in the dtype and layout of ``x``."""
-    update = update.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    batch, channels, height, width = x.shape
+    update = update.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
     return torch.addcmul(x, gamma.to(x.dtype).view(-1, 1, 1), update.to(x.dtype))

@@ -18,8 +18,8 @@ STRIDE = 32
 """The trunk's total stride: heights and widths must be multiples of it."""
 
 
-class HMCNet(ResNet):
-    """ResNet with optional hierarchical self-attention (HSA) and multi-scale cross-attention (MSCA).
+class HMCNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
+    """ResNet with optional hierarchical self-attention and multi-scale cross-attention (HSA, MSCA).
 
     Parameter names of the trunk and the classifier are torchvision's. Without HSA and MSCA this is
     torchvision's ResNet. Feature maps between modules stay ``[B, C, H, W]``, channels-last.
@@ -84,13 +84,14 @@ class HMCNet(ResNet):
             raise ValueError("this model has no multi-scale cross-attention, so no scale weights")
         c3, c4, c5 = self.stages(x)
         fused, weights = self.msca.forward_with_weights(c5, [c3, c4])
-        return self.classify(fused), weights.unflatten(2, c5.shape[2:])
+        batch, heads, _, sources = weights.shape
+        return self.classify(fused), weights.view(batch, heads, *c5.shape[2:], sources)
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Feature maps C3, C4 and C5, each after its own self-attention."""
         if not torch.compiler.is_compiling() and (x.shape[-2] % STRIDE or x.shape[-1] % STRIDE):
             raise ValueError(
-                f"image size {x.shape[-2]}x{x.shape[-1]} is not a multiple of {STRIDE} on both sides"
+                f"image size {x.shape[-2]}x{x.shape[-1]}: both sides must be multiples of {STRIDE}"
             )
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))

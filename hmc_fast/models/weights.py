@@ -81,7 +81,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
@@ -107,7 +108,7 @@ def _is_resnet_v1(metadata: dict[str, str]) -> bool:
 
 
 def _download(trunk: str) -> TrunkWeights:
-    choice = get_model_weights(trunk).DEFAULT  # type: ignore[attr-defined]
+    choice = get_model_weights(trunk).DEFAULT
     try:
         state = choice.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:

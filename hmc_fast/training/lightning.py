@@ -1,7 +1,7 @@
 """The Lightning side of training: module, data and callbacks.
 
-Everything random is seeded anew in every epoch from (seed, fold, epoch), so a run that resumes at an
-epoch's end continues exactly as one that was never interrupted.
+Everything random is seeded anew in every epoch from (seed, fold, epoch), so a run that resumes at
+an epoch's end continues exactly as one that was never interrupted.
 """
 
 import math
