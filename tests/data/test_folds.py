@@ -1,0 +1,108 @@
+"""Folds never split a patient; damaged ones are refused."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmc_fast import UserError
+from hmc_fast.data import TASKS, Case, Finding, Folds, make_folds, read_folds
+
+TASK = TASKS["malignant"]
+
+
+def films(labels: list[tuple[int, ...]]) -> tuple[list[Case], list[int]]:
+    """One patient an entry, one film a label."""
+    cases, flat = [], []
+    for patient, patient_labels in enumerate(labels):
+        for side, label in enumerate(patient_labels):
+            findings = (Finding("MISC", "malignant"),) if label else ()
+            cases.append(Case(f"f{patient}_{side}", f"p{patient}", Path("x"), findings))
+            flat.append(label)
+    return cases, flat
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=4).map(tuple), min_size=4, max_size=40),
+    st.integers(2, 6),
+    st.integers(0, 2**31),
+)
+def test_no_patient_on_both_sides_ever(labels: list[tuple[int, ...]], count: int, seed: int) -> None:
+    cases, flat = films(labels)
+    try:
+        folds = make_folds(cases, flat, TASK, count, seed)
+    except UserError:
+        return
+    held_out: Counter[str] = Counter()
+    for fold in range(count):
+        train, test = folds.split(cases, fold)
+        assert not {cases[i].patient_id for i in train} & {cases[i].patient_id for i in test}
+        assert sorted(train + test) == list(range(len(cases)))
+        assert {flat[i] for i in test} == {0, 1}
+        held_out.update(cases[i].film_id for i in test)
+    assert set(held_out.values()) == {1}
+    assert len(held_out) == len(cases)
+
+
+def good_folds() -> tuple[list[Case], Folds]:
+    cases, labels = films([(0, 1), (1, 0), (0, 0), (1, 1), (0, 1), (0, 0)])
+    return cases, make_folds(cases, labels, TASK, 2, seed=7)
+
+
+def test_saved_folds_are_reread_as_they_were_and_repeat_with_the_seed(tmp_path: Path) -> None:
+    cases, folds = good_folds()
+    folds.save(tmp_path / "folds.json")
+    assert read_folds(tmp_path / "folds.json").assignments == folds.assignments
+    assert good_folds()[1].assignments == folds.assignments
+    table = (tmp_path / "folds.csv").read_text().splitlines()
+    assert table[0] == "film,patient,label,fold"
+    assert len(table) == len(cases) + 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda a: a.append(dict(a[0])), "film f0_0 is assigned twice"),
+        (lambda a: a[0].update(fold=1 - a[1]["fold"]), "patient p0 is in folds"),
+        (lambda a: a[0].update(fold=9), "is in fold 9 of 2"),
+        (lambda a: a[0].pop("patient"), "is no fold file"),
+        (lambda a: a.clear() or a.append({"film": "x", "patient": "y", "label": 0, "fold": 0}), "does not hold every class"),
+    ],
+)
+def test_damaged_fold_files(tmp_path: Path, damage: object, message: str) -> None:
+    path = tmp_path / "folds.json"
+    good_folds()[1].save(path)
+    values = json.loads(path.read_text())
+    damage(values["assignments"])  # type: ignore[operator]
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message):
+        read_folds(path)
+    path.write_text("{")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        read_folds(path)
+
+
+def test_folds_about_other_films_are_refused() -> None:
+    cases, folds = good_folds()
+    with pytest.raises(UserError, match="is missing from the data"):
+        folds.split(cases[:-1], 0)
+    with pytest.raises(UserError, match="film new is in no fold"):
+        folds.split([*cases, Case("new", "p0", Path("x"), ())], 0)
+    moved = [Case(cases[0].film_id, "p5", Path("x"), ()), *cases[1:]]
+    with pytest.raises(UserError, match="is of patient p0 there, p5 in the data"):
+        folds.split(moved, 0)
+
+
+def test_too_few_patients() -> None:
+    cases, labels = films([(0, 1), (1, 0)])
+    with pytest.raises(UserError, match="2 patients cannot fill 3 folds"):
+        make_folds(cases, labels, TASK, 3, 0)
+    cases, labels = films([(0, 1), (0, 0), (0, 0), (0, 0)])
+    with pytest.raises(UserError, match="only 1 patients have a film of class malignant"):
+        make_folds(cases, labels, TASK, 2, 0)
+    with pytest.raises(UserError, match="needs at least 2"):
+        make_folds(cases, labels, TASK, 1, 0)

@@ -1,0 +1,111 @@
+"""The MIAS reader on the real distribution and on damaged ones."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hmc_fast import UserError
+from hmc_fast.data import TASKS, read_film, read_mias
+from hmc_fast.data.mias import patient_of
+
+HEADER = "MIAS\n1st column: MIAS database reference number.\n\n"
+
+
+def folder_with(tmp_path: Path, rows: str, *films: str) -> Path:
+    (tmp_path / "Info.txt").write_text(HEADER + rows)
+    for film in films:
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / film)
+    return tmp_path
+
+
+def test_rows_as_distributed(tmp_path: Path) -> None:
+    rows = (
+        "mdb001 G CIRC B 535 425 197\nmdb002 G NORM \nmdb144 F MISC B 233 994 29\n"
+        "mdb144 F MISC M 313 540 27\nmdb059 F CIRC B\nmdb216 D CALC M *NOTE 3* \n"
+    )
+    films = [f"mdb{n:03d}.pgm" for n in (1, 2, 59, 144)]
+    cases = {c.film_id: c for c in read_mias(folder_with(tmp_path, rows, *films, "mdb216.png"))}
+    assert cases["mdb001"].findings[0].radius == 197
+    assert cases["mdb002"].severity == "normal"
+    assert cases["mdb144"].severity == "malignant"
+    assert len(cases["mdb144"].findings) == 2
+    assert cases["mdb059"].findings[0].x is None
+    assert cases["mdb216"].severity == "malignant"
+    assert cases["mdb001"].patient_id == cases["mdb002"].patient_id
+
+
+def test_films_2k_minus_1_and_2k_are_one_patient() -> None:
+    assert patient_of("mdb001") == patient_of("mdb002") != patient_of("mdb003")
+    assert patient_of("mdb321") == patient_of("mdb322") == "p160"
+
+
+@pytest.mark.parametrize(
+    ("rows", "films", "message"),
+    [
+        ("mdb001 X NORM\n", ["mdb001.pgm"], "line 4: unknown tissue code 'X'"),
+        ("mdb001 G LUMP B 1 2 3\n", ["mdb001.pgm"], "line 4: unknown class code 'LUMP'"),
+        ("mdb001 G CIRC Q 1 2 3\n", ["mdb001.pgm"], "line 4: unknown severity 'Q'"),
+        ("mdb001 G CIRC B 1 2\n", ["mdb001.pgm"], "line 4: x, y and radius must be three"),
+        ("mdb001 G\n", ["mdb001.pgm"], "line 4: tissue or class is missing"),
+        ("mdb001 G NORM\nmdb002 G NORM\n", ["mdb001.pgm"], "line 5: mdb002 has a row but no film"),
+        ("mdb001 G NORM\n", ["mdb001.pgm", "mdb002.pgm"], "the film has no row"),
+        ("mdb001 G NORM\n", ["mdb001.pgm", "mdb001.png"], "film mdb001 is there twice"),
+        ("", [], "holds no mdbNNN.pgm"),
+    ],
+)
+def test_bad_folders(
+    tmp_path: Path,
+    rows: str,
+    films: list[str],
+    message: str,
+    fails: Callable[..., str],
+) -> None:
+    folder = folder_with(tmp_path, rows, *films)
+    with pytest.raises(UserError, match=message):
+        read_mias(folder)
+    out = tmp_path / "study"
+    assert message in fails("cv", "--data", folder, "--out", out, "--model", "resnet18")
+
+
+def test_no_folder_and_no_info(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        read_mias(tmp_path / "none")
+    with pytest.raises(UserError, match="has no Info.txt"):
+        read_mias(tmp_path)
+
+
+def test_one_class_only(tmp_path: Path, fails: Callable[..., str]) -> None:
+    rows = "".join(f"mdb{n:03d} G NORM\n" for n in range(1, 9))
+    folder = folder_with(tmp_path, rows, *(f"mdb{n:03d}.pgm" for n in range(1, 9)))
+    line = fails("cv", "--data", folder, "--out", tmp_path / "s", "--model", "resnet18")
+    assert "needs films of at least two of rest, malignant; the data holds only rest" in line
+
+
+@pytest.mark.real_data
+def test_the_real_films(real_data: Path, tmp_path: Path) -> None:
+    cases = read_mias(real_data / "mias")
+    assert len(cases) == 258
+    assert len({case.patient_id for case in cases}) == 129
+    assert Counter(case.severity for case in cases) == {
+        "normal": 165,
+        "benign": 51,
+        "malignant": 42,
+    }
+    assert {t: len(TASKS[t].select(cases)[0]) for t in TASKS}["benign_malignant"] == 93
+    pgm = real_data / "mias" / "mdb001.pgm"
+    film = read_film(pgm)
+    header, pixels = pgm.read_bytes().split(b"\n255\n", 1)
+    assert header == b"P5\n1024 1024"
+    np.testing.assert_array_equal(
+        film, np.frombuffer(pixels, np.uint8).reshape(1024, 1024).astype(np.float32) / 255
+    )
+    Image.open(pgm).save(tmp_path / "mdb001.png")
+    np.testing.assert_array_equal(read_film(tmp_path / "mdb001.png"), film)
+    shutil.copy(real_data / "mias" / "Info.txt", tmp_path)
+    with pytest.raises(UserError, match="has a row but no film"):
+        read_mias(tmp_path)

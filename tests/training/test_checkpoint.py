@@ -1,0 +1,90 @@
+"""Checkpoints carry everything, and nothing else is accepted as one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hmc_fast import UserError, create_model, load_model
+from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
+from hmc_fast.data import Preprocessing
+from hmc_fast.models import HMCNet
+
+
+def metadata(model: HMCNet) -> CheckpointMetadata:
+    return CheckpointMetadata(
+        model.config, "malignant", ("rest", "malignant"), Preprocessing(64, 96), {"f": "d"}, {"a": 1}
+    )
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    model = create_model("hmc_net_resnet18", hsa_stages=("C2", "C4"), dropout=0.2)
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, model, metadata(model))
+    return path
+
+
+def test_round_trip(checkpoint: Path) -> None:
+    first, second = load_model(checkpoint), load_model(checkpoint, backend="reference")
+    assert not first.model.training
+    assert first.metadata == second.metadata
+    assert first.metadata.model.hsa_stages == ("C2", "C4")
+    assert first.metadata.preprocessing == Preprocessing(64, 96)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        assert torch.equal(first.model(x), second.model(x))
+
+
+def test_a_checkpoint_of_another_model(checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="is a checkpoint of hmc_net_resnet18, but resnet50 was"):
+        load_model(checkpoint, expected_model="resnet50")
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    model = create_model("hmc_net_resnet18", hsa_stages=("C2", "C4"))
+    values = metadata(model).to_json()
+    values.update(changes)
+    save_file(load_file(path), path, metadata={"hmc_fast": json.dumps(values)})
+
+
+def test_damaged_descriptions(checkpoint: Path) -> None:
+    rewrite(checkpoint, format=99)
+    with pytest.raises(UserError, match="has checkpoint format 99, this release reads 1"):
+        load_model(checkpoint)
+    rewrite(checkpoint, model={"name": "x"})
+    with pytest.raises(UserError, match="description is damaged"):
+        load_model(checkpoint)
+    other = create_model("resnet18").config.to_json()
+    rewrite(checkpoint, model=other)
+    with pytest.raises(UserError, match="its parameters are not those of resnet18"):
+        load_model(checkpoint)
+    save_file(load_file(checkpoint), checkpoint)
+    with pytest.raises(UserError, match="no hmc-fast checkpoint"):
+        load_model(checkpoint)
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    path = tmp_path / "model.safetensors"
+    torch.save({"bomb": Bomb()}, path)
+    with pytest.raises(UserError, match="pickled PyTorch file"):
+        load_model(path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_truncated_and_missing(checkpoint: Path, tmp_path: Path) -> None:
+    for keep in (0, 4, 100, 10_000):
+        cut = tmp_path / "cut.safetensors"
+        cut.write_bytes(checkpoint.read_bytes()[:keep])
+        with pytest.raises(UserError, match="cut.safetensors"):
+            load_model(cut)
+    with pytest.raises(UserError, match="no such file"):
+        load_model(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="is a folder"):
+        load_model(tmp_path)
