@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from hmc_fast.evaluation.predict import autocast, precision_dtype
@@ -72,7 +73,9 @@ class PreparedModel:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` on the device to logits ``[B, classes]``."""
-        with torch.inference_mode(), autocast(self.device, self.precision):
+        # Every candidate and batch size is a graph of its own, more than the limit's default of 8.
+        limit = torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096)  # type: ignore[no-untyped-call]
+        with limit, torch.inference_mode(), autocast(self.device, self.precision):
             logits: Tensor = self.call(images)
             return logits
 

@@ -62,6 +62,7 @@ def save_checkpoint(path: Path, model: HMCNet, metadata: CheckpointMetadata) -> 
             save_file(tensors, temporary, metadata=description)
         except Exception as error:  # safetensors wraps the system's errors in its own
             raise OSError(str(error)) from None
+        temporary.chmod(0o644)
 
     write_atomically(path, write)
 

@@ -21,7 +21,9 @@ def test_the_wheel_is_tested_not_the_working_tree() -> None:
 def test_templates_and_type_marker_are_packaged() -> None:
     root = Path(hmc_fast.__file__).parent
     assert (root / "py.typed").is_file()
-    assert {path.name for path in (Path(hmc_fast.bench.__file__).parent / "templates").iterdir()} == {
+    assert {
+        path.name for path in (Path(hmc_fast.bench.__file__).parent / "templates").iterdir()
+    } == {
         "report.md.j2",
         "report.html.j2",
     }

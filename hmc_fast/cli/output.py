@@ -26,7 +26,7 @@ Report = Callable[[str, int, int], None]
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Report]:
-    """A bar on stderr that counts ``unit``; says nothing where stderr is no terminal."""
+    """A bar on stderr that counts ``unit``; a line a step where stderr is no terminal."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,8 +39,13 @@ def progress_bar(unit: str) -> Iterator[Report]:
     )
     with bar:
         task = bar.add_task("", total=None)
+        last = ""
 
         def report(description: str, done: int, total: int) -> None:
+            nonlocal last
+            if bar.disable and description != last:
+                errors.print(description, markup=False, highlight=False)
+                last = description
             bar.update(task, description=description, total=total, advance=done)
 
         yield report

@@ -14,7 +14,7 @@ from hmc_fast import UserError
 from hmc_fast.data import Preprocessing, read_film
 from hmc_fast.data.dicom import greyscale
 
-STORED = np.arange(0, 4096, 13, dtype=np.uint16).reshape(-1, 5)
+STORED = np.arange(0, 4096, 13, dtype=np.uint16)[:315].reshape(-1, 5)
 
 
 def mammogram(stored: NDArray[np.generic] = STORED, **attributes: object) -> Dataset:
@@ -88,16 +88,22 @@ def test_signed_values_and_the_voi_lut() -> None:
     )
 
 
-def test_a_modality_lut_sets_the_range() -> None:
-    dataset = mammogram(ModalityLUTSequence=Sequence([lut(0, 10, [0, 500, 1023])]))
+def test_a_modality_lut_sets_the_range(tmp_path: Path) -> None:
+    item = lut(0, 10, [0, 500, 1023])
+    item.ModalityLUTType = "US"
     stored = np.array([[0, 1, 2, 9]], np.uint16)
+    dataset = mammogram(stored, ModalityLUTSequence=Sequence([item]))
     np.testing.assert_allclose(
-        greyscale(stored, dataset), np.array([[0, 500, 1023, 1023]]) / 1023, atol=1e-6
+        read_film(save(dataset, tmp_path / "lut.dcm")),
+        np.array([[0, 500, 1023, 1023]]) / 1023,
+        atol=1e-6,
     )
 
 
 def test_files_that_are_no_mammogram(tmp_path: Path) -> None:
-    chest = mammogram(Modality="CT", BodyPartExamined="CHEST", SOPClassUID="1.2.840.10008.5.1.4.1.1.2")
+    chest = mammogram(
+        Modality="CT", BodyPartExamined="CHEST", SOPClassUID="1.2.840.10008.5.1.4.1.1.2"
+    )
     with pytest.raises(UserError, match="no mammogram .modality CT, body part CHEST"):
         read_film(save(chest, tmp_path / "chest.dcm"))
     report = mammogram()

@@ -106,7 +106,7 @@ def predictions(films: range, fold: int) -> Predictions:
 
 
 def test_tables_come_back_exactly_and_pool(tmp_path: Path) -> None:
-    parts = [predictions(range(0, 10), 0), predictions(range(10, 24), 1)]
+    parts = [predictions(range(10), 0), predictions(range(10, 24), 1)]
     pooled = pool(parts)
     pooled.save(tmp_path / "oof.csv")
     reread = read_predictions(tmp_path / "oof.csv")

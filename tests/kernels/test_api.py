@@ -50,9 +50,7 @@ def test_dtype_device_stride_and_kind_are_checked() -> None:
     with pytest.raises(ValueError, match="ks and vs need one tensor per source each, got 2 and 1"):
         multi_scale_attention(good["q"], [good["k"], good["k"]], [good["v"]])
     with pytest.raises(ValueError, match=r"vs\[1\] has 6 tokens, ks\[1\] has 7"):
-        multi_scale_attention(
-            good["q"], [good["k"]] * 2, [good["v"], torch.randn(2, 6, 3, 32)]
-        )
+        multi_scale_attention(good["q"], [good["k"]] * 2, [good["v"], torch.randn(2, 6, 3, 32)])
 
 
 def test_an_explicit_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,10 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, list[Tensor], li
     torch.manual_seed(0)
     q = torch.randn(2, 13, 3, 16, dtype=dtype, requires_grad=True)
     ks = [torch.randn(2, n, 3, 16, dtype=dtype, requires_grad=True) for n in (7, 1, 31)]
-    vs = [torch.randn(2, k.shape[1], 3, d, dtype=dtype, requires_grad=True) for k, d in zip(ks, (5, 64, 16), strict=True)]
+    vs = [
+        torch.randn(2, k.shape[1], 3, d, dtype=dtype, requires_grad=True)
+        for k, d in zip(ks, (5, 64, 16), strict=True)
+    ]
     return q, ks, vs
 
 
@@ -48,7 +51,9 @@ class Joint(nn.Module):
     def forward(self, q: Tensor, k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor) -> Tensor:
         outs, lse, weights = multi_scale_attention(q, [k1, k2], [v1, v2])
         single, _ = attention(q, k1, v1)
-        return torch.cat([*outs, single, lse.transpose(1, 2)[..., None], weights.transpose(1, 2)], -1)
+        return torch.cat(
+            [*outs, single, lse.transpose(1, 2)[..., None], weights.transpose(1, 2)], -1
+        )
 
 
 def joint_inputs() -> tuple[Tensor, ...]:
@@ -108,7 +113,7 @@ def test_only_what_requires_grad_gets_a_gradient() -> None:
 
 
 def test_flops_are_counted() -> None:
-    q, ks, vs = (inputs())
+    q, ks, vs = inputs()
     with FlopCounterMode(display=False) as counter:
         multi_scale_attention(q, ks, vs)
         attention(q, ks[0], vs[0])

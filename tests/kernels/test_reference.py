@@ -30,7 +30,10 @@ def drawn_shapes(count: int) -> list[tuple[int, int, list[tuple[int, int]], int,
         (
             seed,
             rng.choice(lengths),
-            [(rng.choice(lengths), rng.choice([16, 17, 64, 96, 256])) for _ in range(rng.choice([1, 1, 2, 3]))],
+            [
+                (rng.choice(lengths), rng.choice([16, 17, 64, 96, 256]))
+                for _ in range(rng.choice([1, 1, 2, 3]))
+            ],
             rng.choice([1, 2, 3, 8]),
             rng.choice([16, 24, 64, 256]),
         )
@@ -77,7 +80,7 @@ def test_gradcheck_of_single_source_attention() -> None:
 
 
 def test_joint_softmax_is_attention_over_the_concatenated_sources() -> None:
-    q, ks, vs = (draw(2, 9, [(5, 8), (11, 8), (1, 8)], 3, 16))
+    q, ks, vs = draw(2, 9, [(5, 8), (11, 8), (1, 8)], 3, 16)
     q, ks, vs = q.double(), [k.double() for k in ks], [v.double() for v in vs]
     outs, lse, weights = multi_scale_attention(q, ks, vs)
     joint, joint_lse = attention(q, torch.cat(ks, 1), torch.cat(vs, 1))
@@ -87,7 +90,7 @@ def test_joint_softmax_is_attention_over_the_concatenated_sources() -> None:
 
 
 def test_permuting_keys_splitting_sources_and_duplicating_the_batch_change_nothing() -> None:
-    q, (k,), (v,) = (draw(3, 7, [(30, 12)], 2, 16))
+    q, (k,), (v,) = draw(3, 7, [(30, 12)], 2, 16)
     q, k, v = q.double(), k.double(), v.double()
     out, lse = attention(q, k, v)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))

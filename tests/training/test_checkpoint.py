@@ -15,7 +15,12 @@ from hmc_fast.models import HMCNet
 
 def metadata(model: HMCNet) -> CheckpointMetadata:
     return CheckpointMetadata(
-        model.config, "malignant", ("rest", "malignant"), Preprocessing(64, 96), {"f": "d"}, {"a": 1}
+        model.config,
+        "malignant",
+        ("rest", "malignant"),
+        Preprocessing(64, 96),
+        {"f": "d"},
+        {"a": 1},
     )
 
 

@@ -33,9 +33,7 @@ def outcome(study: Path) -> tuple[list[str], list[object]]:
     return oof, [(study / MODEL / f"fold{k}" / "history.csv").read_text() for k in (0, 1)]
 
 
-def test_a_study_is_complete(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
-) -> None:
+def test_a_study_is_complete(phantoms: list[Case], config: TrainingConfig, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     (summary,) = run_cross_validation(
         ["resnet18"], config, phantoms, tmp_path, fold_count=3,
@@ -190,7 +188,9 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(
         json.loads(path.read_text())
 
 
-def test_summaries_are_plain_json(phantoms: list[Case], config: TrainingConfig, tmp_path: Path) -> None:
+def test_summaries_are_plain_json(
+    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+) -> None:
     (summary,) = run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=2)
     assert isinstance(summary, StudySummary)
     assert json.loads(json.dumps(summary.to_json()))["model"] == "resnet18"
