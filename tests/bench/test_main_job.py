@@ -23,6 +23,7 @@ OPTIONS = BenchOptions(
     precisions=("fp32",),
     seconds=0.1,
 )
+RESULTS = sorted((Path(__file__).parents[2] / "bench" / "results").glob("*.jsonl"))
 DATA = {"name": "phantoms", "phantoms": True, "films": 36, "patients": 18}
 
 
@@ -99,6 +100,6 @@ def test_reports_say_what_data_and_protocol(record: BenchRecord, tmp_path: Path)
     assert "procedural phantoms" not in markdown.read_text()
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "bench" / "results").glob("*.jsonl")), ids=lambda p: p.name)  # fmt: skip
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
 def test_committed_records_are_readable(path: Path) -> None:
     assert read_record(path).rows
