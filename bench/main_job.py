@@ -346,7 +346,7 @@ def _failed(row: Row, error: Exception) -> Row:
 def _attention_share(model: HMCNet, size: int) -> float:
     """Attention's share of the floating-point operations of one film, by counting."""
     with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
-        build_model(model.config, "reference")(torch.empty(1, 3, size, size))
+        build_model(model.config, "reference").eval()(torch.empty(1, 3, size, size))
     counts = counter.get_flop_counts()["Global"]
     attention = sum(flops for op, flops in counts.items() if "hmc_fast" in str(op))
     return attention / sum(counts.values())

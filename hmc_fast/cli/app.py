@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from click.exceptions import ClickException, Exit
 
 from hmc_fast.cli.bench import bench
 from hmc_fast.cli.cv import cv
@@ -35,6 +34,10 @@ for command in (bench, cv, train, evaluate, predict, doctor, phantoms):
     app.command(no_args_is_help=False)(command)
 
 
+# Newer releases of typer carry a copy of click, so the class is reached through typer.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
 @app.callback(invoke_without_command=True)
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -57,11 +60,11 @@ def run(arguments: Sequence[str]) -> int:
         app(list(arguments), standalone_mode=False)
     except UserError as error:
         return _complain(str(error))
-    except ClickException as error:
-        error.show()
-        return error.exit_code
-    except Exit as exit_request:
+    except typer.Exit as exit_request:
         return exit_request.exit_code
+    except _UsageError as error:
+        error.show()  # type: ignore[attr-defined]
+        return 2
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; nothing half-written is left, the same command continues the work")
         return 130

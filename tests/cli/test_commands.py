@@ -55,6 +55,13 @@ def test_evaluate_leaves_out_films_seen_in_training(
     assert json.loads(capsys.readouterr().out)["films"] == 36
 
 
+def test_wrong_usage_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["bench", "--nope"], ["cv"], ["nothing"], ["cv", "--epochs", "many"]):
+        assert run(arguments) == 2
+        assert "Traceback" not in capsys.readouterr().err
+    assert run(["--version"]) == 0
+
+
 def test_doctor_gives_a_reason_and_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--json"]) == 0
     checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)["checks"]}

@@ -89,13 +89,13 @@ def test_signed_values_and_the_voi_lut() -> None:
 
 
 def test_a_modality_lut_sets_the_range(tmp_path: Path) -> None:
-    item = lut(0, 10, [0, 500, 1023])
+    item = lut(0, 16, [0, 500, 65535])
     item.ModalityLUTType = "US"
     stored = np.array([[0, 1, 2, 9]], np.uint16)
     dataset = mammogram(stored, ModalityLUTSequence=Sequence([item]))
     np.testing.assert_allclose(
         read_film(save(dataset, tmp_path / "lut.dcm")),
-        np.array([[0, 500, 1023, 1023]]) / 1023,
+        np.array([[0, 500, 65535, 65535]]) / 65535,
         atol=1e-6,
     )
 
