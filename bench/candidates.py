@@ -12,7 +12,13 @@ from torch import Tensor
 
 from hmc_fast.evaluation.predict import autocast, precision_dtype
 from hmc_fast.kernels.capability import AttentionProblem, reasons_against
-from hmc_fast.models import HMCNet, ModelConfig, build_model
+from hmc_fast.models import (
+    HierarchicalSelfAttention,
+    HMCNet,
+    ModelConfig,
+    MultiScaleCrossAttention,
+    build_model,
+)
 from hmc_fast.models.blocks import QK_HEAD_DIM
 
 IMPLEMENTATIONS = {
@@ -74,7 +80,7 @@ class PreparedModel:
     def __call__(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` on the device to logits ``[B, classes]``."""
         # Every candidate and batch size is a graph of its own, more than the limit's default of 8.
-        limit = torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096)  # type: ignore[no-untyped-call]
+        limit = torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096)
         with limit, torch.inference_mode(), autocast(self.device, self.precision):
             logits: Tensor = self.call(images)
             return logits
@@ -88,7 +94,9 @@ def _why_no_compiler(device: torch.device) -> str | None:
 
 
 def _value_head_dims(model: HMCNet) -> tuple[int, ...]:
-    dims = [block.gamma.numel() // block.heads for block in model.hsa.values()]
-    if model.msca is not None:
-        dims += [proj.in_features // model.msca.heads for proj in model.msca.k_projs]
-    return tuple(dims)
+    return tuple(
+        dim
+        for block in model.modules()
+        if isinstance(block, HierarchicalSelfAttention | MultiScaleCrossAttention)
+        for dim in block.value_head_dims
+    )

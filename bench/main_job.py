@@ -240,7 +240,7 @@ class _SizeBench:
         if not ready:
             return {}
         self.on_stage(f"{self.size}²: {what} of {len(ready)} candidates, interleaved")
-        inputs = list(self._images(TIMED_INPUTS * batch).split(batch))
+        inputs = list(torch.split(self._images(TIMED_INPUTS * batch), batch))
         by_name = {candidate.name: candidate for candidate in ready}
         timings = time_interleaved(
             {candidate.name: prepared for candidate, prepared in ready.items()},
@@ -349,4 +349,4 @@ def _attention_share(model: HMCNet, size: int) -> float:
         build_model(model.config, "reference").eval()(torch.empty(1, 3, size, size))
     counts = counter.get_flop_counts()["Global"]
     attention = sum(flops for op, flops in counts.items() if "hmc_fast" in str(op))
-    return attention / sum(counts.values())
+    return float(attention / sum(counts.values()))

@@ -34,7 +34,7 @@ class LogitTruth:
         model.load_state_dict(state)
         model.to(images.device, torch.float64).eval()
         with torch.inference_mode():
-            truth = torch.cat([model(image.double()) for image in images.split(1)]).cpu()
+            truth = torch.cat([model(image.double()) for image in torch.split(images, 1)]).cpu()
         del model
         eager_logits = {}
         for precision in precisions:

@@ -75,7 +75,7 @@ def textbook_attention(
     lengths = [k.shape[1] for k in ks]
     scores = torch.matmul(q.transpose(1, 2), torch.cat(list(ks), 1).permute(0, 2, 3, 1)) * scale
     probabilities = torch.softmax(scores, dim=-1)
-    parts = probabilities.split(lengths, dim=-1)
+    parts = torch.split(probabilities, lengths, dim=-1)
     outs = [
         torch.matmul(part, v.transpose(1, 2)).transpose(1, 2)
         for part, v in zip(parts, vs, strict=True)

@@ -28,6 +28,7 @@ class HierarchicalSelfAttention(nn.Module):
     def __init__(self, channels: int, backend: str = "auto") -> None:
         super().__init__()
         self.heads = max(1, channels // HSA_VALUE_HEAD_DIM)
+        self.value_head_dims = (channels // self.heads,)
         self.backend = backend
         self.qk_proj = nn.Linear(channels, 2 * self.heads * QK_HEAD_DIM)
         self.out_proj = nn.Linear(channels, channels)
@@ -60,6 +61,7 @@ class MultiScaleCrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = MSCA_HEADS
+        self.value_head_dims = tuple(c // MSCA_HEADS for c in source_channels)
         self.backend = backend
         width = self.heads * QK_HEAD_DIM
         self.q_proj = nn.Linear(target_channels, width, bias=False)

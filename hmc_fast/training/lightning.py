@@ -5,13 +5,13 @@ an epoch's end continues exactly as one that was never interrupted.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from torchmetrics.classification import MulticlassAUROC
 
 from hmc_fast.data import Case, FilmCache, FilmDataset
@@ -42,6 +42,10 @@ class FilmClassifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(derive_seed(self.config.seed, self.fold, self.current_epoch, _DROPOUT))
+        # Computed, not stepped: Lightning saves an epoch's checkpoint before it steps a scheduler.
+        half_cosine = (1 + math.cos(math.pi * self.current_epoch / self.config.epochs)) / 2
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.config.learning_rate * half_cosine
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch
@@ -61,14 +65,28 @@ class FilmClassifier(pl.LightningModule):
         self.val_auc.update(logits.softmax(-1), labels)
         self.log("val_auc", self.val_auc, on_epoch=True)
 
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
             self.model.parameters(),
             self.config.learning_rate,
             weight_decay=self.config.weight_decay,
         )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.config.epochs)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+class EpochOrder(Sampler[int]):
+    """A random order that is the same however often it is iterated: a resume iterates twice."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        super().__init__()
+        self.count = count
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        yield from torch.randperm(self.count, generator=generator).tolist()
 
 
 class FilmData(pl.LightningDataModule):
@@ -97,8 +115,9 @@ class FilmData(pl.LightningDataModule):
         return DataLoader(
             FilmDataset(cases, labels, self.cache, augmentation_seed),
             batch_size=self.config.batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(derive_seed(*seeds, _ORDER)),
+            sampler=EpochOrder(len(cases), derive_seed(*seeds, _ORDER)),
+            # Keeps the loader from drawing on the global generator, which dropout uses.
+            generator=torch.Generator(),
             # Batch normalisation cannot normalise over one film.
             drop_last=len(cases) % self.config.batch_size == 1,
         )

@@ -168,13 +168,14 @@ def _fit(trainer: pl.Trainer, module: FilmClassifier, data: FilmData, resume: Pa
             module, datamodule=data, ckpt_path=resume if resumable else None, weights_only=True
         )
     except SystemExit:
-        if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
-            raise KeyboardInterrupt from None
-        raise
+        if not trainer.interrupted:
+            raise
     except OSError as error:
         raise UserError(
             f"{resume.parent}: could not be written ({error.strerror or error})"
         ) from None
+    if trainer.interrupted:  # Lightning turns Ctrl-C into an exit or an early return
+        raise KeyboardInterrupt
 
 
 def _is_complete(checkpoint: Path) -> bool:
