@@ -34,6 +34,8 @@ for command in (bench, cv, train, evaluate, predict, doctor, phantoms):
     app.command(no_args_is_help=False)(command)
 
 
+INTERRUPTED = 130
+
 # Newer releases of typer carry a copy of click, so the class is reached through typer.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -57,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns its exit code."""
     try:
-        app(list(arguments), standalone_mode=False)
+        code = app(list(arguments), standalone_mode=False)
+        if code == INTERRUPTED:  # some releases of typer turn Ctrl-C into this result
+            raise KeyboardInterrupt
+        return int(code or 0)
     except UserError as error:
         return _complain(str(error))
     except typer.Exit as exit_request:
@@ -67,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; nothing half-written is left, the same command continues the work")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -77,7 +82,6 @@ def run(arguments: Sequence[str]) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             return _complain(f"{error.filename or 'a file'}: {error.strerror}")
         raise
-    return 0
 
 
 def _complain(message: str) -> int:
