@@ -42,7 +42,8 @@ def measure_memory(
 
     Raises :class:`MemoryProbeError` where that process fails, for want of memory for example.
     """
-    command = [sys.executable, "-m", "hmc_fast.bench.memory", str(checkpoint)]
+    # -P keeps a source checkout in the working directory from shadowing the installed package.
+    command = [sys.executable, "-P", "-m", "hmc_fast.bench.memory", str(checkpoint)]
     command += ["--implementation", candidate.implementation, "--precision", candidate.precision]
     command += ["--size", str(size), "--batch", str(batch), "--device", str(device)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)

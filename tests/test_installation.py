@@ -31,13 +31,20 @@ def test_templates_and_type_marker_are_packaged() -> None:
 
 def test_reference_imports_no_triton() -> None:
     code = "import sys, hmc_fast.kernels.reference; assert 'triton' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 def test_help_of_every_command_shows_an_example() -> None:
     for command in ("bench", "cv", "train", "evaluate", "predict", "doctor", "phantoms"):
         done = subprocess.run(
-            [sys.executable, "-c", "from hmc_fast.cli.app import main; main()", command, "--help"],
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                "from hmc_fast.cli.app import main; main()",
+                command,
+                "--help",
+            ],
             capture_output=True,
             text=True,
             check=True,

@@ -132,7 +132,9 @@ with torch.inference_mode():
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"peak_mib": peak, "finite": bool(logits.isfinite().all())}))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
     result = json.loads(done.stdout)
     assert result["finite"]
     assert result["peak_mib"] < MEMORY_LIMIT_MIB

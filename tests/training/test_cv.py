@@ -24,7 +24,7 @@ MODEL = "hmc_net_resnet18"
 def command(data: Path, out: Path, epochs: int = 3) -> list[str]:
     arguments = ["cv", "--data", str(data), "--out", str(out), "--model", MODEL, "--folds", "2"]
     arguments += ["--size", "32", "--epochs", str(epochs), "--dropout", "0.1"]
-    return [sys.executable, "-c", "from hmc_fast.cli.app import main; main()", *arguments]
+    return [sys.executable, "-P", "-c", "from hmc_fast.cli.app import main; main()", *arguments]
 
 
 def outcome(study: Path) -> tuple[list[str], list[object]]:
@@ -174,9 +174,9 @@ main()
 def test_a_full_disk_is_one_line_and_nothing_half_written(
     phantom_folder: Path, tmp_path: Path, limit: int
 ) -> None:
-    arguments = command(phantom_folder, tmp_path)[3:]
+    arguments = command(phantom_folder, tmp_path)[4:]
     done = subprocess.run(
-        [sys.executable, "-c", FILE_SIZE_LIMIT, str(limit), *arguments],
+        [sys.executable, "-P", "-c", FILE_SIZE_LIMIT, str(limit), *arguments],
         capture_output=True,
         text=True,
     )
