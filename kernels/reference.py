@@ -103,33 +103,34 @@ def multi_scale_attention_backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Gradients ``(dq, [dk_s], [dv_s])`` through outs, lse and weights.
 
-    With ``P_s = exp(S_s - lse)`` and ``w_s = Σ_n P_s``, every score receives
-    ``dS_s = P_s · (dout_s v_sᵀ + dw_s - δ + dlse)`` where ``δ = Σ_s (dout_s · out_s + dw_s w_s)``.
+    With ``P_s = exp(S_s - lse)``, ``dP_s = dout_s v_sᵀ + dw_s`` and ``δ = Σ_s Σ_n P_s dP_s``, every
+    score receives ``dS_s = P_s · (dP_s - δ + dlse)``. Whole rows are at hand here, so δ is summed
+    from them and not from ``outs`` and ``weights``: the differences then cancel as in autograd.
     """
     dtype = compute_dtype(q.dtype)
     keys = [k.to(dtype) for k in ks]
     values = [v.to(dtype) for v in vs]
-    row_constant = d_lse.to(dtype) - (d_weights * weights).sum(dim=-1)
-    for d_out, out in zip(d_outs, outs, strict=True):
-        row_constant = row_constant - (d_out.to(dtype) * out.to(dtype)).sum(dim=-1).transpose(1, 2)
-
     dq_chunks = []
     dks = [torch.zeros_like(k, memory_format=torch.contiguous_format) for k in keys]
     dvs = [torch.zeros_like(v, memory_format=torch.contiguous_format) for v in values]
     for start, stop in _query_chunks(q, ks, None):
         q_chunk = q[:, start:stop].to(dtype) * scale
+        rows = slice(start, stop)
+        probabilities = [(_scores(q_chunk, key) - lse[:, :, rows, None]).exp() for key in keys]
+        d_probabilities = []
+        for s, value in enumerate(values):
+            d_out = d_outs[s][:, rows].to(dtype)
+            dvs[s] += torch.einsum("bhmn,bmhd->bnhd", probabilities[s], d_out)
+            d_probability = torch.einsum("bmhd,bnhd->bhmn", d_out, value)
+            d_probabilities.append(d_probability + d_weights[:, :, rows, s, None])
+        pairs = list(zip(probabilities, d_probabilities, strict=True))
+        delta = torch.stack([(p * dp).sum(dim=-1) for p, dp in pairs]).sum(dim=0)
+        row_term = (d_lse[:, :, rows] - delta).unsqueeze(-1)
+        d_scores = [p * (dp + row_term) for p, dp in pairs]
         dq_chunk = torch.zeros_like(q_chunk, memory_format=torch.contiguous_format)
-        for s, (key, value) in enumerate(zip(keys, values, strict=True)):
-            d_out = d_outs[s][:, start:stop].to(dtype)
-            probability = (_scores(q_chunk, key) - lse[:, :, start:stop, None]).exp()
-            dvs[s] += torch.einsum("bhmn,bmhd->bnhd", probability, d_out)
-            d_score = torch.einsum("bmhd,bnhd->bhmn", d_out, value)
-            d_score += (row_constant[:, :, start:stop] + d_weights[:, :, start:stop, s]).unsqueeze(
-                -1
-            )
-            d_score *= probability
-            dq_chunk += torch.einsum("bhmn,bnhd->bmhd", d_score, key)
-            dks[s] += torch.einsum("bhmn,bmhd->bnhd", d_score, q_chunk)
+        for s, key in enumerate(keys):
+            dq_chunk += torch.einsum("bhmn,bnhd->bmhd", d_scores[s], key)
+            dks[s] += torch.einsum("bhmn,bmhd->bnhd", d_scores[s], q_chunk)
         dq_chunks.append(dq_chunk * scale)
     dq = torch.cat(dq_chunks, dim=1)
     return dq.to(q.dtype), [dk.to(q.dtype) for dk in dks], [dv.to(q.dtype) for dv in dvs]

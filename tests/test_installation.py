@@ -29,8 +29,8 @@ def test_templates_and_type_marker_are_packaged() -> None:
     }
 
 
-def test_reference_imports_no_triton() -> None:
-    code = "import sys, hmc_fast.kernels.reference; assert 'triton' not in sys.modules"
+def test_the_reference_works_without_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None; import hmc_fast.kernels.reference"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
