@@ -285,14 +285,10 @@ class _SizeBench:
 
     def _with_memory(self, row: Row, candidate: Candidate) -> Row:
         try:
-            memory = measure_memory(candidate, self.checkpoint, self.size, 1, self.device)
+            peak_mib = measure_memory(candidate, self.checkpoint, self.size, 1, self.device)
         except MemoryProbeError as error:
             return replace(row, reason=str(error))
-        return replace(
-            row,
-            inference_peak_mib=memory.inference_peak_mib,
-            process_peak_mib=memory.process_peak_mib,
-        )
+        return replace(row, inference_peak_mib=peak_mib)
 
 
 def _load_folds(

@@ -5,11 +5,8 @@ highest resident size (``VmHWM``) while inferring after a warm-up, on a GPU the 
 """
 
 import argparse
-import json
-import resource
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,22 +20,14 @@ _RESET_PEAK = "5"
 TIMEOUT_S = 1800
 
 
-@dataclass(frozen=True)
-class Memory:
-    """In MiB: the peak while inferring, and the peak of the process from its start."""
-
-    inference_peak_mib: float
-    process_peak_mib: float
-
-
 class MemoryProbeError(RuntimeError):
     """The probe process failed; the message is its last line."""
 
 
 def measure_memory(
     candidate: Candidate, checkpoint: Path, size: int, batch: int, device: torch.device
-) -> Memory:
-    """Load ``checkpoint`` in a fresh process, infer ``batch`` films of ``size``², report the peaks.
+) -> float:
+    """Peak in MiB of a fresh process that infers ``batch`` films of ``size``² from ``checkpoint``.
 
     Raises :class:`MemoryProbeError` where that process fails, for want of memory for example.
     """
@@ -46,16 +35,19 @@ def measure_memory(
     command = [sys.executable, "-P", "-m", "hmc_fast.bench.memory", str(checkpoint)]
     command += ["--implementation", candidate.implementation, "--precision", candidate.precision]
     command += ["--size", str(size), "--batch", str(batch), "--device", str(device)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise MemoryProbeError(f"memory probe took longer than {TIMEOUT_S} s") from None
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"killed with code {done.returncode}"])[-1]
         raise MemoryProbeError(f"memory probe failed: {last}")
-    return Memory(**json.loads(done.stdout.strip().splitlines()[-1]))
+    return float(done.stdout.strip().splitlines()[-1])
 
 
-def _probe(
+def _inference_peak_mib(
     candidate: Candidate, checkpoint: Path, size: int, batch: int, device: torch.device
-) -> Memory:
+) -> float:
     loaded = load_model(checkpoint)
     model = candidate.prepare(loaded.metadata.model, loaded.model.state_dict(), device)
     del loaded
@@ -63,15 +55,13 @@ def _probe(
     model(images)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        process_peak = torch.cuda.max_memory_allocated(device) / 2**20
         torch.cuda.reset_peak_memory_stats(device)
         model(images)
         torch.cuda.synchronize(device)
-        return Memory(torch.cuda.max_memory_allocated(device) / 2**20, process_peak)
-    process_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return torch.cuda.max_memory_allocated(device) / 2**20
     _CLEAR_REFS.write_text(_RESET_PEAK)
     model(images)
-    return Memory(_resident_peak_mib(), process_peak)
+    return _resident_peak_mib()
 
 
 def _resident_peak_mib() -> float:
@@ -82,7 +72,7 @@ def _resident_peak_mib() -> float:
 
 
 def main() -> None:
-    """Entry point of the probe process; prints one line of JSON."""
+    """Entry point of the probe process; prints the peak in MiB."""
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--implementation", required=True)
@@ -92,8 +82,7 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, required=True)
     args = parser.parse_args()
     candidate = Candidate(args.implementation, args.precision)
-    memory = _probe(candidate, args.checkpoint, args.size, args.batch, args.device)
-    print(json.dumps(vars(memory)))
+    print(_inference_peak_mib(candidate, args.checkpoint, args.size, args.batch, args.device))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ class Row:
     throughput_films_per_s: float | None = None
     throughput_batch: int | None = None
     inference_peak_mib: float | None = None
-    process_peak_mib: float | None = None
     parity_max_error: float | None = None
     parity_allowed: float | None = None
     accuracy_mean: float | None = None

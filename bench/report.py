@@ -26,7 +26,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("peak memory, MiB", lambda r: _one(r.inference_peak_mib, "{:.0f}")),
     ("accuracy across folds", lambda r: _plus_minus(r.accuracy_mean, r.accuracy_std)),
     ("pooled AUC [95 % CI]", lambda r: _interval(r.auc, r.auc_low, r.auc_high)),
-    ("max |Δlogit|", lambda r: _one(r.max_logit_difference, "{:.1e}")),
+    ("largest Δlogit", lambda r: _one(r.max_logit_difference, "{:.1e}")),
     ("flips", lambda r: _one(r.flipped_decisions, "{}")),
     ("ΔAUC", lambda r: _one(r.auc_difference, "{:+.4f}")),
     ("parity", lambda r: _parity(r)),

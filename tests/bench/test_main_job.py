@@ -43,7 +43,7 @@ def test_one_row_per_candidate_and_size(record: BenchRecord) -> None:
     assert eager.latency_p50_ms is not None
     assert 0 < eager.latency_p50_ms <= eager.latency_p95_ms
     assert eager.throughput_films_per_s > 0
-    assert 100 < eager.inference_peak_mib <= eager.process_peak_mib + 1
+    assert 100 < eager.inference_peak_mib < 4096
     assert (eager.max_logit_difference, eager.flipped_decisions, eager.auc_difference) == (0, 0, 0)
     assert eager_large.accuracy_mean is None
     assert eager_large.latency_p50_ms is not None
