@@ -1,19 +1,22 @@
 """Attention with ``d_v != d_qk``, over one source or several, behind one contract.
 
-The operators are :func:`attention` and :func:`multi_scale_attention`; ``backend`` picks the
-implementation. This package imports nothing else of ``hmc_fast``.
+The operators are :func:`attention`, :func:`multi_scale_attention` and the
+:func:`gated_projection` that ends a block; ``backend`` picks the implementation. This package
+imports nothing else of ``hmc_fast``.
 """
 
-from hmc_fast.kernels.api import attention, multi_scale_attention
+from hmc_fast.kernels.api import attention, gated_projection, multi_scale_attention
 from hmc_fast.kernels.backend import BACKENDS, BackendChoice, resolve_backend, use_backend
-from hmc_fast.kernels.capability import CAPABILITIES, Limit, why_not
+from hmc_fast.kernels.capability import CAPABILITIES, Limit, Problem, why_not
 
 __all__ = [
     "BACKENDS",
     "CAPABILITIES",
     "BackendChoice",
     "Limit",
+    "Problem",
     "attention",
+    "gated_projection",
     "multi_scale_attention",
     "resolve_backend",
     "use_backend",

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hmc_fast.kernels import ops
+from hmc_fast.kernels import ops, reference
 from hmc_fast.kernels.backend import resolve_backend
+from hmc_fast.kernels.capability import Problem
 
 
 def attention(
@@ -33,7 +34,7 @@ def attention(
         BackendUnavailableError: an explicit backend cannot run this call; every reason is listed.
     """
     _check_arguments(q, [k], [v], ["k"], ["v"])
-    choice = resolve_backend(backend, q, [v])
+    choice = resolve_backend(backend, Problem.of_attention(q, [v]))
     out, lse = ops.attention_forward(q, k, v, _scale(scale, q), choice.name)
     return out, lse
 
@@ -70,9 +71,46 @@ def multi_scale_attention(
         )
     names = range(len(ks))
     _check_arguments(q, ks, vs, [f"ks[{s}]" for s in names], [f"vs[{s}]" for s in names])
-    choice = resolve_backend(backend, q, vs)
+    choice = resolve_backend(backend, Problem.of_attention(q, vs))
     outs, lse, weights = ops.multi_scale_attention_forward(q, ks, vs, _scale(scale, q), choice.name)
     return outs, lse, weights
+
+
+def gated_projection(
+    x: Tensor,
+    attended: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    gamma: Tensor,
+    backend: str = "auto",
+) -> Tensor:
+    """``x + γ ⊙ (concat(attended) weightᵀ + bias)``: the end of both attention blocks.
+
+    Args:
+        x: features ``[..., C]``.
+        attended: what each source gave, ``[..., K_s]`` with the leading dimensions of ``x``; never
+            concatenated by the fused kernel.
+        weight: ``[C, Σ K_s]``, in the dtype of ``attended``.
+        bias: ``[C]``.
+        gamma: gate of each channel, ``[C]``.
+        backend: ``"auto"``, ``"reference"`` or ``"triton"``.
+
+    Returns:
+        ``[..., C]`` in the dtype of ``x``, contiguous for contiguous ``x``. Differentiable once by
+        the fused kernel.
+
+    Raises:
+        TypeError: ``weight`` and ``attended`` differ in dtype, or an argument is not floating.
+        ValueError: shapes or devices do not fit, or ``backend`` is unknown.
+        BackendUnavailableError: as :func:`attention`.
+    """
+    attended = list(attended)
+    _check_projection(x, attended, weight, bias, gamma)
+    choice = resolve_backend(backend, Problem.of_projection(attended))
+    if choice.name == "reference":
+        return reference.gated_projection(x, attended, weight, bias, gamma)
+    y: Tensor = ops.gated_projection_forward(x, attended, weight, bias, gamma)
+    return y
 
 
 def _scale(scale: float | None, q: Tensor) -> float:
@@ -117,3 +155,34 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
             f"{name} has inner stride {tensor.stride(3)}; the head dimension must be contiguous "
             f"(stride 1): pass {name}.contiguous() or a channels-last feature map"
         )
+
+
+def _check_projection(
+    x: Tensor, attended: list[Tensor], weight: Tensor, bias: Tensor, gamma: Tensor
+) -> None:
+    if not attended:
+        raise ValueError("attended needs at least one tensor")
+    named = {f"attended[{s}]": tensor for s, tensor in enumerate(attended)}
+    for name, tensor in {"x": x, **named, "weight": weight, "bias": bias, "gamma": gamma}.items():
+        if not tensor.dtype.is_floating_point:
+            raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}; move one")
+        if 0 in tensor.shape:
+            raise ValueError(f"{name} has an empty dimension: shape {tuple(tensor.shape)}")
+    for name, tensor in named.items():
+        if tensor.dtype != weight.dtype:
+            raise TypeError(f"{name} is {tensor.dtype} but weight is {weight.dtype}; cast one")
+        if tensor.shape[:-1] != x.shape[:-1]:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, x {tuple(x.shape)}; they must agree in "
+                "all dimensions but the last"
+            )
+    channels, inner = x.shape[-1], sum(tensor.shape[-1] for tensor in attended)
+    for name, tensor, expected in (
+        ("weight", weight, (channels, inner)),
+        ("bias", bias, (channels,)),
+        ("gamma", gamma, (channels,)),
+    ):
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, it must be {expected}")

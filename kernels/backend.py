@@ -4,13 +4,11 @@ An explicit choice never falls back: where it cannot run, the error lists every 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from hmc_fast.kernels.capability import AttentionProblem, reasons_against
+from hmc_fast.kernels.capability import Problem, reasons_against
 
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "HMC_FAST_BACKEND"
@@ -26,6 +24,10 @@ class BackendChoice:
     why: str
 
 
+class UnknownBackendError(ValueError):
+    """A backend of that name does not exist."""
+
+
 class BackendUnavailableError(RuntimeError):
     """An explicitly requested backend cannot run this call."""
 
@@ -34,9 +36,9 @@ class BackendUnavailableError(RuntimeError):
 def use_backend(backend: str) -> Iterator[None]:
     """Choose the backend for every call inside the block that does not name one itself.
 
-    Raises ``ValueError`` for an unknown name.
+    Raises :class:`UnknownBackendError` for an unknown name.
     """
-    _check_name(backend, "backend")
+    check_backend_name(backend, "backend")
     _context_choices.append(backend)
     try:
         yield
@@ -44,15 +46,17 @@ def use_backend(backend: str) -> Iterator[None]:
         _context_choices.pop()
 
 
-def resolve_backend(requested: str, q: Tensor, vs: Sequence[Tensor]) -> BackendChoice:
-    """The backend for one call, never ``"auto"``.
+def resolve_backend(requested: str, problem: Problem) -> BackendChoice:
+    """The backend for one call, never ``"auto"``, which takes the fused kernels on a capable GPU.
 
-    Raises ``ValueError`` for an unknown name and :class:`BackendUnavailableError` where an explicit
-    choice cannot run.
+    Raises :class:`UnknownBackendError` for an unknown name and :class:`BackendUnavailableError`
+    where an explicit choice cannot run.
     """
     name, origin = _requested_backend(requested)
-    problem = AttentionProblem.of(q, vs)
     if name == "auto":
+        if problem.device.type != "cuda":
+            why = f"auto: the fused kernels need a GPU and the tensors are on {problem.device}"
+            return BackendChoice("reference", why)
         reasons = reasons_against(problem, "triton")
         if not reasons:
             return BackendChoice("triton", "auto: the fused kernels can run this call")
@@ -66,16 +70,17 @@ def resolve_backend(requested: str, q: Tensor, vs: Sequence[Tensor]) -> BackendC
 
 
 def _requested_backend(argument: str) -> tuple[str, str]:
-    _check_name(argument, "backend")
+    check_backend_name(argument, "backend")
     if argument != "auto":
         return argument, "chosen by argument"
     if _context_choices:
         return _context_choices[-1], "chosen by use_backend"
     from_environment = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
-    _check_name(from_environment, ENVIRONMENT_VARIABLE)
+    check_backend_name(from_environment, ENVIRONMENT_VARIABLE)
     return from_environment, f"chosen by {ENVIRONMENT_VARIABLE}"
 
 
-def _check_name(name: str, where: str) -> None:
+def check_backend_name(name: str, where: str) -> None:
+    """Raises :class:`UnknownBackendError`; ``where`` says who named it."""
     if name not in BACKENDS:
-        raise ValueError(f"{where} is {name!r}; it must be one of {', '.join(BACKENDS)}")
+        raise UnknownBackendError(f"{where} is {name!r}; it must be one of {', '.join(BACKENDS)}")

@@ -3,8 +3,10 @@
 The table makes the error messages, the answer of ``hmc-fast doctor`` and the shapes of the tests.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -12,23 +14,43 @@ from torch import Tensor
 MIN_HEAD_DIM = 16
 MAX_QK_HEAD_DIM = 256
 MAX_V_HEAD_DIM = 2048
+MAX_SOURCES = 8
 CAPABLE_COMPUTE_CAPABILITY = (8, 0)
-FUSED_KERNELS_INCLUDED = False
-"""This release holds the reference implementation only."""
+OLDEST_TRITON = (3, 6)
+
+
+def _triton_release() -> tuple[int, int] | None:
+    try:
+        major, minor = version("triton").split(".")[:2]
+    except PackageNotFoundError:
+        return None
+    return int(major), int(minor)
+
+
+TRITON_RELEASE = _triton_release()
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
-class AttentionProblem:
-    """The properties of one call that decide which backend can run it."""
+class Problem:
+    """The properties of one call that decide which backend can run it.
+
+    ``qk_head_dim`` is None and ``v_head_dims`` are empty for the gated projection, which has none.
+    """
 
     device: torch.device
     dtype: torch.dtype
-    qk_head_dim: int
-    v_head_dims: tuple[int, ...]
+    sources: int
+    qk_head_dim: int | None = None
+    v_head_dims: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, q: Tensor, vs: Sequence[Tensor]) -> "AttentionProblem":
-        return cls(q.device, q.dtype, q.shape[-1], tuple(v.shape[-1] for v in vs))
+    def of_attention(cls, q: Tensor, vs: Sequence[Tensor]) -> "Problem":
+        return cls(q.device, q.dtype, len(vs), q.shape[-1], tuple(v.shape[-1] for v in vs))
+
+    @classmethod
+    def of_projection(cls, attended: Sequence[Tensor]) -> "Problem":
+        return cls(attended[0].device, attended[0].dtype, len(attended))
 
 
 @dataclass(frozen=True)
@@ -38,10 +60,10 @@ class Limit:
     backend: str
     argument: str
     allowed: str
-    holds: Callable[[AttentionProblem], bool]
-    actual: Callable[[AttentionProblem], object]
+    holds: Callable[[Problem], bool]
+    actual: Callable[[Problem], object]
 
-    def reason(self, problem: AttentionProblem) -> str | None:
+    def reason(self, problem: Problem) -> str | None:
         """Why ``problem`` is outside this limit, or None where it is inside."""
         if self.holds(problem):
             return None
@@ -58,30 +80,45 @@ CAPABILITIES: tuple[Limit, ...] = (
     ),
     Limit(
         "triton",
-        "this release of hmc-fast",
-        "one that contains the fused Triton kernels",
-        lambda p: FUSED_KERNELS_INCLUDED,
-        lambda p: "without fused kernels",
+        "the installed triton",
+        f"release {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]} or newer",
+        lambda p: TRITON_RELEASE is not None and TRITON_RELEASE >= OLDEST_TRITON,
+        lambda p: ".".join(map(str, TRITON_RELEASE)) if TRITON_RELEASE else "missing",
     ),
     Limit(
         "triton",
         "device of q, k, v",
-        "an NVIDIA GPU of compute capability 8.0 or newer",
-        lambda p: p.device.type == "cuda" and _is_capable_gpu(p.device),
+        "an NVIDIA GPU of compute capability 8.0 or newer (or, for tests on a CPU, Triton's "
+        "interpreter: set TRITON_INTERPRET=1 before the first call)",
+        lambda p: _is_capable_gpu(p.device) or (p.device.type == "cpu" and interpreting()),
         lambda p: p.device,
     ),
     Limit(
         "triton",
         "dtype of q, k, v",
         "float16, bfloat16 or float32",
-        lambda p: p.dtype in (torch.float16, torch.bfloat16, torch.float32),
+        lambda p: p.dtype in TRITON_DTYPES,
         lambda p: p.dtype,
+    ),
+    Limit(
+        "triton",
+        "dtype of q, k, v in Triton's interpreter",
+        "float16 or float32, as its products of bfloat16 are wrong",
+        lambda p: not (interpreting() and p.dtype == torch.bfloat16),
+        lambda p: p.dtype,
+    ),
+    Limit(
+        "triton",
+        "number of sources",
+        f"1 to {MAX_SOURCES}",
+        lambda p: 1 <= p.sources <= MAX_SOURCES,
+        lambda p: p.sources,
     ),
     Limit(
         "triton",
         "head dim of q and k",
         f"{MIN_HEAD_DIM} to {MAX_QK_HEAD_DIM}",
-        lambda p: MIN_HEAD_DIM <= p.qk_head_dim <= MAX_QK_HEAD_DIM,
+        lambda p: p.qk_head_dim is None or MIN_HEAD_DIM <= p.qk_head_dim <= MAX_QK_HEAD_DIM,
         lambda p: p.qk_head_dim,
     ),
     Limit(
@@ -107,16 +144,23 @@ def why_not(
     """
     del k
     vs = [v] if isinstance(v, Tensor) else list(v)
-    return reasons_against(AttentionProblem.of(q, vs), backend)
+    return reasons_against(Problem.of_attention(q, vs), backend)
 
 
-def reasons_against(problem: AttentionProblem, backend: str) -> list[str]:
+def reasons_against(problem: Problem, backend: str) -> list[str]:
     """The reasons of every row of the table that ``problem`` fails for ``backend``."""
     reasons = (limit.reason(problem) for limit in CAPABILITIES if limit.backend == backend)
     return [reason for reason in reasons if reason is not None]
 
 
+def interpreting() -> bool:
+    """Whether Triton runs its kernels in its interpreter (``TRITON_INTERPRET``)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
 def _is_capable_gpu(device: torch.device) -> bool:
-    return torch.cuda.is_available() and (
-        torch.cuda.get_device_capability(device) >= CAPABLE_COMPUTE_CAPABILITY
+    return (
+        device.type == "cuda"
+        and torch.version.cuda is not None  # ROCm calls its devices cuda as well
+        and torch.cuda.get_device_capability(device) >= CAPABLE_COMPUTE_CAPABILITY
     )

@@ -6,6 +6,8 @@ implementation behind a node is named by its ``backend`` argument, which is neve
 """
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -15,14 +17,25 @@ from torch.utils.flop_counter import register_flop_formula
 
 from hmc_fast.kernels import reference
 
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"reference": reference}
+
+def _implementation(backend: str) -> ModuleType:
+    """The reference imports no Triton, so the fused kernels are imported when first called."""
+    return (
+        reference if backend == "reference" else import_module("hmc_fast.kernels.fused.operators")
+    )
+
+
+def _no_autocast(q: Tensor) -> torch.autocast:
+    """Autocast stays out of the implementations, which choose their own precision."""
+    return torch.autocast(q.device.type, dtype=torch.bfloat16, enabled=False)
 
 
 @torch.library.custom_op("hmc_fast::attention_forward", mutates_args=())
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return _IMPLEMENTATIONS[backend].attention(q, k, v, scale)  # type: ignore[no-any-return]
+    with _no_autocast(q):
+        return _implementation(backend).attention(q, k, v, scale)  # type: ignore[no-any-return]
 
 
 @attention_forward.register_fake
@@ -43,9 +56,10 @@ def attention_backward(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _IMPLEMENTATIONS[backend].attention_backward(  # type: ignore[no-any-return]
-        d_out, d_lse, q, k, v, out, lse, scale
-    )
+    with _no_autocast(q):
+        return _implementation(backend).attention_backward(  # type: ignore[no-any-return]
+            d_out, d_lse, q, k, v, out, lse, scale
+        )
 
 
 @attention_backward.register_fake
@@ -67,9 +81,10 @@ def _(
 def multi_scale_attention_forward(
     q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], scale: float, backend: str
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    return _IMPLEMENTATIONS[backend].multi_scale_attention(  # type: ignore[no-any-return]
-        q, ks, vs, scale
-    )
+    with _no_autocast(q):
+        return _implementation(backend).multi_scale_attention(  # type: ignore[no-any-return]
+            q, ks, vs, scale
+        )
 
 
 @multi_scale_attention_forward.register_fake
@@ -96,10 +111,11 @@ def multi_scale_attention_backward(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    implementation = _IMPLEMENTATIONS[backend]
-    return implementation.multi_scale_attention_backward(  # type: ignore[no-any-return]
-        d_outs, d_lse, d_weights, q, ks, vs, outs, lse, weights, scale
-    )
+    implementation = _implementation(backend)
+    with _no_autocast(q):
+        return implementation.multi_scale_attention_backward(  # type: ignore[no-any-return]
+            d_outs, d_lse, d_weights, q, ks, vs, outs, lse, weights, scale
+        )
 
 
 @multi_scale_attention_backward.register_fake
@@ -123,6 +139,41 @@ def _(
     )
 
 
+@torch.library.custom_op("hmc_fast::gated_projection_forward", mutates_args=())
+def gated_projection_forward(
+    x: Tensor, attended: Sequence[Tensor], weight: Tensor, bias: Tensor, gamma: Tensor
+) -> Tensor:
+    """The fused kernel only: the reference is plain PyTorch, which compilers fuse by themselves."""
+    return _implementation("triton").gated_projection(  # type: ignore[no-any-return]
+        x, attended, weight, bias, gamma
+    )
+
+
+@gated_projection_forward.register_fake
+def _(x: Tensor, attended: Sequence[Tensor], weight: Tensor, bias: Tensor, gamma: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("hmc_fast::gated_projection_backward", mutates_args=())
+def gated_projection_backward(
+    d_y: Tensor, attended: Sequence[Tensor], weight: Tensor, bias: Tensor, gamma: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    with _no_autocast(d_y):
+        return reference.gated_projection_backward(d_y, attended, weight, bias, gamma)
+
+
+@gated_projection_backward.register_fake
+def _(
+    d_y: Tensor, attended: Sequence[Tensor], weight: Tensor, bias: Tensor, gamma: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    return (
+        [a.new_empty(a.shape) for a in attended],
+        weight.new_empty(weight.shape),
+        bias.new_empty(bias.shape),
+        gamma.new_empty(gamma.shape),
+    )
+
+
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Table for ``ExportedProgram.run_decompositions``: the ops as plain ATen, in one piece.
 
@@ -131,6 +182,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return {
         torch.ops.hmc_fast.attention_forward.default: _decompose_attention,
         torch.ops.hmc_fast.multi_scale_attention_forward.default: _decompose_multi_scale,
+        torch.ops.hmc_fast.gated_projection_forward.default: reference.gated_projection,
     }
 
 
@@ -183,6 +235,16 @@ def _differentiate_multi_scale(
     return dq, dks, dvs, None, None
 
 
+def _save_gated_projection(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, attended, weight, bias, gamma = inputs
+    ctx.save_for_backward(weight, bias, gamma, *attended)
+
+
+def _differentiate_gated_projection(ctx: Any, d_y: Tensor) -> tuple[Any, ...]:
+    weight, bias, gamma, *attended = ctx.saved_tensors
+    return d_y, *gated_projection_backward(d_y, attended, weight, bias, gamma)
+
+
 def _refuse_double_backward(ctx: Any, *gradients: Any) -> None:
     raise RuntimeError(
         "hmc_fast attention is differentiable once: double backward (create_graph=True) is not "
@@ -194,6 +256,10 @@ attention_forward.register_autograd(_differentiate_attention, setup_context=_sav
 multi_scale_attention_forward.register_autograd(
     _differentiate_multi_scale, setup_context=_save_multi_scale
 )
+gated_projection_forward.register_autograd(
+    _differentiate_gated_projection, setup_context=_save_gated_projection
+)
+gated_projection_backward.register_autograd(_refuse_double_backward)
 attention_backward.register_autograd(_refuse_double_backward)
 multi_scale_attention_backward.register_autograd(_refuse_double_backward)
 
@@ -223,3 +289,13 @@ def _multi_scale_flops(
     **kwargs: Any,
 ) -> int:
     return sum(_matmul_flops(q_shape, k, v) for k, v in zip(k_shapes, v_shapes, strict=True))
+
+
+@register_flop_formula(torch.ops.hmc_fast.gated_projection_forward)
+def _gated_projection_flops(
+    x_shape: Sequence[int],
+    attended_shapes: Sequence[Sequence[int]],
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    return sum(2 * prod(attended) * x_shape[-1] for attended in attended_shapes)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 SCORE_ELEMENTS_PER_CHUNK = 2**24
 """Scores held at once: 2**24 fp32 values are 64 MiB."""
@@ -134,6 +135,56 @@ def multi_scale_attention_backward(
         dq_chunks.append(dq_chunk * scale)
     dq = torch.cat(dq_chunks, dim=1)
     return dq.to(q.dtype), [dk.to(q.dtype) for dk in dks], [dv.to(q.dtype) for dv in dvs]
+
+
+def gated_projection(
+    x: Tensor, attended: Sequence[Tensor], weight: Tensor, bias: Tensor, gamma: Tensor
+) -> Tensor:
+    """``x + γ ⊙ (concat(attended) weightᵀ + bias)`` in the dtype of ``x``.
+
+    ``x [..., C]``, ``attended[s] [..., K_s]``, ``weight [C, Σ K_s]`` in the dtype of ``attended``,
+    ``bias [C]`` and ``gamma [C]``. Plain differentiable PyTorch.
+    """
+    joined = attended[0] if len(attended) == 1 else torch.cat(list(attended), dim=-1)
+    update = linear(joined, weight, bias.to(weight.dtype))
+    return torch.addcmul(x, gamma.to(x.dtype), update.to(x.dtype))
+
+
+def gated_projection_backward(
+    d_y: Tensor, attended: Sequence[Tensor], weight: Tensor, bias: Tensor, gamma: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Gradients ``([d_attended_s], d_weight, d_bias, d_gamma)`` of :func:`gated_projection`.
+
+    The projected update is not needed: with ``G = d_yᵀ concat(attended)`` and ``g = Σ_rows d_y``,
+    ``d_weight = γ G``, ``d_bias = γ g`` and ``d_gamma = Σ_k weight ∘ G + bias g``. So nothing
+    beyond the inputs is kept, and the work is two library matrix products.
+    """
+    dtype = compute_dtype(weight.dtype)
+    gates, full_weight = gamma.to(dtype), weight.to(dtype)
+    rows = d_y.reshape(-1, d_y.shape[-1]).to(weight.dtype)
+    widths = [a.shape[-1] for a in attended]
+    gated_weights = torch.split((gates[:, None] * full_weight).to(weight.dtype), widths, dim=1)
+    d_attended = [
+        (rows @ gated_weight).view(a.shape)
+        for gated_weight, a in zip(gated_weights, attended, strict=True)
+    ]
+    products = torch.cat([_product(rows.T, a.reshape(-1, a.shape[-1])) for a in attended], dim=1)
+    column_sums = rows.sum(dim=0, dtype=dtype)
+    d_gamma = (full_weight * products).sum(dim=1) + bias.to(dtype) * column_sums
+    return (
+        d_attended,
+        (gates[:, None] * products).to(weight.dtype),
+        (gates * column_sums).to(bias.dtype),
+        d_gamma.to(gamma.dtype),
+    )
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in :func:`compute_dtype`: half precision would overflow before ``γ`` is applied."""
+    dtype = compute_dtype(a.dtype)
+    if a.is_cuda and a.dtype != dtype:
+        return torch.mm(a, b, out_dtype=dtype)
+    return a.to(dtype) @ b.to(dtype)
 
 
 def _attend(

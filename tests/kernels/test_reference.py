@@ -153,6 +153,18 @@ def test_two_backward_runs_give_identical_bits() -> None:
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_does_not_reach_into_the_reference(dtype: torch.dtype) -> None:
+    q, ks, vs = draw(9, 33, [(40, 16), (7, 32)], 2, 16)
+    q, ks, vs = q.to(dtype), [k.to(dtype) for k in ks], [v.to(dtype) for v in vs]
+    outs, lse, weights = multi_scale_attention(q, ks, vs)
+    with torch.autocast("cpu", dtype):
+        cast_outs, cast_lse, cast_weights = multi_scale_attention(q, ks, vs)
+    for a, b in zip((*cast_outs, cast_lse, cast_weights), (*outs, lse, weights), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
 def test_attention_weights_are_the_probabilities() -> None:
     q, (k,), (v,) = draw(7, 5, [(11, 8)], 2, 16)
     probabilities = reference.attention_weights(q.double(), k.double(), 0.25)

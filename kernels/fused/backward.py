@@ -1,0 +1,426 @@
+"""Backward kernels: recomputed probabilities, no atomics, each gradient written by one program.
+
+With ``P = exp(S - lse)``, ``dP_s = dout_s v_sᵀ`` and ``δ = Σ_s (dout_s·out_s + dw_s·w_s) - dlse``,
+every score receives ``dS_s = P_s · (dP_s + dw_s - δ)``. Queries and keys are walked twice, once for
+``dq`` and once for ``dk`` and ``dv``: what that costs in arithmetic it saves in memory and in
+atomics, and two runs give the same bits (Dao 2023, FlashAttention-2, deterministic backward).
+"""
+
+import triton
+import triton.language as tl
+
+from hmc_fast.kernels.fused.primitives import (
+    batch_head_offset,
+    load_rows,
+    readable_column,
+    store_rows,
+)
+
+
+@triton.jit
+def _delta_kernel(
+    out_ptrs,
+    d_out_ptrs,
+    weights_ptr,
+    d_weights_ptr,
+    d_lse_ptr,
+    delta_ptr,
+    d_out_strides,
+    queries,
+    heads,
+    D_VS: tl.constexpr,
+    BLOCK_DVS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Grid: (query blocks × B·H). Writes ``δ [B, H, M]``."""
+    SOURCES: tl.constexpr = len(out_ptrs)
+    query_blocks = tl.cdiv(queries, BLOCK_M)
+    first_row = (tl.program_id(0) % query_blocks) * BLOCK_M
+    batch_head = tl.cast(tl.program_id(0) // query_blocks, tl.int64)
+    row = first_row + tl.arange(0, BLOCK_M)
+    inside = row < queries
+    rows = batch_head * queries + row
+    delta = -tl.load(d_lse_ptr + rows, mask=inside, other=0.0)
+    for s in tl.static_range(SOURCES):
+        out_base = out_ptrs[s] + batch_head_offset(
+            batch_head, heads, tl.cast(queries, tl.int64) * heads * D_VS[s], D_VS[s]
+        )
+        d_out_base = d_out_ptrs[s] + batch_head_offset(
+            batch_head, heads, d_out_strides[s][0], d_out_strides[s][2]
+        )
+        for column in range(0, D_VS[s], BLOCK_DVS[s]):
+            out = load_rows(
+                out_base,
+                first_row,
+                queries,
+                heads * D_VS[s],
+                column,
+                BLOCK_M,
+                D_VS[s],
+                BLOCK_DVS[s],
+                False,
+            )
+            d_out = load_rows(
+                d_out_base,
+                first_row,
+                queries,
+                d_out_strides[s][1],
+                column,
+                BLOCK_M,
+                D_VS[s],
+                BLOCK_DVS[s],
+                False,
+            )
+            delta += tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+        if SOURCES > 1:
+            weight = tl.load(weights_ptr + rows * SOURCES + s, mask=inside, other=0.0)
+            d_weight = tl.load(d_weights_ptr + rows * SOURCES + s, mask=inside, other=0.0)
+            delta += weight * d_weight
+    tl.store(delta_ptr + rows, delta, mask=inside)
+
+
+@triton.jit
+def _row_statistics(lse_ptr, delta_ptr, d_weights_ptr, rows, inside, s, SOURCES: tl.constexpr):
+    """``lse`` in log2 units (+∞ outside, where probabilities are zero), and ``dw_s - δ``."""
+    log2_lse = tl.load(lse_ptr + rows, mask=inside, other=float("inf")) * 1.4426950408889634
+    shift = -tl.load(delta_ptr + rows, mask=inside, other=0.0)
+    if SOURCES > 1:
+        shift += tl.load(d_weights_ptr + rows * SOURCES + s, mask=inside, other=0.0)
+    return log2_lse, shift
+
+
+@triton.jit
+def _add_further_chunks(
+    d_p,
+    left_base,
+    right_base,
+    first_left,
+    first_right,
+    lefts,
+    rights,
+    stride_left,
+    stride_right,
+    D_V: tl.constexpr,
+    ROWS_LEFT: tl.constexpr,
+    ROWS_RIGHT: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``d_p`` plus the products of all value columns beyond the first chunk."""
+    if D_V > BLOCK_DV:
+        for column in range(BLOCK_DV, D_V, BLOCK_DV):
+            left = load_rows(
+                left_base, first_left, lefts, stride_left, column, ROWS_LEFT, D_V, BLOCK_DV, False
+            )
+            right = load_rows(
+                right_base,
+                first_right,
+                rights,
+                stride_right,
+                column,
+                ROWS_RIGHT,
+                D_V,
+                BLOCK_DV,
+                False,
+            )
+            d_p = tl.dot(left, tl.trans(right), d_p, input_precision=PRECISION)
+    return d_p
+
+
+@triton.jit
+def _attention_backward_q_kernel(
+    q_ptr,
+    k_ptrs,
+    v_ptrs,
+    d_out_ptrs,
+    lse_ptr,
+    delta_ptr,
+    d_weights_ptr,
+    dq_ptr,
+    q_strides,
+    k_strides,
+    v_strides,
+    d_out_strides,
+    lengths,
+    queries,
+    heads,
+    log2_scale,
+    scale,
+    D_QK: tl.constexpr,
+    D_VS: tl.constexpr,
+    BLOCK_QK: tl.constexpr,
+    BLOCK_DVS: tl.constexpr,
+    WHOLE_BLOCKS: tl.constexpr,
+    NEGATE_Q: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Grid: (query blocks × B·H). Walks the keys of every source and writes ``dq``."""
+    SOURCES: tl.constexpr = len(k_ptrs)
+    query_blocks = tl.cdiv(queries, BLOCK_M)
+    first_row = (tl.program_id(0) % query_blocks) * BLOCK_M
+    batch_head = tl.cast(tl.program_id(0) // query_blocks, tl.int64)
+    row = first_row + tl.arange(0, BLOCK_M)
+    rows = batch_head * queries + row
+
+    q_base = q_ptr + batch_head_offset(batch_head, heads, q_strides[0], q_strides[2])
+    q = load_rows(q_base, first_row, queries, q_strides[1], 0, BLOCK_M, D_QK, BLOCK_QK, False)
+    if NEGATE_Q:
+        q = -q
+    dq = tl.zeros([BLOCK_M, BLOCK_QK], tl.float32)
+    for s in tl.static_range(SOURCES):
+        log2_lse, shift = _row_statistics(
+            lse_ptr, delta_ptr, d_weights_ptr, rows, row < queries, s, SOURCES
+        )
+        k_base = k_ptrs[s] + batch_head_offset(batch_head, heads, k_strides[s][0], k_strides[s][2])
+        v_base = v_ptrs[s] + batch_head_offset(batch_head, heads, v_strides[s][0], v_strides[s][2])
+        d_out_base = d_out_ptrs[s] + batch_head_offset(
+            batch_head, heads, d_out_strides[s][0], d_out_strides[s][2]
+        )
+        d_out = load_rows(
+            d_out_base,
+            first_row,
+            queries,
+            d_out_strides[s][1],
+            0,
+            BLOCK_M,
+            D_VS[s],
+            BLOCK_DVS[s],
+            False,
+        )
+        for start in tl.range(0, lengths[s], BLOCK_N):
+            k = load_rows(
+                k_base,
+                start,
+                lengths[s],
+                k_strides[s][1],
+                0,
+                BLOCK_N,
+                D_QK,
+                BLOCK_QK,
+                WHOLE_BLOCKS[s],
+            )
+            v = load_rows(
+                v_base,
+                start,
+                lengths[s],
+                v_strides[s][1],
+                0,
+                BLOCK_N,
+                D_VS[s],
+                BLOCK_DVS[s],
+                WHOLE_BLOCKS[s],
+            )
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+            p = tl.exp2(scores * log2_scale - log2_lse[:, None])
+            if not WHOLE_BLOCKS[s]:
+                inside = (start + tl.arange(0, BLOCK_N))[None, :] < lengths[s]
+                p = tl.where(inside, p, 0.0)
+            d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
+            d_p = _add_further_chunks(
+                d_p,
+                d_out_base,
+                v_base,
+                first_row,
+                start,
+                queries,
+                lengths[s],
+                d_out_strides[s][1],
+                v_strides[s][1],
+                D_VS[s],
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_DVS[s],
+                PRECISION,
+            )
+            d_scores = p * (d_p + shift[:, None])
+            dq = tl.dot(d_scores.to(k.dtype), k, dq, input_precision=PRECISION)
+
+    dq_base = dq_ptr + batch_head_offset(
+        batch_head, heads, tl.cast(queries, tl.int64) * heads * D_QK, D_QK
+    )
+    store_rows(dq_base, dq * scale, first_row, queries, heads * D_QK, 0, BLOCK_M, D_QK, BLOCK_QK)
+
+
+@triton.jit
+def _backward_one_key_block(
+    q_base,
+    k_base,
+    v_base,
+    d_out_base,
+    lse_ptr,
+    delta_ptr,
+    d_weights_ptr,
+    dk_base,
+    dv_base,
+    stride_qm,
+    stride_kn,
+    stride_vn,
+    stride_dom,
+    first_key,
+    length,
+    queries,
+    heads,
+    batch_head,
+    chunk,
+    log2_scale,
+    scale,
+    s,
+    SOURCES: tl.constexpr,
+    D_QK: tl.constexpr,
+    D_V: tl.constexpr,
+    BLOCK_QK: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    WHOLE_QUERIES: tl.constexpr,
+    NEGATE_Q: tl.constexpr,
+    WRITE_DK: tl.constexpr,
+    WRITE_DV: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """``dk`` of one block of keys, and one chunk of columns of its ``dv``, over all queries."""
+    k = load_rows(k_base, first_key, length, stride_kn, 0, BLOCK_N, D_QK, BLOCK_QK, False)
+    if NEGATE_Q:
+        k = -k
+    column = readable_column(chunk, D_V, BLOCK_DV)
+    if WRITE_DK:
+        v = load_rows(v_base, first_key, length, stride_vn, 0, BLOCK_N, D_V, BLOCK_DV, False)
+        dk = tl.zeros([BLOCK_N, BLOCK_QK], tl.float32)
+    if WRITE_DV:
+        dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+    for start in tl.range(0, queries, BLOCK_M):
+        row = start + tl.arange(0, BLOCK_M)
+        log2_lse, shift = _row_statistics(
+            lse_ptr,
+            delta_ptr,
+            d_weights_ptr,
+            batch_head * queries + row,
+            row < queries,
+            s,
+            SOURCES,
+        )
+        q = load_rows(q_base, start, queries, stride_qm, 0, BLOCK_M, D_QK, BLOCK_QK, WHOLE_QUERIES)
+        d_out = load_rows(
+            d_out_base, start, queries, stride_dom, column, BLOCK_M, D_V, BLOCK_DV, WHOLE_QUERIES
+        )
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BLOCK_N, BLOCK_M]
+        p = tl.exp2(scores * log2_scale - log2_lse[None, :])
+        if WRITE_DV:
+            dv = tl.dot(p.to(d_out.dtype), d_out, dv, input_precision=PRECISION)
+        if WRITE_DK:
+            d_p = tl.dot(v, tl.trans(d_out), input_precision=PRECISION)
+            d_p = _add_further_chunks(
+                d_p,
+                v_base,
+                d_out_base,
+                first_key,
+                start,
+                length,
+                queries,
+                stride_vn,
+                stride_dom,
+                D_V,
+                BLOCK_N,
+                BLOCK_M,
+                BLOCK_DV,
+                PRECISION,
+            )
+            d_scores = p * (d_p + shift[None, :])
+            dk = tl.dot(d_scores.to(q.dtype), q, dk, input_precision=PRECISION)
+    if WRITE_DK:
+        store_rows(dk_base, dk * scale, first_key, length, heads * D_QK, 0, BLOCK_N, D_QK, BLOCK_QK)
+    if WRITE_DV:
+        column = chunk * BLOCK_DV
+        store_rows(dv_base, dv, first_key, length, heads * D_V, column, BLOCK_N, D_V, BLOCK_DV)
+
+
+@triton.jit
+def _attention_backward_kv_kernel(
+    q_ptr,
+    k_ptrs,
+    v_ptrs,
+    d_out_ptrs,
+    lse_ptr,
+    delta_ptr,
+    d_weights_ptr,
+    dk_ptrs,
+    dv_ptrs,
+    q_strides,
+    k_strides,
+    v_strides,
+    d_out_strides,
+    lengths,
+    queries,
+    heads,
+    log2_scale,
+    scale,
+    D_QK: tl.constexpr,
+    D_VS: tl.constexpr,
+    BLOCK_QK: tl.constexpr,
+    BLOCK_DVS: tl.constexpr,
+    WHOLE_QUERIES: tl.constexpr,
+    NEGATE_Q: tl.constexpr,
+    WRITE_DK: tl.constexpr,
+    WRITE_DV: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Grid: (key blocks of all sources × B·H, value chunks). One launch for every source."""
+    SOURCES: tl.constexpr = len(k_ptrs)
+    key_blocks = tl.cdiv(lengths[0], BLOCK_N)
+    for s in tl.static_range(1, SOURCES):
+        key_blocks += tl.cdiv(lengths[s], BLOCK_N)
+    block = tl.program_id(0) % key_blocks
+    batch_head = tl.cast(tl.program_id(0) // key_blocks, tl.int64)
+    chunk = tl.program_id(1)
+    q_base = q_ptr + batch_head_offset(batch_head, heads, q_strides[0], q_strides[2])
+    for s in tl.static_range(SOURCES):
+        source_blocks = tl.cdiv(lengths[s], BLOCK_N)
+        if (block >= 0) & (block < source_blocks):
+            _backward_one_key_block(
+                q_base,
+                k_ptrs[s] + batch_head_offset(batch_head, heads, k_strides[s][0], k_strides[s][2]),
+                v_ptrs[s] + batch_head_offset(batch_head, heads, v_strides[s][0], v_strides[s][2]),
+                d_out_ptrs[s]
+                + batch_head_offset(batch_head, heads, d_out_strides[s][0], d_out_strides[s][2]),
+                lse_ptr,
+                delta_ptr,
+                d_weights_ptr,
+                dk_ptrs[s]
+                + batch_head_offset(
+                    batch_head, heads, tl.cast(lengths[s], tl.int64) * heads * D_QK, D_QK
+                ),
+                dv_ptrs[s]
+                + batch_head_offset(
+                    batch_head, heads, tl.cast(lengths[s], tl.int64) * heads * D_VS[s], D_VS[s]
+                ),
+                q_strides[1],
+                k_strides[s][1],
+                v_strides[s][1],
+                d_out_strides[s][1],
+                block * BLOCK_N,
+                lengths[s],
+                queries,
+                heads,
+                batch_head,
+                chunk,
+                log2_scale,
+                scale,
+                s,
+                SOURCES,
+                D_QK,
+                D_VS[s],
+                BLOCK_QK,
+                BLOCK_DVS[s],
+                WHOLE_QUERIES,
+                NEGATE_Q,
+                WRITE_DK,
+                WRITE_DV,
+                PRECISION,
+                BLOCK_M,
+                BLOCK_N,
+            )
+        block -= source_blocks

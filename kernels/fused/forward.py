@@ -1,0 +1,285 @@
+"""Forward kernels: one launch walks every source, or a slice of every source (split-KV).
+
+A program owns ``BLOCK_M`` queries of one batch and head and one chunk of each source's value
+columns. It attends to each source with its own running maximum and joins them under one softmax
+at the end, so no score is ever stored. With several splits each writes a partial result, which
+:func:`_combine_splits_kernel` weighs by ``exp(lse_split - lse)``.
+
+Outputs are contiguous: ``out_s [splits, B, M, H, Dv_s]``, ``lse [splits, B, H, M]``,
+``weights [splits, B, H, M, S]``.
+"""
+
+import triton
+import triton.language as tl
+
+from hmc_fast.kernels.fused.primitives import (
+    batch_head_offset,
+    load_rows,
+    readable_column,
+    store_rows,
+)
+
+
+@triton.jit
+def _attend(
+    q,
+    k_ptr,
+    v_ptr,
+    stride_kn,
+    stride_vn,
+    begin,
+    end,
+    column,
+    log2_scale,
+    D_QK: tl.constexpr,
+    D_V: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_QK: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    WHOLE_BLOCKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Keys ``begin`` to ``end`` of one source: accumulator, running maximum (log2) and sum."""
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    for start in tl.range(begin, end, BLOCK_N):
+        k = load_rows(k_ptr, start, end, stride_kn, 0, BLOCK_N, D_QK, BLOCK_QK, WHOLE_BLOCKS)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+        if not WHOLE_BLOCKS:
+            inside = (start + tl.arange(0, BLOCK_N))[None, :] < end
+            scores = tl.where(inside, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1) * log2_scale)
+        p = tl.exp2(scores * log2_scale - new_top[:, None])
+        keep = tl.exp2(top - new_top)
+        total = total * keep + tl.sum(p, 1)
+        v = load_rows(v_ptr, start, end, stride_vn, column, BLOCK_N, D_V, BLOCK_DV, WHOLE_BLOCKS)
+        acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None], input_precision=PRECISION)
+        top = new_top
+    return acc, top, total
+
+
+@triton.jit
+def _attention_forward_kernel(
+    q_ptr,
+    k_ptrs,
+    v_ptrs,
+    out_ptrs,
+    lse_ptr,
+    weights_ptr,
+    q_strides,
+    k_strides,
+    v_strides,
+    lengths,
+    spans,
+    queries,
+    heads,
+    batch_heads,
+    log2_scale,
+    D_QK: tl.constexpr,
+    D_VS: tl.constexpr,
+    BLOCK_QK: tl.constexpr,
+    BLOCK_DVS: tl.constexpr,
+    WHOLE_BLOCKS: tl.constexpr,
+    NEGATE_Q: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Grid: (query blocks × B·H, value chunks, splits). Split ``i`` takes the ``i``-th span."""
+    SOURCES: tl.constexpr = len(k_ptrs)
+    query_blocks = tl.cdiv(queries, BLOCK_M)
+    first_row = (tl.program_id(0) % query_blocks) * BLOCK_M
+    batch_head = tl.program_id(0) // query_blocks
+    chunk = tl.program_id(1)
+    split = tl.program_id(2)
+
+    q_base = q_ptr + batch_head_offset(batch_head, heads, q_strides[0], q_strides[2])
+    q = load_rows(q_base, first_row, queries, q_strides[1], 0, BLOCK_M, D_QK, BLOCK_QK, False)
+    if NEGATE_Q:
+        q = -q
+
+    accs = ()
+    tops = ()
+    totals = ()
+    for s in tl.static_range(SOURCES):
+        begin = split * spans[s]
+        end = tl.minimum(begin + spans[s], lengths[s])
+        acc, source_top, source_total = _attend(
+            q,
+            k_ptrs[s] + batch_head_offset(batch_head, heads, k_strides[s][0], k_strides[s][2]),
+            v_ptrs[s] + batch_head_offset(batch_head, heads, v_strides[s][0], v_strides[s][2]),
+            k_strides[s][1],
+            v_strides[s][1],
+            begin,
+            end,
+            readable_column(chunk, D_VS[s], BLOCK_DVS[s]),
+            log2_scale,
+            D_QK,
+            D_VS[s],
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_QK,
+            BLOCK_DVS[s],
+            WHOLE_BLOCKS[s],
+            PRECISION,
+        )
+        accs = accs + (acc,)
+        tops = tops + (source_top,)
+        totals = totals + (source_total,)
+
+    top = tops[0]
+    for s in tl.static_range(1, SOURCES):
+        top = tl.maximum(top, tops[s])
+    total = totals[0] * tl.exp2(tops[0] - top)
+    for s in tl.static_range(1, SOURCES):
+        total += totals[s] * tl.exp2(tops[s] - top)
+
+    row = first_row + tl.arange(0, BLOCK_M)
+    slab = tl.cast(split, tl.int64) * batch_heads + batch_head
+    for s in tl.static_range(SOURCES):
+        share = tl.exp2(tops[s] - top) / total
+        out_base = out_ptrs[s] + batch_head_offset(
+            slab, heads, tl.cast(queries, tl.int64) * heads * D_VS[s], D_VS[s]
+        )
+        store_rows(
+            out_base,
+            accs[s] * share[:, None],
+            first_row,
+            queries,
+            heads * D_VS[s],
+            chunk * BLOCK_DVS[s],
+            BLOCK_M,
+            D_VS[s],
+            BLOCK_DVS[s],
+        )
+        if SOURCES > 1:
+            weights_base = weights_ptr + (slab * queries) * SOURCES + s
+            inside = (row < queries) & (chunk == 0)
+            tl.store(weights_base + row * SOURCES, totals[s] * share, mask=inside)
+    lse = (top + tl.log2(total)) * 0.6931471805599453  # ln 2
+    tl.store(lse_ptr + slab * queries + row, lse, mask=(row < queries) & (chunk == 0))
+
+
+@triton.jit
+def _join_splits(
+    partial_out_ptr,
+    partial_weights_ptr,
+    lse_ptrs,
+    stride_split,
+    top,
+    total,
+    splits,
+    batch_head,
+    batch_heads,
+    heads,
+    queries,
+    first_row,
+    chunk,
+    SOURCES: tl.constexpr,
+    D_V: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """One source's output and weight, each split weighed by ``exp(lse_split - lse)``."""
+    row = first_row + tl.arange(0, BLOCK_M)
+    inside = row < queries
+    stride_batch = tl.cast(queries, tl.int64) * heads * D_V
+    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    weight = tl.zeros([BLOCK_M], tl.float32)
+    for split in range(splits):
+        slab = batch_head + split * tl.cast(batch_heads, tl.int64)
+        split_lse = tl.load(lse_ptrs + split * stride_split, mask=inside, other=0.0)
+        share = tl.exp(split_lse - top) / total
+        partial = load_rows(
+            partial_out_ptr + batch_head_offset(slab, heads, stride_batch, D_V),
+            first_row,
+            queries,
+            heads * D_V,
+            readable_column(chunk, D_V, BLOCK_DV),
+            BLOCK_M,
+            D_V,
+            BLOCK_DV,
+            False,
+        )
+        acc += partial * share[:, None]
+        if SOURCES > 1:
+            weight_ptrs = partial_weights_ptr + (slab * queries + row) * SOURCES
+            weight += share * tl.load(weight_ptrs, mask=inside, other=0.0)
+    return acc, weight
+
+
+@triton.jit
+def _combine_splits_kernel(
+    partial_out_ptrs,
+    partial_lse_ptr,
+    partial_weights_ptr,
+    out_ptrs,
+    lse_ptr,
+    weights_ptr,
+    splits,
+    queries,
+    heads,
+    batch_heads,
+    D_VS: tl.constexpr,
+    BLOCK_DVS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Grid: (query blocks × B·H, value chunks). Joins the partial results of the splits."""
+    SOURCES: tl.constexpr = len(out_ptrs)
+    query_blocks = tl.cdiv(queries, BLOCK_M)
+    first_row = (tl.program_id(0) % query_blocks) * BLOCK_M
+    batch_head = tl.cast(tl.program_id(0) // query_blocks, tl.int64)
+    chunk = tl.program_id(1)
+    row = first_row + tl.arange(0, BLOCK_M)
+    inside = row < queries
+    write_statistics = inside & (chunk == 0)
+
+    lse_ptrs = partial_lse_ptr + batch_head * queries + row
+    stride_split = tl.cast(batch_heads, tl.int64) * queries
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    for split in range(splits):
+        top = tl.maximum(top, tl.load(lse_ptrs + split * stride_split, mask=inside, other=0.0))
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for split in range(splits):
+        lse = tl.load(lse_ptrs + split * stride_split, mask=inside, other=0.0)
+        total += tl.exp(lse - top)
+    lse = top + tl.log(total)
+    tl.store(lse_ptr + batch_head * queries + row, lse, mask=write_statistics)
+
+    for s in tl.static_range(SOURCES):
+        acc, weight = _join_splits(
+            partial_out_ptrs[s],
+            partial_weights_ptr + s,
+            lse_ptrs,
+            stride_split,
+            top,
+            total,
+            splits,
+            batch_head,
+            batch_heads,
+            heads,
+            queries,
+            first_row,
+            chunk,
+            SOURCES,
+            D_VS[s],
+            BLOCK_DVS[s],
+            BLOCK_M,
+        )
+        stride_batch = tl.cast(queries, tl.int64) * heads * D_VS[s]
+        store_rows(
+            out_ptrs[s] + batch_head_offset(batch_head, heads, stride_batch, D_VS[s]),
+            acc,
+            first_row,
+            queries,
+            heads * D_VS[s],
+            chunk * BLOCK_DVS[s],
+            BLOCK_M,
+            D_VS[s],
+            BLOCK_DVS[s],
+        )
+        if SOURCES > 1:
+            weight_ptrs = weights_ptr + (batch_head * queries + row) * SOURCES + s
+            tl.store(weight_ptrs, weight, mask=write_statistics)

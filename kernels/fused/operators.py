@@ -1,0 +1,143 @@
+"""The fused kernels behind the contract of :mod:`hmc_fast.kernels.reference`."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from hmc_fast.kernels.fused.launch import Launch
+from hmc_fast.kernels.fused.planning import (
+    Target,
+    plan_backward,
+    plan_forward,
+    plan_gated_projection,
+)
+from hmc_fast.kernels.fused.tiles import tiles_for
+
+INTERPRETER_MULTIPROCESSORS = 8
+"""What the interpreter pretends to have, so that small grids are split there as on a GPU."""
+MAX_TOKEN_STRIDE = 2**23
+"""Offsets inside a tile are 32-bit: a view with tokens farther apart is copied first."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """As :func:`hmc_fast.kernels.reference.attention`."""
+    outs, lse, _ = multi_scale_attention(q, [k], [v], scale)
+    return outs[0], lse
+
+
+def multi_scale_attention(
+    q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], scale: float
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """As :func:`hmc_fast.kernels.reference.multi_scale_attention`."""
+    q, ks, vs = _addressable(q), [_addressable(k) for k in ks], [_addressable(v) for v in vs]
+    batch, queries, heads, _ = q.shape
+    outs = [q.new_empty(batch, queries, heads, v.shape[3]) for v in vs]
+    lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
+    if len(vs) == 1:
+        weights = lse.new_ones(batch, heads, queries, 1)
+    else:
+        weights = lse.new_empty(batch, heads, queries, len(vs))
+    run(q, plan_forward(target_of(q), q, ks, vs, scale, outs, lse, weights))
+    return outs, lse, weights
+
+
+def attention_backward(
+    d_out: Tensor,
+    d_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`hmc_fast.kernels.reference.attention_backward`."""
+    dq, dks, dvs = multi_scale_attention_backward(
+        [d_out], d_lse, d_lse, q, [k], [v], [out], lse, lse, scale
+    )
+    return dq, dks[0], dvs[0]
+
+
+def multi_scale_attention_backward(
+    d_outs: Sequence[Tensor],
+    d_lse: Tensor,
+    d_weights: Tensor,
+    q: Tensor,
+    ks: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    lse: Tensor,
+    weights: Tensor,
+    scale: float,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """As :func:`hmc_fast.kernels.reference.multi_scale_attention_backward`.
+
+    With one source, ``weights`` and ``d_weights`` are not read: the weight is constant.
+    """
+    q, ks, vs = _addressable(q), [_addressable(k) for k in ks], [_addressable(v) for v in vs]
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    dks = [torch.empty_like(k, memory_format=torch.contiguous_format) for k in ks]
+    dvs = [torch.empty_like(v, memory_format=torch.contiguous_format) for v in vs]
+    launches = plan_backward(
+        target_of(q),
+        [_addressable(d_out) for d_out in d_outs],
+        d_lse.contiguous(),
+        d_weights.contiguous(),
+        q,
+        ks,
+        vs,
+        outs,
+        lse,
+        weights,
+        scale,
+        dq,
+        dks,
+        dvs,
+    )
+    run(q, launches)
+    return dq, dks, dvs
+
+
+def gated_projection(
+    x: Tensor, attended: Sequence[Tensor], weight: Tensor, bias: Tensor, gamma: Tensor
+) -> Tensor:
+    """As :func:`hmc_fast.kernels.reference.gated_projection`."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    contiguous = [a.contiguous() for a in attended]
+    launch = plan_gated_projection(
+        target_of(x), x.contiguous(), contiguous, weight.contiguous(), bias, gamma, y
+    )
+    run(x, [launch])
+    return y
+
+
+def target_of(x: Tensor) -> Target:
+    """The device, its tiles, and the fp32 precision that PyTorch allows on it."""
+    if x.device.type != "cuda":
+        return Target(tiles_for(x.device), INTERPRETER_MULTIPROCESSORS, "ieee")
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return Target(tiles_for(x.device), _multiprocessors(x.device), precision)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _addressable(x: Tensor) -> Tensor:
+    """``x``, copied only where a kernel could not walk it: a broadcast or far-flung view."""
+    walkable = x.stride(3) == 1 and x.stride(1) < MAX_TOKEN_STRIDE
+    return x if walkable else x.contiguous()
+
+
+def run(x: Tensor, launches: Iterable[Launch]) -> None:
+    """Run ``launches`` on the device of ``x``."""
+    device: AbstractContextManager[object] = (
+        torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
+    )
+    with device:
+        for launch in launches:
+            launch.run()

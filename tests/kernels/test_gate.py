@@ -1,0 +1,64 @@
+"""Every shipped tile builds for its architecture, fits, and (by default) does not spill."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hmc_fast.kernels import gate
+from hmc_fast.kernels.capability import MAX_SOURCES
+from hmc_fast.kernels.fused.planning import padded, value_block
+from hmc_fast.kernels.fused.tiles import INTERPRETER, Tile, load_tiles
+
+pytestmark = pytest.mark.compile_only
+
+
+@pytest.mark.timeout(1800)
+def test_every_shipped_tile_passes_the_gate() -> None:
+    tiles = gate.check_tiles()
+    failing = [(t.architecture, *t.cells()) for t in tiles if t.faults]
+    assert not failing
+    assert {t.architecture for t in tiles} == set(gate.ARCHITECTURES)
+    model = [
+        t
+        for t in tiles
+        if t.architecture == "sm_90" and "d_qk 64, d_v 256, 10" in t.problem and t.default
+    ]
+    kernels = {t.kernel for t in model if t.mma == "wgmma"}
+    assert kernels >= {"attention_forward", "attention_backward_q", "attention_backward_kv"}
+
+
+def test_the_gate_can_fail() -> None:
+    """A tile far too large for its architecture is named with what it lacks."""
+    variant = next(v for v in gate._variants("sm_86") if v.kernel == "attention_forward")
+    huge = Tile({"BLOCK_M": 128, "BLOCK_N": 128}, num_warps=4, num_stages=4)
+    found = gate._compile(replace(variant, tile=huge))
+    assert any("shared memory" in fault or "spills" in fault for fault in found.faults)
+
+
+@given(
+    architecture=st.sampled_from([*gate.ARCHITECTURES, INTERPRETER]),
+    bits=st.sampled_from([16, 32]),
+    d_qk=st.integers(16, 256),
+    d_vs=st.lists(st.integers(16, 2048), min_size=1, max_size=MAX_SOURCES),
+    queries=st.integers(1, 100_000),
+)
+def test_a_tile_serves_every_problem_in_the_capability_table(
+    architecture: str, bits: int, d_qk: int, d_vs: list[int], queries: int
+) -> None:
+    tiles = load_tiles(architecture)
+    columns = tiles.value_columns[bits]
+    limit = columns.chunk
+    while sum(value_block(d, limit) for d in d_vs) > columns.accumulated:
+        limit //= 2
+    blocks = [value_block(d, limit) for d in d_vs]
+    assert min(blocks) >= 16
+    assert tiles.choose("attention_forward", bits, d_qk, sum(blocks), queries)
+    width = max(value_block(d, columns.chunk) for d in d_vs)
+    for kernel in ("delta", "attention_backward_q", "attention_backward_kv"):
+        assert tiles.choose(kernel, bits, d_qk, width, queries)
+    if max(map(padded, d_vs)) > columns.chunk:
+        assert tiles.choose("attention_backward_k", bits, d_qk, width, queries)
+    assert tiles.choose("combine_splits", bits, d_qk, max(blocks), queries)
+    assert tiles.choose("gated_projection", bits, 0, 0, queries)
