@@ -1,0 +1,132 @@
+"""ONNX graph to TensorRT engine, with sidecar."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hmc_fast.errors import UserError
+from hmc_fast.export.builders import AUTO, Builder, BuildRequest
+from hmc_fast.export.onnx_export import OnnxExport, Progress, make_onnx, name_files
+from hmc_fast.export.sidecar import EngineInfo, FileIdentity, Profile, Sidecar, write_artefacts
+from hmc_fast.files import make_folder, write_atomically
+
+ONNX_SUFFIX = ".onnx"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to build.
+
+    Args:
+        flavour: ``tensorrt``, ``tensorrt-rtx`` or ``auto``.
+        targets: architectures such as ``sm_89``; empty for the builder's from Ampere on
+            (tensorrt-rtx) or the GPU at hand (tensorrt).
+        timing_cache: file that is read where it exists and written after the build; tensorrt only.
+        version_compatible: the engine runs under later releases too; tensorrt only.
+        hardware_compatible: the engine runs on any GPU from Ampere on; tensorrt only.
+    """
+
+    flavour: str = AUTO
+    targets: tuple[str, ...] = ()
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+def export_engine(
+    checkpoint: Path,
+    out: Path,
+    *,
+    precision: str = "fp16",
+    profile: Profile | None = None,
+    size: int | None = None,
+    options: EngineOptions | None = None,
+    on_progress: Progress = lambda what, done, total: None,
+) -> Sidecar:
+    """Write ``checkpoint`` as the engine ``out``; see :func:`make_onnx` and :func:`write_engine`.
+
+    What the options ask for is checked before anything is computed.
+    """
+    options = options or EngineOptions()
+    check_options(options, out)
+    export = make_onnx(
+        checkpoint, precision=precision, profile=profile, size=size, on_progress=on_progress
+    )
+    return write_engine(export, checkpoint, out, options, on_progress=on_progress)
+
+
+def check_options(options: EngineOptions, out: Path) -> None:
+    """Raises :class:`UserError` for options that the builder cannot fulfil, or a bad name."""
+    builder = Builder(options.flavour)
+    builder.choose_targets(options.targets)
+    builder.check_features(
+        options.timing_cache, options.version_compatible, options.hardware_compatible
+    )
+    if out.suffix == ONNX_SUFFIX:
+        raise UserError(f"{out}: this name is for the graph beside the engine; use .engine")
+    make_folder(out.parent)
+
+
+def write_engine(
+    export: OnnxExport,
+    checkpoint: Path,
+    out: Path,
+    options: EngineOptions,
+    *,
+    on_progress: Progress = lambda what, done, total: None,
+) -> Sidecar:
+    """Build an engine from a graph and write it, the graph beside it, and both sidecars.
+
+    The graph has the engine's name with ``.onnx``: verification runs it where the engine cannot
+    run. All files are written, or none.
+
+    Raises:
+        UserError: the builder lacks what is asked for or refuses the graph, or the disk refuses.
+        KeyboardInterrupt: Ctrl-C; nothing is written.
+    """
+    check_options(options, out)
+    builder = Builder(options.flavour)
+    targets = builder.choose_targets(options.targets)
+    built = builder.build(
+        export.content,
+        BuildRequest(
+            export.sidecar.profile,
+            targets,
+            _read_timing_cache(options.timing_cache),
+            options.version_compatible,
+            options.hardware_compatible,
+        ),
+        on_progress,
+    )
+    if built.tensors != export.sidecar.tensors:
+        raise RuntimeError(f"the builder sees {built.tensors}, not {export.sidecar.tensors}")
+    graph_path = out.with_suffix(ONNX_SUFFIX)
+    graph = name_files(export, checkpoint, graph_path)
+    sidecar = replace(
+        graph,
+        kind="engine",
+        file=FileIdentity.of_bytes(out.name, built.content),
+        tensors=built.tensors,
+        engine=EngineInfo(
+            builder.flavour.name,
+            builder.version,
+            targets,
+            options.version_compatible,
+            options.hardware_compatible,
+            graph.file,
+        ),
+    )
+    write_artefacts([(graph_path, export.content, graph), (out, built.content, sidecar)])
+    if options.timing_cache is not None and built.timing_cache is not None:
+        cache = built.timing_cache
+        write_atomically(options.timing_cache, lambda temporary: temporary.write_bytes(cache))
+    return sidecar
+
+
+def _read_timing_cache(path: Path | None) -> bytes | None:
+    """None without a cache; empty for one that does not exist yet."""
+    if path is None:
+        return None
+    try:
+        return path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

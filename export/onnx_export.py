@@ -1,0 +1,221 @@
+"""Checkpoint to ONNX: one file with a dynamic batch, attention decomposed, types decided."""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hmc_fast.checkpoint import CheckpointMetadata, load_model
+from hmc_fast.data import Preprocessing
+from hmc_fast.environment import installed_version
+from hmc_fast.errors import UserError
+from hmc_fast.evaluation.predict import precision_dtype
+from hmc_fast.export.attention import decompositions
+from hmc_fast.export.packages import need
+from hmc_fast.export.precision import PreciseModel
+from hmc_fast.export.sidecar import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    FileIdentity,
+    Profile,
+    Sidecar,
+    write_artefacts,
+)
+from hmc_fast.files import make_folder
+
+OPSETS = {"fp32": 20, "fp16": 20, "bf16": 22}
+"""Opset 23 has an Attention node that TensorRT refuses for Dv != Dqk; bf16 convolutions need 22."""
+EXAMPLE_BATCH = 2
+"""The exporter takes a batch of one for a constant."""
+RECORDED_PACKAGES = ("hmc-fast", "torch", "torchvision", "onnx", "onnxscript")
+
+Progress = Callable[[str, int, int], object]
+"""Called with what is being done, the steps finished since the last call, and the steps in all."""
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """A graph in memory and the sidecar it will have, the file's name still open."""
+
+    content: bytes
+    sidecar: Sidecar
+
+
+def export_onnx(
+    checkpoint: Path,
+    out: Path,
+    *,
+    precision: str = "fp32",
+    profile: Profile | None = None,
+    size: int | None = None,
+    on_progress: Progress = lambda what, done, total: None,
+) -> Sidecar:
+    """Write ``checkpoint`` as the ONNX file ``out`` with its sidecar; see :func:`make_onnx`."""
+    make_folder(out.parent)
+    export = make_onnx(
+        checkpoint, precision=precision, profile=profile, size=size, on_progress=on_progress
+    )
+    return write_onnx(export, checkpoint, out)
+
+
+def write_onnx(export: OnnxExport, checkpoint: Path, out: Path) -> Sidecar:
+    """Write a graph and its sidecar, both or none; raises :class:`UserError`."""
+    sidecar = name_files(export, checkpoint, out)
+    write_artefacts([(out, export.content, sidecar)])
+    return sidecar
+
+
+def name_files(export: OnnxExport, checkpoint: Path, out: Path) -> Sidecar:
+    """The sidecar once it is known that the graph goes to ``out``."""
+    relative = os.path.relpath(checkpoint.resolve(), out.resolve().parent)
+    return replace(
+        export.sidecar,
+        file=FileIdentity.of_bytes(out.name, export.content),
+        checkpoint=replace(export.sidecar.checkpoint, name=relative),
+    )
+
+
+def make_onnx(
+    checkpoint: Path,
+    *,
+    precision: str = "fp32",
+    profile: Profile | None = None,
+    size: int | None = None,
+    on_progress: Progress = lambda what, done, total: None,
+) -> OnnxExport:
+    """The ONNX graph of a checkpoint, images ``[batch, 3, H, W]`` to logits, both fp32.
+
+    Weights and activations have the dtype of ``precision``; softmax and logits are fp32. No
+    activation is computed, so the image size costs no memory.
+
+    Args:
+        checkpoint: written by ``hmc-fast train``.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        profile: batch sizes, by default ``1,8,64``.
+        size: side of the image; by default as trained.
+        on_progress: told of the steps.
+
+    Raises:
+        UserError: the checkpoint cannot be read, the model does not take that size, a parameter
+            does not fit into the precision, or the packages of the extra ``export`` are missing.
+    """
+    need("onnx", "onnxscript", extra="export")
+    dtype = precision_dtype(precision)
+    profile = profile or Profile()
+    on_progress("reading the checkpoint", 0, 3)
+    model, metadata = load_model(checkpoint, backend="reference")
+    preprocessing = metadata.preprocessing
+    if size is not None:
+        preprocessing = replace(preprocessing, height=size, width=size)
+    shape = (EXAMPLE_BATCH, 3, preprocessing.height, preprocessing.width)
+    _check_size(model, shape)
+    on_progress("tracing", 1, 3)
+    precise = PreciseModel(model, dtype, metadata.model.num_classes, torch.zeros(shape)).eval()
+    _check_finite(precise, checkpoint, precision)
+    program = _trace(precise, torch.zeros(shape), profile)
+    on_progress("writing the graph", 1, 3)
+    content = _to_onnx(program, OPSETS[precision])
+    on_progress("writing the graph", 1, 3)
+    return OnnxExport(
+        content, _sidecar(checkpoint, metadata, preprocessing, precision, profile, content)
+    )
+
+
+def _check_size(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Let the model itself refuse a size, on tensors without data."""
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            model(torch.empty(shape))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _check_finite(model: nn.Module, checkpoint: Path, precision: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(
+                f"{checkpoint}: {name.removeprefix('model.')} is not finite at {precision}; use "
+                "another --precision, or train again"
+            )
+
+
+def _trace(
+    model: nn.Module, images: torch.Tensor, profile: Profile
+) -> torch.export.ExportedProgram:
+    # A graph made for one batch size only would refuse all others.
+    largest = max(profile.maximum, EXAMPLE_BATCH)
+    batch = torch.export.Dim("batch", min=1, max=largest)
+    with torch.no_grad():
+        program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},), strict=False)
+    table = decompositions()
+    if any(node.target in table for node in program.graph.nodes):
+        program = program.run_decompositions(table)
+    return program
+
+
+def _to_onnx(program: torch.export.ExportedProgram, opset: int) -> bytes:
+    import onnx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on the exporter's own internals
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
+    assert exported is not None
+    graph = exported.model_proto
+    _name_batch(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    return bytes(graph.SerializeToString())
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the dynamic dimension ``batch`` wherever the exporter's symbol stands."""
+    symbol = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    values = (*graph.graph.input, *graph.graph.output, *graph.graph.value_info)
+    for value in values:
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = dimension.dim_param.replace(symbol, "batch")
+
+
+def _sidecar(
+    checkpoint: Path,
+    metadata: CheckpointMetadata,
+    preprocessing: Preprocessing,
+    precision: str,
+    profile: Profile,
+    content: bytes,
+) -> Sidecar:
+    image = ["batch", 3, preprocessing.height, preprocessing.width]
+    return Sidecar(
+        kind="onnx",
+        file=FileIdentity.of_bytes("", content),
+        checkpoint=FileIdentity.of(checkpoint),
+        model=metadata.model.to_json(),
+        task=metadata.task,
+        class_names=metadata.class_names,
+        preprocessing=preprocessing,
+        precision=precision,
+        quantisation=None,
+        opset=OPSETS[precision],
+        profile=profile,
+        tensors={
+            INPUT_NAME: {"dtype": "float32", "shape": image},
+            OUTPUT_NAME: {"dtype": "float32", "shape": ["batch", len(metadata.class_names)]},
+        },
+        engine=None,
+        versions={name: installed_version(name) for name in RECORDED_PACKAGES},
+    )

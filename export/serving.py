@@ -1,0 +1,151 @@
+"""A model repository for NVIDIA Triton Inference Server.
+
+``config.pbtxt`` is made from the server's own protobuf schema, which tritonclient ships, so that a
+field the server does not know cannot be written.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmc_fast.errors import UserError
+from hmc_fast.export.packages import need
+from hmc_fast.export.sidecar import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    Sidecar,
+    read_sidecar,
+    sidecar_path,
+)
+from hmc_fast.files import make_folder
+
+LABELS_FILE = "labels.txt"
+CONFIG_FILE = "config.pbtxt"
+_DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16"}
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """How the server runs the model.
+
+    Args:
+        name: of the model; by default that of the artefact's model.
+        version: a whole number from 1 on.
+        instances: copies of the model on each device.
+        device: ``gpu`` or ``cpu``; an engine needs ``gpu``.
+        max_queue_delay_us: how long a request may wait for others to share its batch, in µs.
+    """
+
+    name: str | None = None
+    version: int = 1
+    instances: int = 1
+    device: str = "gpu"
+    max_queue_delay_us: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.device not in ("gpu", "cpu"):
+            raise UserError(f"--device {self.device}: choose gpu or cpu")
+        if min(self.version, self.instances) < 1 or self.max_queue_delay_us < 0:
+            raise UserError("--version and --instances start at 1, --max-queue-delay at 0")
+
+
+def write_model_repository(artefact: Path, out: Path, options: ServingOptions) -> Path:
+    """Write ``out/NAME`` for an ONNX file or an engine of the full TensorRT; returns that folder.
+
+    It holds ``config.pbtxt`` (dynamic batching, warm-up at the smallest and largest batch,
+    instance groups), the class names, the artefact as ``model.onnx`` or ``model.plan`` in a folder
+    per version, and its sidecar.
+
+    Raises:
+        UserError: the artefact cannot be served, the folder exists or cannot be written, or
+            tritonclient is missing.
+    """
+    sidecar = read_sidecar(artefact)
+    _check_servable(artefact, sidecar, options)
+    name = options.name or sidecar.model["name"]
+    folder = make_folder(out) / name
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; remove it, or choose another --name")
+    config = model_config(sidecar, name, options)
+    partial = folder.with_name(f".{name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        versioned = partial / str(options.version)
+        versioned.mkdir(parents=True)
+        served = versioned / ("model.onnx" if sidecar.kind == "onnx" else "model.plan")
+        shutil.copyfile(artefact, served)
+        shutil.copyfile(sidecar_path(artefact), sidecar_path(served))
+        (partial / LABELS_FILE).write_text("\n".join(sidecar.class_names) + "\n", encoding="utf-8")
+        (partial / CONFIG_FILE).write_text(config, encoding="utf-8")
+        partial.replace(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: could not be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def model_config(sidecar: Sidecar, name: str, options: ServingOptions) -> str:
+    """``config.pbtxt`` of an artefact, in the server's schema.
+
+    Raises :class:`UserError` where tritonclient is missing.
+    """
+    schema, text_format = need(
+        "tritonclient.grpc.model_config_pb2", "google.protobuf.text_format", extra="serving"
+    )
+    profile = sidecar.profile
+    config = schema.ModelConfig(
+        name=name,
+        platform="onnxruntime_onnx" if sidecar.kind == "onnx" else "tensorrt_plan",
+        max_batch_size=profile.maximum,
+        input=[{"name": INPUT_NAME, **_tensor(sidecar, INPUT_NAME)}],
+        output=[
+            {
+                "name": OUTPUT_NAME,
+                **_tensor(sidecar, OUTPUT_NAME),
+                "label_filename": LABELS_FILE,
+            }
+        ],
+        instance_group=[{"count": options.instances, "kind": f"KIND_{options.device.upper()}"}],
+        dynamic_batching={
+            "preferred_batch_size": [profile.optimum],
+            "max_queue_delay_microseconds": options.max_queue_delay_us,
+        },
+        model_warmup=[
+            _warm_up(sidecar, batch) for batch in _distinct((profile.minimum, profile.maximum))
+        ],
+    )
+    return str(text_format.MessageToString(config))
+
+
+def _check_servable(artefact: Path, sidecar: Sidecar, options: ServingOptions) -> None:
+    if sidecar.engine is not None and sidecar.engine.flavour != "tensorrt":
+        raise UserError(
+            f"{artefact}: Triton's TensorRT backend runs engines of the full TensorRT, this one is "
+            f"of {sidecar.engine.flavour}; serve {sidecar.engine.onnx.name} instead, or build with "
+            "--flavour tensorrt"
+        )
+    if sidecar.kind == "engine" and options.device == "cpu":
+        raise UserError(f"{artefact}: an engine runs on a GPU; leave out --device cpu")
+    if sidecar.kind == "onnx" and sidecar.precision == "bf16":
+        raise UserError(
+            f"{artefact}: ONNX Runtime has no bf16 convolution; serve fp16 or fp32, or an engine"
+        )
+
+
+def _tensor(sidecar: Sidecar, name: str) -> dict[str, Any]:
+    """Without the batch dimension, which the server adds."""
+    tensor = sidecar.tensors[name]
+    return {"data_type": _DATA_TYPES[tensor["dtype"]], "dims": tensor["shape"][1:]}
+
+
+def _warm_up(sidecar: Sidecar, batch: int) -> dict[str, Any]:
+    tensor = {**_tensor(sidecar, INPUT_NAME), "random_data": True}
+    return {"name": f"batch {batch}", "batch_size": batch, "inputs": {INPUT_NAME: tensor}}
+
+
+def _distinct(values: Iterable[int]) -> list[int]:
+    return list(dict.fromkeys(values))

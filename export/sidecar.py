@@ -1,0 +1,261 @@
+"""The sidecar of an artefact: what it is, what it needs, and whether the file is the one meant."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hmc_fast.data import Preprocessing
+from hmc_fast.errors import UserError
+from hmc_fast.files import read_json, write_atomically, write_json
+
+FORMAT = 1
+INPUT_NAME = "images"
+OUTPUT_NAME = "logits"
+_CHUNK_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Batch sizes of an artefact: the smallest, the one to be fastest at, and the largest.
+
+    Raises :class:`UserError` unless ``1 ≤ minimum ≤ optimum ≤ maximum``.
+    """
+
+    minimum: int = 1
+    optimum: int = 8
+    maximum: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.optimum <= self.maximum:
+            raise UserError(
+                f"batch profile {self}: needs 1 <= min <= opt <= max, for example 1,8,64"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.minimum},{self.optimum},{self.maximum}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Profile":
+        """``"1,8,64"``; raises :class:`UserError` for anything else."""
+        try:
+            minimum, optimum, maximum = map(int, text.split(","))
+        except ValueError:
+            raise UserError(
+                f"batch profile {text!r}: needs three whole numbers min,opt,max, for example 1,8,64"
+            ) from None
+        return cls(minimum, optimum, maximum)
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """Which file is meant: its name, size and SHA-256."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, name: str | None = None) -> "FileIdentity":
+        """Identity of an existing file, under another name where one is given."""
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+        return cls(name or path.name, size, digest.hexdigest())
+
+    @classmethod
+    def of_bytes(cls, name: str, content: bytes) -> "FileIdentity":
+        return cls(name, len(content), hashlib.sha256(content).hexdigest())
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """How an engine was built.
+
+    ``flavour`` is ``tensorrt`` or ``tensorrt-rtx``, ``targets`` are architectures such as
+    ``sm_89``, ``onnx`` is the graph it was built from.
+    """
+
+    flavour: str
+    version: str
+    targets: tuple[str, ...]
+    version_compatible: bool
+    hardware_compatible: bool
+    onnx: FileIdentity
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Everything known of an artefact.
+
+    Args:
+        kind: ``onnx`` or ``engine``.
+        file: the artefact itself.
+        checkpoint: where it came from; ``name`` is its path, relative to the artefact's folder.
+        model: the model's configuration as JSON.
+        task: name of the task.
+        class_names: of the logits.
+        preprocessing: from a film to the input.
+        precision: ``fp32``, ``fp16`` or ``bf16``; quantised graphs are ``fp32`` in between.
+        quantisation: None, or how it was quantised.
+        opset: of the ONNX graph.
+        profile: batch sizes.
+        tensors: dtype and shape of input and output by name, the batch being ``"batch"``.
+        engine: how an engine was built; None for ONNX.
+        versions: of the packages that made it.
+        verified: the last passed verification, or None.
+    """
+
+    kind: str
+    file: FileIdentity
+    checkpoint: FileIdentity
+    model: dict[str, Any]
+    task: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    precision: str
+    quantisation: dict[str, Any] | None
+    opset: int
+    profile: Profile
+    tensors: dict[str, dict[str, Any]]
+    engine: EngineInfo | None
+    versions: dict[str, str | None]
+    verified: dict[str, Any] | None = None
+
+    @property
+    def numerics(self) -> str:
+        """What decides the rounding: the quantisation's format, else the precision."""
+        return str(self.quantisation["format"]) if self.quantisation else self.precision
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            **asdict(self),
+            "preprocessing": self.preprocessing.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Sidecar":
+        """Raises ``KeyError``, ``TypeError`` or ``UserError`` for values of another kind."""
+        fields = {key: value for key, value in values.items() if key != "format"}
+        engine = fields["engine"]
+        return cls(
+            **{
+                **fields,
+                "file": FileIdentity(**fields["file"]),
+                "checkpoint": FileIdentity(**fields["checkpoint"]),
+                "class_names": tuple(fields["class_names"]),
+                "preprocessing": Preprocessing.from_json(fields["preprocessing"]),
+                "profile": Profile(**fields["profile"]),
+                "engine": engine
+                and EngineInfo(
+                    **{
+                        **engine,
+                        "targets": tuple(engine["targets"]),
+                        "onnx": FileIdentity(**engine["onnx"]),
+                    }
+                ),
+            }
+        )
+
+
+def sidecar_path(artefact: Path) -> Path:
+    """``model.engine`` has its sidecar in ``model.engine.json``."""
+    return artefact.with_name(artefact.name + ".json")
+
+
+def read_sidecar(artefact: Path) -> Sidecar:
+    """The sidecar of ``artefact``, after checking that the file is the one it describes.
+
+    Raises :class:`UserError` where either is missing, damaged, of another format, or they do not
+    belong together.
+    """
+    if not artefact.is_file():
+        raise UserError(
+            f"{artefact}: {'is a folder' if artefact.is_dir() else 'no such file'}; name an ONNX "
+            "file or an engine written by hmc-fast export"
+        )
+    path = sidecar_path(artefact)
+    if not path.is_file():
+        raise UserError(
+            f"{artefact}: has no sidecar {path.name} beside it, so nothing is known of it; copy "
+            "the sidecar too, or export the checkpoint again"
+        )
+    values = read_json(path)
+    try:
+        if values["format"] != FORMAT:
+            raise UserError(
+                f"{path}: has format {values['format']}, this release reads {FORMAT}; export the "
+                "checkpoint again"
+            )
+        sidecar = Sidecar.from_json(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: is no sidecar of ours or is damaged (problem with {error}); export the "
+            "checkpoint again"
+        ) from None
+    check_file(artefact, sidecar.file, f"its sidecar {path.name}")
+    return sidecar
+
+
+def rebuild_command(sidecar: Sidecar, *, target: str | None = None) -> str:
+    """The command line that makes the artefact again, for another ``target`` where one is given."""
+    size = sidecar.preprocessing.height
+    words = ["hmc-fast export", "onnx" if sidecar.engine is None else "tensorrt"]
+    words += [sidecar.checkpoint.name, f"--precision {sidecar.precision}"]
+    words += [f"--size {size}", f"--batch {sidecar.profile}"]
+    if sidecar.quantisation:
+        words += [f"--quantise {sidecar.quantisation['format']} --calibration DIR"]
+    if sidecar.engine:
+        targets = target or ",".join(sidecar.engine.targets)
+        words += [f"--flavour {sidecar.engine.flavour}", f"--target {targets}"]
+    return " ".join(words)
+
+
+def check_file(path: Path, expected: FileIdentity, source: str) -> None:
+    """Raises :class:`UserError` where ``path`` is not the file that ``source`` describes."""
+    size = path.stat().st_size
+    if size < expected.size_bytes:
+        raise UserError(
+            f"{path}: is truncated, {size} of the {expected.size_bytes} bytes that {source} tells; "
+            "copy or export it again"
+        )
+    if FileIdentity.of(path).sha256 != expected.sha256:
+        raise UserError(
+            f"{path}: is not the file that {source} describes (its SHA-256 differs); keep the two "
+            "together, or export again"
+        )
+
+
+def write_artefacts(artefacts: Sequence[tuple[Path, bytes, Sidecar]]) -> None:
+    """Write files with their sidecars: all of them, or none where the disk refuses.
+
+    Raises :class:`UserError`; every path is then as it was before.
+    """
+    files: list[tuple[Path, bytes]] = []
+    for path, content, sidecar in artefacts:
+        text = json.dumps(sidecar.to_json(), indent=2, allow_nan=False) + "\n"
+        files += [(path, content), (sidecar_path(path), text.encode())]
+    _write_together(files)
+
+
+def _write_together(files: Sequence[tuple[Path, bytes]]) -> None:
+    """Fill all temporary files before the first of them is renamed."""
+    if not files:
+        return
+    (path, content), *others = files
+
+    def write_this_and_others(temporary: Path) -> None:
+        temporary.write_bytes(content)
+        _write_together(others)
+
+    write_atomically(path, write_this_and_others)
+
+
+def record_verification(artefact: Path, sidecar: Sidecar, verified: dict[str, Any]) -> None:
+    """Note a passed verification in the sidecar of ``artefact``."""
+    write_json(sidecar_path(artefact), replace(sidecar, verified=verified).to_json())

@@ -1,0 +1,244 @@
+"""Is the artefact the model? Real films through torch, ONNX Runtime and the engine."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hmc_fast.checkpoint import load_model
+from hmc_fast.data import TASKS, Case, FilmCache, FilmDataset
+from hmc_fast.environment import environment
+from hmc_fast.errors import UserError
+from hmc_fast.evaluation import Predictions, predict_logits
+from hmc_fast.export.packages import CannotRunHereError
+from hmc_fast.export.runtime import load
+from hmc_fast.export.sidecar import Sidecar, check_file, read_sidecar
+
+Progress = Callable[[str, int, int], object]
+"""Called with what runs, the films finished since the last call, and the films in all."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far an artefact may be from the model in fp32.
+
+    Args:
+        logit: largest difference of a logit. A decision may flip only where the two logits lie no
+            farther apart than this.
+        auc: largest difference of the AUC-ROC, beyond what pairs of films explain whose scores lie
+            so close that rounding may swap them (see :func:`near_ties`).
+    """
+
+    logit: float
+    auc: float
+
+
+BOUNDS = {
+    "fp32": Bounds(1e-3, 1e-3),
+    "fp16": Bounds(2e-2, 5e-3),
+    "bf16": Bounds(1.6e-1, 2e-2),
+    "int8": Bounds(5e-1, 2e-2),
+    "fp8": Bounds(5e-1, 2e-2),
+}
+"""bf16 has three bits less than fp16, hence eight times its bound. Those of int8 and fp8 are a
+policy, not a rounding analysis: what quantisation costs is for the user to judge."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation against the model in torch at fp32.
+
+    ``status`` is ``ok``, ``exceeds``, ``failed`` (it should run here but broke) or ``not run`` (it
+    cannot run here); the figures are None where there are none, as of AUC where a class is absent.
+    """
+
+    implementation: str
+    status: str
+    reason: str | None = None
+    max_logit_difference: float | None = None
+    mean_logit_difference: float | None = None
+    flips: int | None = None
+    flips_beyond: int | None = None
+    auc: float | None = None
+    auc_difference: float | None = None
+    auc_allowed: float | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify` found. ``rows`` begin with the model in torch."""
+
+    artefact: str
+    films: int
+    patients: int
+    bounds: Bounds
+    rows: list[Row]
+    environment: dict[str, Any]
+    created: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether something ran beside torch and nothing that ran is past its bounds."""
+        compared = [row.status for row in self.rows[1:] if row.status != "not run"]
+        return bool(compared) and all(status == "ok" for status in compared)
+
+    @property
+    def artefact_ran(self) -> bool:
+        """Whether the artefact itself ran, not only the graph it was built from."""
+        return self.rows[-1].status != "not run"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed, "artefact_ran": self.artefact_ran}
+
+
+def verify(
+    artefact: Path,
+    cases: list[Case],
+    *,
+    checkpoint: Path | None = None,
+    bounds: Bounds | None = None,
+    films: int | None = None,
+    batch_size: int = 8,
+    on_progress: Progress = lambda what, done, total: None,
+) -> Verification:
+    """Compare an artefact with its checkpoint on films.
+
+    Args:
+        artefact: an ONNX file or an engine; of an engine, the ONNX file beside it runs as well.
+        cases: labelled films.
+        checkpoint: by default the one that the sidecar names.
+        bounds: by default those of the artefact's precision in :data:`BOUNDS`.
+        films: use so many, spread evenly over ``cases``; by default all.
+        batch_size: films a call.
+        on_progress: told of every batch.
+
+    Raises:
+        UserError: the artefact, its sidecar, its graph or the checkpoint is missing, damaged or
+            not the one meant; or no film can be used. What cannot run here, or breaks, is a row
+            that says why.
+    """
+    sidecar = read_sidecar(artefact)
+    checkpoint = _find_checkpoint(artefact, sidecar, checkpoint)
+    bounds = bounds or BOUNDS[sidecar.numerics]
+    runs = [("ONNX Runtime", artefact)]
+    if sidecar.engine is not None:
+        graph = artefact.with_name(sidecar.engine.onnx.name)
+        read_sidecar(graph)
+        check_file(graph, sidecar.engine.onnx, f"the sidecar of {artefact.name}")
+        runs = [("ONNX Runtime", graph), (f"{sidecar.engine.flavour} engine", artefact)]
+    chosen, labels = TASKS[sidecar.task].select(cases)
+    index = _spread(len(chosen), films)
+    chosen, labels = [chosen[i] for i in index], [labels[i] for i in index]
+    dataset = FilmDataset(chosen, labels, FilmCache(sidecar.preprocessing))
+    total = len(chosen) * (1 + len(runs))
+
+    def predict(what: str, model: Any) -> Predictions:
+        logits = predict_logits(
+            model,
+            dataset,
+            device=torch.device("cpu"),
+            batch_size=batch_size,
+            on_batch=lambda count: on_progress(what, count, total),
+        )
+        return Predictions.of(chosen, labels, 0, logits, sidecar.class_names)
+
+    truth = predict("torch", load_model(checkpoint, backend="reference").model)
+    rows = [Row("torch fp32, the reference", "ok", auc=truth.metrics()["auc_roc"])]
+    for what, path in runs:
+        try:
+            rows.append(compare(what, truth, predict(what, load(path)), bounds))
+        except CannotRunHereError as error:
+            rows.append(Row(what, "not run", str(error)))
+        except (UserError, RuntimeError) as error:
+            rows.append(Row(what, "failed", " ".join(str(error).split())))
+    return Verification(
+        artefact.name,
+        len(chosen),
+        len({case.patient_id for case in chosen}),
+        bounds,
+        rows,
+        environment(),
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def compare(what: str, truth: Predictions, found: Predictions, bounds: Bounds) -> Row:
+    """Logits, decisions and AUC of ``found`` against ``truth``, on the same films."""
+    difference = np.abs(found.logits - truth.logits)
+    flipped = truth.decisions != found.decisions
+    far = flipped & (_margins(truth, found) > bounds.logit)
+    auc, truth_auc = found.metrics()["auc_roc"], truth.metrics()["auc_roc"]
+    row = Row(
+        what,
+        "ok",
+        max_logit_difference=float(difference.max()),
+        mean_logit_difference=float(difference.mean()),
+        flips=int(flipped.sum()),
+        flips_beyond=int(far.sum()),
+        auc=auc,
+    )
+    if auc is not None and truth_auc is not None:
+        allowed = max(bounds.auc, near_ties(truth, bounds.logit))
+        row = replace(row, auc_difference=abs(auc - truth_auc), auc_allowed=allowed)
+    excesses = list(_excesses(row, bounds))
+    return replace(row, status="exceeds", reason="; ".join(excesses)) if excesses else row
+
+
+def near_ties(truth: Predictions, logit_bound: float) -> float:
+    """Share of pairs of different classes that rounding may swap.
+
+    Scores are ranked by logit differences, each of which may move by twice the error of a logit, so
+    a pair may swap up to four times that error apart. The error is the bound, but never more than
+    that of fp16: a coarser format gets no excuse for the order that it loses. The mean over classes
+    where there are more than two.
+    """
+    error = min(logit_bound, BOUNDS["fp16"].logit)
+    classes = truth.logits.shape[1]
+    shares = []
+    for positive in [1] if classes == 2 else range(classes):
+        others = np.delete(truth.logits, positive, axis=1).max(axis=1)
+        score = truth.logits[:, positive] - others
+        is_positive = truth.labels == positive
+        gaps = np.abs(score[is_positive][:, None] - score[~is_positive][None, :])
+        shares.append(float((gaps <= 4 * error).mean()))
+    return float(np.mean(shares))
+
+
+def _margins(truth: Predictions, found: Predictions) -> NDArray[np.float64]:
+    """How far the reference's logit of its own decision is above that of the other's decision."""
+    rows = np.arange(len(truth.logits))
+    return np.asarray(truth.logits[rows, truth.decisions] - truth.logits[rows, found.decisions])
+
+
+def _excesses(row: Row, bounds: Bounds) -> Sequence[str]:
+    found = []
+    assert row.max_logit_difference is not None
+    if row.max_logit_difference > bounds.logit:
+        found.append(f"a logit differs by {row.max_logit_difference:.2e}, bound {bounds.logit:.2e}")
+    if row.flips_beyond:
+        found.append(f"{row.flips_beyond} decisions flip farther than that from the threshold")
+    difference, allowed = row.auc_difference, row.auc_allowed
+    if difference is not None and allowed is not None and difference > allowed:
+        found.append(f"AUC differs by {difference:.4f}, bound {allowed:.4f}")
+    return found
+
+
+def _find_checkpoint(artefact: Path, sidecar: Sidecar, given: Path | None) -> Path:
+    path = given or artefact.parent / sidecar.checkpoint.name
+    if not path.is_file():
+        raise UserError(
+            f"{path}: the checkpoint that {artefact.name} was made from is not there; name it with "
+            "--checkpoint"
+        )
+    check_file(path, sidecar.checkpoint, f"the sidecar of {artefact.name}")
+    return path
+
+
+def _spread(available: int, wanted: int | None) -> list[int]:
+    count = available if wanted is None else min(wanted, available)
+    return [int(i) for i in np.linspace(0, available - 1, count).round()]

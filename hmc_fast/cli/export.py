@@ -1,0 +1,215 @@
+"""``hmc-fast export``: ONNX files, TensorRT engines and Triton model repositories."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hmc_fast.cli import options
+from hmc_fast.cli.output import Report, console, print_json, progress_bar
+from hmc_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hmc_fast.export import OnnxExport, Sidecar
+
+export = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+Checkpoint = Annotated[Path, typer.Argument(help="A model.safetensors of ours.")]
+Precision = Annotated[
+    str, typer.Option(help="fp32, fp16 or bf16: the types in the graph, softmax and logits fp32.")
+]
+Batch = Annotated[str, typer.Option(help="Smallest, best and largest batch: min,opt,max.")]
+Size = Annotated[int | None, typer.Option(help="Side of the image; by default as trained.")]
+OutFile = Annotated[Path | None, typer.Option(help="By default named after the checkpoint.")]
+Quantise = Annotated[
+    str | None, typer.Option(help="int8 or fp8, with Q/DQ pairs calibrated on --calibration.")
+]
+Calibration = Annotated[
+    Path | None, typer.Option(help="MIAS folder for --quantise; films it was trained on.")
+]
+CalibrationFilms = Annotated[int, typer.Option(min=1, help="How many of them, evenly spread.")]
+
+
+@export.callback()
+def _group() -> None:
+    """Export a checkpoint: ONNX file, TensorRT engine, Triton model repository."""
+
+
+@export.command()
+def onnx(
+    checkpoint: Checkpoint,
+    out: OutFile = None,
+    precision: Precision = "fp32",
+    batch: Batch = "1,8,64",
+    size: Size = None,
+    quantise: Quantise = None,
+    calibration: Calibration = None,
+    calibration_films: CalibrationFilms = 64,
+    as_json: options.AsJson = False,
+) -> None:
+    """Checkpoint to an ONNX file with a dynamic batch, and its sidecar.
+
+    Example: [bold]hmc-fast export onnx runs/a/model.safetensors --precision fp16[/bold]
+    """
+    from hmc_fast.export.onnx_export import write_onnx
+    from hmc_fast.files import make_folder
+
+    target = out or checkpoint.with_suffix(".onnx")
+    make_folder(target.parent)
+    with progress_bar("steps") as report:
+        graph = _graph(
+            checkpoint, precision, batch, size, quantise, calibration, calibration_films, report
+        )
+        sidecar = write_onnx(graph, checkpoint, target)
+    _print(sidecar, target, as_json)
+
+
+@export.command()
+def tensorrt(
+    checkpoint: Checkpoint,
+    out: OutFile = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16 or bf16; by default fp16, and fp32 under --quantise."),
+    ] = None,
+    batch: Batch = "1,8,64",
+    size: Size = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Architectures, for example sm_86,sm_89; by default all from sm_80 on."),
+    ] = None,
+    flavour: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx or auto.")] = "auto",
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="Reused and updated by the full TensorRT.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option(help="Runs under later releases too; full TensorRT.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option(help="Runs on any GPU from Ampere on; full TensorRT.")
+    ] = False,
+    quantise: Quantise = None,
+    calibration: Calibration = None,
+    calibration_films: CalibrationFilms = 64,
+    as_json: options.AsJson = False,
+) -> None:
+    """Checkpoint to a strongly typed engine, its ONNX graph beside it, and their sidecars.
+
+    tensorrt-rtx builds without a GPU; the full TensorRT builds on the GPU that it builds for.
+
+    Example: [bold]hmc-fast export tensorrt model.safetensors --target sm_89 --batch 1,8,32[/bold]
+    """
+    from hmc_fast.export.engine import EngineOptions, check_options, write_engine
+
+    path = out or checkpoint.with_suffix(".engine")
+    targets = tuple(part.strip() for part in target.split(",")) if target is not None else ()
+    chosen = EngineOptions(flavour, targets, timing_cache, version_compatible, hardware_compatible)
+    check_options(chosen, path)
+    precision = precision or ("fp16" if quantise is None else "fp32")
+    with progress_bar("steps") as report:
+        graph = _graph(
+            checkpoint, precision, batch, size, quantise, calibration, calibration_films, report
+        )
+    with progress_bar("percent") as report:
+        sidecar = write_engine(graph, checkpoint, path, chosen, on_progress=report)
+    _print(sidecar, path, as_json)
+
+
+@export.command(name="triton-server")
+def triton_server(
+    source: Annotated[Path, typer.Argument(help="A checkpoint, an ONNX file or an engine.")],
+    out: options.Out,
+    name: Annotated[str | None, typer.Option(help="Of the model; by default its own.")] = None,
+    version: Annotated[int, typer.Option(help="Of the model in the repository.")] = 1,
+    instances: Annotated[int, typer.Option(help="Copies of the model on each device.")] = 1,
+    device: Annotated[str, typer.Option(help="gpu or cpu.")] = "gpu",
+    max_queue_delay: Annotated[
+        int, typer.Option(help="Longest wait for a fuller batch, in microseconds.")
+    ] = 2000,
+    precision: Precision = "fp32",
+    batch: Batch = "1,8,64",
+    size: Size = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """A model repository for NVIDIA Triton Inference Server, with its config.pbtxt.
+
+    A checkpoint is exported to ONNX first; the options after --max-queue-delay are for that.
+
+    Example: [bold]hmc-fast export triton-server model.onnx --out repository[/bold]
+    """
+    from hmc_fast.export import export_onnx
+    from hmc_fast.export.serving import ServingOptions, write_model_repository
+    from hmc_fast.export.sidecar import Profile
+
+    chosen = ServingOptions(name, version, instances, device, max_queue_delay)
+    with tempfile.TemporaryDirectory() as folder, progress_bar("steps") as report:
+        artefact = source
+        if source.suffix == ".safetensors":
+            artefact = Path(folder) / "model.onnx"
+            export_onnx(
+                source,
+                artefact,
+                precision=precision,
+                profile=Profile.parse(batch),
+                size=size,
+                on_progress=report,
+            )
+        written = write_model_repository(artefact, out, chosen)
+    if as_json:
+        print_json({"folder": str(written)})
+    else:
+        console.print(f"model repository {written}", markup=False)
+
+
+def _graph(
+    checkpoint: Path,
+    precision: str,
+    batch: str,
+    size: int | None,
+    number_format: str | None,
+    calibration: Path | None,
+    films: int,
+    report: Report,
+) -> "OnnxExport":
+    from hmc_fast.export.onnx_export import make_onnx
+    from hmc_fast.export.quantize import quantise
+    from hmc_fast.export.sidecar import Profile
+
+    if (number_format is None) != (calibration is None):
+        raise UserError("--quantise and --calibration go together: a format, and films for it")
+    profile = Profile.parse(batch)
+    graph = make_onnx(
+        checkpoint, precision=precision, profile=profile, size=size, on_progress=report
+    )
+    if number_format is None or calibration is None:
+        return graph
+    images = _calibration_images(graph, calibration, films)
+    return quantise(
+        graph, images, number_format, on_image=lambda n: report("calibrating", n, len(images))
+    )
+
+
+def _calibration_images(graph: "OnnxExport", folder: Path, count: int) -> list["Tensor"]:
+    from hmc_fast.data import read_film, read_mias
+
+    cases = read_mias(folder)
+    step = max(1, len(cases) // count)
+    return [graph.sidecar.preprocessing(read_film(case.path)) for case in cases[::step][:count]]
+
+
+def _print(sidecar: "Sidecar", path: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(sidecar.to_json())
+        return
+    size = sidecar.file.size_bytes / 2**20
+    built = f" for {', '.join(sidecar.engine.targets)}" if sidecar.engine else ""
+    console.print(
+        f"{path}: {sidecar.model['name']}, {sidecar.numerics}, batch {sidecar.profile}, "
+        f"{size:.1f} MiB{built}\ncheck it with: hmc-fast verify {path} --data DIR",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

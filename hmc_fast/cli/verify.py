@@ -1,0 +1,102 @@
+"""``hmc-fast verify``: is an exported artefact the model it was made from?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hmc_fast.cli import options
+from hmc_fast.cli.output import console, print_json, print_table, progress_bar
+
+
+def verify(
+    artefact: Annotated[Path, typer.Argument(help="An ONNX file or an engine of ours.")],
+    data: options.Data,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="By default the one that the sidecar names.")
+    ] = None,
+    films: Annotated[
+        int | None, typer.Option(min=1, help="Use so many, evenly spread; by default all.")
+    ] = None,
+    max_logit: Annotated[
+        float | None, typer.Option(min=0, help="Largest difference of a logit.")
+    ] = None,
+    max_auc: Annotated[
+        float | None, typer.Option(min=0, help="Largest difference of the AUC.")
+    ] = None,
+    batch_size: options.BatchSize = 8,
+    require_engine: Annotated[
+        bool, typer.Option(help="Fail where the engine itself cannot run here.")
+    ] = False,
+    record: Annotated[bool, typer.Option(help="Note a passed verification in the sidecar.")] = True,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Run films through torch, ONNX Runtime and the engine, and compare logits, decisions and AUC.
+
+    Exit code 1 where a difference is past its bound. What cannot run here is a row that says why.
+
+    Example: [bold]hmc-fast verify model.onnx --data mias --films 40[/bold]
+    """
+    from dataclasses import asdict, replace
+
+    from hmc_fast.data import read_mias
+    from hmc_fast.export.sidecar import read_sidecar, record_verification
+    from hmc_fast.export.verify import BOUNDS
+    from hmc_fast.export.verify import verify as run_verification
+    from hmc_fast.files import write_json
+
+    sidecar = read_sidecar(artefact)
+    given = {"logit": max_logit, "auc": max_auc}
+    changes = {name: value for name, value in given.items() if value is not None}
+    bounds = replace(BOUNDS[sidecar.numerics], **changes)
+    with progress_bar("films") as report:
+        result = run_verification(
+            artefact,
+            read_mias(data),
+            checkpoint=checkpoint,
+            bounds=bounds,
+            films=films,
+            batch_size=batch_size,
+            on_progress=report,
+        )
+    passed = result.passed and (result.artefact_ran or not require_engine)
+    if out is not None:
+        write_json(out, result.to_json())
+    if record and passed:
+        verified = {key: result.to_json()[key] for key in ("created", "films", "bounds", "rows")}
+        record_verification(artefact, sidecar, verified)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        header = ["implementation", "status", "max |Δlogit|", "mean |Δlogit|", "flips"]
+        header += ["beyond bound", "AUC", "|ΔAUC|", "allowed"]
+        print_table(
+            header,
+            [_cells(asdict(row)) for row in result.rows],
+            title=f"{artefact.name}, {sidecar.numerics}, {result.films} films of "
+            f"{result.patients} patients, bound {bounds.logit:g} on a logit",
+        )
+        for row in result.rows:
+            if row.reason:
+                console.print(
+                    f"{row.implementation}: {row.status}: {row.reason}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+        if not result.artefact_ran:
+            console.print(f"{artefact.name} itself did NOT run here.", style="yellow")
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _cells(row: dict[str, object]) -> list[str]:
+    figures = ["max_logit_difference", "mean_logit_difference", "flips", "flips_beyond"]
+    figures += ["auc", "auc_difference", "auc_allowed"]
+    formats = [".1e", ".1e", "d", "d", ".4f", ".4f", ".4f"]
+    values = [
+        "–" if row[name] is None else format(row[name], form)
+        for name, form in zip(figures, formats, strict=True)
+    ]
+    return [str(row["implementation"]), str(row["status"]), *values]

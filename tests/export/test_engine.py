@@ -1,0 +1,265 @@
+"""Real engines from the real builder, on a machine without a GPU."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hmc_fast import UserError, create_model
+from hmc_fast.export import (
+    EngineOptions,
+    OnnxExport,
+    Profile,
+    export_engine,
+    load,
+    make_onnx,
+    read_sidecar,
+)
+from hmc_fast.export.builders import Builder, BuildRequest
+from hmc_fast.export.engine import write_engine
+from hmc_fast.export.progress import BuildProgress
+
+RTX = EngineOptions("tensorrt-rtx", ("sm_89",))
+MATRIX = [
+    (model, size, precision)
+    for model in ("hmc_net", "resnet50_hsa", "resnet50_msca", "resnet50", "vgg16", "vit_b_16")
+    for size, precision in ((224, "fp16"), (512, "fp32"))
+]
+MEMORY_LIMIT_MIB = 8 * 1024
+
+
+def build(graph: OnnxExport, **changes: Any) -> Any:
+    request = {
+        "profile": graph.sidecar.profile,
+        "targets": ("sm_89",),
+        "timing_cache": None,
+        "version_compatible": False,
+        "hardware_compatible": False,
+        **changes,
+    }
+    return Builder("tensorrt-rtx").build(
+        graph.content, BuildRequest(**request), lambda what, done, total: None
+    )
+
+
+@pytest.fixture(scope="module")
+def engine_file(
+    half_graph: OnnxExport, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("engine") / "model.engine"
+    write_engine(half_graph, checkpoint, path, RTX)
+    return path
+
+
+def test_engine_graph_and_sidecars_are_written(engine_file: Path, half_graph: OnnxExport) -> None:
+    names = {path.name for path in engine_file.parent.iterdir()}
+    assert names == {"model.engine", "model.engine.json", "model.onnx", "model.onnx.json"}
+    sidecar = read_sidecar(engine_file)
+    assert sidecar.kind == "engine"
+    assert sidecar.precision == "fp16"
+    assert sidecar.profile == Profile(1, 4, 64)
+    assert sidecar.tensors == {
+        "images": {"dtype": "float32", "shape": ["batch", 3, 64, 64]},
+        "logits": {"dtype": "float32", "shape": ["batch", 2]},
+    }
+    assert sidecar.engine is not None
+    assert sidecar.engine.flavour == "tensorrt-rtx"
+    assert sidecar.engine.targets == ("sm_89",)
+    assert sidecar.engine.onnx == read_sidecar(engine_file.with_suffix(".onnx")).file
+    assert engine_file.with_suffix(".onnx").read_bytes() == half_graph.content
+
+
+def test_the_runtime_tells_the_engine_from_other_files(engine_file: Path) -> None:
+    import tensorrt_rtx as trt
+
+    runtime = trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR))
+    malformed = int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
+    _, diagnostics = runtime.get_engine_validity(engine_file.read_bytes())
+    assert not diagnostics & malformed
+    _, diagnostics = runtime.get_engine_validity(b"no engine" * 1000)
+    assert diagnostics & malformed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_driver_loading_says_what_runs_instead(engine_file: Path) -> None:
+    with pytest.raises(UserError, match=r"needs an NVIDIA GPU .* load model.onnx instead"):
+        load(engine_file)
+
+
+@pytest.mark.gpu
+def test_the_engine_deserialises_and_agrees(engine_file: Path, half_graph: OnnxExport) -> None:
+    import tensorrt_rtx as trt
+
+    major, minor = torch.cuda.get_device_capability()
+    if not hasattr(trt.ComputeCapability, f"SM{major}{minor}"):
+        pytest.skip(f"tensorrt-rtx does not know sm_{major}{minor}")
+    path = engine_file.with_name("here.engine")
+    checkpoint = engine_file.parent / read_sidecar(engine_file).checkpoint.name
+    options = EngineOptions("tensorrt-rtx", (f"sm_{major}{minor}",))
+    write_engine(half_graph, checkpoint, path, options)
+    images = torch.randn(70, 3, 64, 64)
+    expected = load(path.with_suffix(".onnx"))(images)
+    assert (load(path)(images).cpu() - expected).abs().max() <= 2e-2
+
+
+@pytest.mark.tensorrt
+def test_the_full_tensorrt_by_the_same_code(
+    half_graph: OnnxExport, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.engine"
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="builds on the GPU that it builds for"):
+            write_engine(half_graph, checkpoint, path, EngineOptions("tensorrt"))
+        return
+    cache = tmp_path / "timing.cache"
+    sidecar = write_engine(
+        half_graph, checkpoint, path, EngineOptions("tensorrt", timing_cache=cache)
+    )
+    assert sidecar.engine is not None
+    assert cache.stat().st_size
+    images = torch.randn(70, 3, 64, 64)
+    expected = load(path.with_suffix(".onnx"))(images)
+    assert (load(path)(images).cpu() - expected).abs().max() <= 2e-2
+
+
+@pytest.mark.parametrize(("model", "size", "precision"), MATRIX)
+def test_every_model_builds(
+    model: str, size: int, precision: str, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    fixed_size = {"image_size": size} if model == "vit_b_16" else {}
+    path = save_model(create_model(model, **fixed_size), tmp_path / "m.safetensors", size)  # type: ignore[arg-type]  # one keyword
+    graph = make_onnx(path, precision=precision, profile=Profile(1, 8, 64))
+    path.unlink()
+    built = build(graph)
+    assert len(built.content) > 2**20
+    assert built.tensors == graph.sidecar.tensors
+    assert built.tensors["images"]["shape"] == ["batch", 3, size, size]
+
+
+def test_several_targets_and_the_default(half_graph: OnnxExport) -> None:
+    builder = Builder("tensorrt-rtx")
+    default = builder.choose_targets(())
+    assert "sm_75" in builder.known_targets()
+    assert "sm_75" not in default
+    assert {"sm_80", "sm_86", "sm_89", "sm_120"} <= set(default)
+    assert build(half_graph, targets=default).content != build(half_graph).content
+
+
+def test_turing_is_refused_with_the_builders_reason(half_graph: OnnxExport) -> None:
+    with pytest.raises(UserError, match="tensorrt-rtx cannot build it: .*SM75"):
+        build(half_graph, targets=("sm_75",))
+
+
+def test_a_graph_that_the_parser_refuses(half_graph: OnnxExport) -> None:
+    damaged = OnnxExport(half_graph.content[:-5000], half_graph.sidecar)
+    with pytest.raises(UserError, match="tensorrt-rtx cannot read the graph"):
+        build(damaged)
+
+
+def test_what_the_builder_lacks_is_refused_before_any_work(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    for options, message in (
+        (EngineOptions("tensorrt-rtx", ("sm_90",)), "unknown target 'sm_90'; .* sm_89"),
+        (EngineOptions("tensorrt-rtx", ("hopper",)), "unknown target 'hopper'"),
+        (EngineOptions("trt"), "unknown flavour 'trt'"),
+        (EngineOptions("tensorrt-rtx", timing_cache=tmp_path / "c"), "times nothing"),
+        (EngineOptions("tensorrt-rtx", version_compatible=True), "has no such engines"),
+        (EngineOptions("tensorrt-rtx", hardware_compatible=True), "several architectures instead"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export_engine(checkpoint, tmp_path / "m.engine", options=options)
+    with pytest.raises(UserError, match="use .engine"):
+        export_engine(checkpoint, tmp_path / "m.onnx", options=RTX)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt") is not None, reason="the full TensorRT is installed"
+)
+def test_a_builder_that_is_not_installed(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pip install 'hmc-fast\[tensorrt\]'"):
+        export_engine(checkpoint, tmp_path / "m.engine", options=EngineOptions("tensorrt"))
+    assert Builder("auto").flavour.name == "tensorrt-rtx"
+
+
+def test_progress_only_grows_and_ends_at_100(half_graph: OnnxExport) -> None:
+    gains: list[int] = []
+    phases: set[str] = set()
+
+    def report(what: str, done: int, total: int) -> None:
+        assert total == 100
+        gains.append(done)
+        phases.add(what)
+
+    request = BuildRequest(half_graph.sidecar.profile, ("sm_89",), None, False, False)
+    Builder("tensorrt-rtx").build(half_graph.content, request, report)
+    assert min(gains) >= 0
+    assert sum(gains) == 100
+    assert sum(gain > 0 for gain in gains) >= 5
+    assert len(phases) >= 3
+
+
+def test_nested_phases_share_their_parents_step() -> None:
+    percents: list[int] = []
+    progress = BuildProgress(lambda what, done, total: percents.append(done))
+    progress.start("build", None, 2)
+    progress.start("tactics", "build", 4)
+    assert progress.step("tactics", 0)
+    assert sum(percents) == 12
+    assert progress.step("tactics", 3)
+    assert sum(percents) == 50
+    progress.finish("tactics")
+    progress.step("build", 0)
+    assert sum(percents) == 50
+    progress.cancelled = True
+    assert not progress.step("build", 1)
+    progress.finish("build")
+    assert sum(percents) == 100
+
+
+def test_ctrl_c_stops_the_builder(half_graph: OnnxExport, checkpoint: Path, tmp_path: Path) -> None:
+    pressed = threading.Event()
+
+    def press(what: str, done: int, total: int) -> None:
+        if not pressed.is_set():
+            pressed.set()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_engine(half_graph, checkpoint, tmp_path / "m.engine", RTX, on_progress=press)
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+PEAK_OF_EXPORT = """
+import sys
+from pathlib import Path
+from hmc_fast.export import EngineOptions, export_engine
+checkpoint, engine = map(Path, sys.argv[1:])
+export_engine(checkpoint, engine, size=1024, options=EngineOptions("tensorrt-rtx", ("sm_89",)))
+status = Path("/proc/self/status").read_text()
+print(next(int(line.split()[1]) // 1024 for line in status.splitlines() if "VmHWM" in line))
+"""
+
+
+def test_exporting_hmc_net_at_1024_stays_within_8_gib(
+    save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = save_model(create_model("hmc_net"), tmp_path / "m.safetensors", 224)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PEAK_OF_EXPORT, str(path), str(tmp_path / "m.engine")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 500 < int(done.stdout) < MEMORY_LIMIT_MIB
+    assert read_sidecar(tmp_path / "m.engine").preprocessing.height == 1024
