@@ -1,30 +1,58 @@
-"""``hmc-fast cv``: cross-validate models on patient-disjoint folds."""
+"""``hmc-fast cv``: cross-validate models, by default on patient-disjoint folds."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hmc_fast.cli import options
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
+from hmc_fast.data.folds import PROTOCOL, PROTOCOL_TITLES, PROTOCOLS
+from hmc_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from hmc_fast.training import StudySummary
 
 
 def cv(
     data: options.Data,
     out: options.Out,
-    model: Annotated[list[str], typer.Option(help="Model to train; repeatable.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model to train; repeatable, or use --models.")
+    ] = None,
+    models: Annotated[str, typer.Option(help="Models to train, separated by commas.")] = "",
     folds: options.FoldCount = 5,
+    repeats: Annotated[int, typer.Option(help="Repeat everything with other folds and seeds.")] = 1,
+    protocol: Annotated[
+        str, typer.Option(help=f"{', '.join(PROTOCOLS)}; all but the first leak.")
+    ] = PROTOCOL,
+    copies: Annotated[
+        int | None, typer.Option(help="Rotated copies a film; by default 45 under augment-first.")
+    ] = None,
     folds_file: Annotated[
         Path | None, typer.Option(help="A saved folds.json to use instead of new folds.")
     ] = None,
+    job: Annotated[
+        list[int] | None,
+        typer.Option(help="Run this job alone, from 0; repeatable. For a cluster's scheduler."),
+    ] = None,
+    list_jobs: Annotated[bool, typer.Option("--list-jobs", help="Print the jobs, run none.")] = (
+        False
+    ),
     task: options.TaskName = "malignant",
     size: options.Size = 224,
     epochs: options.Epochs = 10,
     batch_size: options.BatchSize = 8,
     learning_rate: options.LearningRate = 1e-4,
-    dropout: Annotated[float, typer.Option(help="Before the classifier.")] = 0.0,
+    dropout: options.Dropout = 0.0,
     weights: options.Weights = "none",
     precision: options.Precision = "fp32",
+    augment: options.Augment = True,
+    balance: options.Balance = True,
+    crop_breast: options.CropBreast = False,
+    face_left: options.FaceLeft = False,
+    average_flips: options.AverageFlips = False,
+    lesion_weight: options.LesionWeight = 0.0,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -33,11 +61,14 @@ def cv(
     The study folder holds configuration, folds, checkpoints, learning curves and out-of-fold
     predictions. Nothing is selected on a held-out fold: the last epoch counts.
 
-    Example: [bold]hmc-fast cv --data mias --out study --model hmc_net --model resnet50[/bold]
+    The same command started several times, on one machine or on several that share the folder,
+    divides the jobs (models × repeats × folds) among the processes. Under a scheduler give each its
+    own --job, as in [bold]--job $SLURM_ARRAY_TASK_ID[/bold]; the plain command sums up at the end.
+
+    Example: [bold]hmc-fast cv --data mias --out study --models hmc_net,resnet50,vgg16[/bold]
     """
     from hmc_fast.data import read_mias
-    from hmc_fast.evaluation import METRIC_NAMES
-    from hmc_fast.training import TrainingConfig, run_cross_validation
+    from hmc_fast.training import TrainingConfig, plan_study, run_cross_validation
 
     config = TrainingConfig(
         task=task,
@@ -48,22 +79,65 @@ def cv(
         dropout=dropout,
         weights=options.trunk_weights(weights),
         precision=precision,
+        augment=augment,
+        balance=balance,
+        crop_breast=crop_breast,
+        face_left=face_left,
+        average_flips=average_flips,
+        lesion_weight=lesion_weight,
         seed=seed,
     )
-    models = [options.model_name(name) for name in model]
+    names = _model_names(model, models)
+    cases = read_mias(data)
+    partition: dict[str, Any] = {
+        "fold_count": folds,
+        "repeats": repeats,
+        "protocol": protocol,
+        "copies": copies,
+        "folds_file": folds_file,
+    }
+    if list_jobs:
+        jobs = plan_study(names, config, cases, out, **partition).jobs
+        listed = [
+            {"job": number, "what": job.label, "finished": job.finished}
+            for number, job in enumerate(jobs)
+        ]
+        _print_jobs(listed, as_json)
+        return
     with progress_bar("films") as report:
         summaries = run_cross_validation(
-            models,
-            config,
-            read_mias(data),
-            out,
-            fold_count=folds,
-            folds_file=folds_file,
-            on_progress=report,
+            names, config, cases, out, only_jobs=job or None, on_progress=report, **partition
         )
     if as_json:
         print_json([summary.to_json() for summary in summaries])
         return
+    if summaries:
+        _print_summaries(summaries)
+    if len(summaries) < len(names):
+        console.print("other jobs of this study are not finished yet", style="yellow")
+    console.print(f"study {out}", markup=False)
+
+
+def _model_names(single: list[str] | None, listed: str) -> list[str]:
+    names = [*(single or []), *(name.strip() for name in listed.split(",") if name.strip())]
+    if not names:
+        raise UserError("no model is named; use --models hmc_net,resnet50 or --model hmc_net")
+    return [options.model_name(name) for name in dict.fromkeys(names)]
+
+
+def _print_jobs(listed: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(listed)
+        return
+    print_table(
+        ["job", "what", "finished"],
+        [[str(job["job"]), job["what"], "yes" if job["finished"] else "no"] for job in listed],
+    )
+
+
+def _print_summaries(summaries: list["StudySummary"]) -> None:
+    from hmc_fast.evaluation import METRIC_NAMES
+
     rows = []
     for summary in summaries:
         values = [summary.mean_std[name] for name in METRIC_NAMES]
@@ -72,6 +146,6 @@ def cv(
     print_table(
         ["model", *METRIC_NAMES, "pooled AUC [95 % CI]"],
         rows,
-        title=f"Patient-disjoint folds, mean ± std over {len(summaries[0].folds)} folds",
+        title=f"{PROTOCOL_TITLES[summaries[0].protocol]}, mean ± std over "
+        f"{len(summaries[0].folds)} folds",
     )
-    console.print(f"study {out}", markup=False)

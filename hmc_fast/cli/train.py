@@ -22,11 +22,17 @@ def train(
     epochs: options.Epochs = 10,
     batch_size: options.BatchSize = 8,
     learning_rate: options.LearningRate = 1e-4,
-    dropout: Annotated[float, typer.Option(help="Before the classifier.")] = 0.0,
+    dropout: options.Dropout = 0.0,
     weights: options.Weights = "none",
     precision: options.Precision = "fp32",
+    augment: options.Augment = True,
+    balance: options.Balance = True,
+    crop_breast: options.CropBreast = False,
+    face_left: options.FaceLeft = False,
+    average_flips: options.AverageFlips = False,
+    lesion_weight: options.LesionWeight = 0.0,
     devices: Annotated[str, typer.Option(help="Devices per node, a number or auto.")] = "auto",
-    num_nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
+    num_nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -34,7 +40,7 @@ def train(
 
     Example: [bold]hmc-fast train --data mias --out runs/a --model hmc_net --epochs 20[/bold]
     """
-    from hmc_fast.data import TASKS, FilmCache, Preprocessing, make_folds, read_mias
+    from hmc_fast.data import TASKS, FilmCache, make_folds, read_mias
     from hmc_fast.training import TrainingConfig, TrainingJob
     from hmc_fast.training import train as run_training
     from hmc_fast.training.train import MODEL_FILE, RESULT_FILE
@@ -48,6 +54,12 @@ def train(
         dropout=dropout,
         weights=options.trunk_weights(weights),
         precision=precision,
+        augment=augment,
+        balance=balance,
+        crop_breast=crop_breast,
+        face_left=face_left,
+        average_flips=average_flips,
+        lesion_weight=lesion_weight,
         seed=seed,
     )
     if (out / RESULT_FILE).exists():
@@ -70,7 +82,7 @@ def train(
         hold_out,
         partition.protocol,
     )
-    cache = FilmCache(Preprocessing.square(size))
+    cache = FilmCache(config.preprocessing())
     with progress_bar("films") as report:
         result = run_training(
             job,
@@ -80,6 +92,8 @@ def train(
             num_nodes=num_nodes,
             on_films=lambda n: report(model, n, len(train_index) * epochs),
         )
+    if not result:  # only one of several processes reports
+        return
     if as_json:
         print_json(result)
         return

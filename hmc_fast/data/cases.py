@@ -1,6 +1,6 @@
 """Cases (one film, its patient, its findings) and the classification tasks posed on them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,12 +27,22 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """One film. ``patient_id`` groups the films of one woman."""
+    """One film. ``patient_id`` groups the films of one woman.
+
+    ``rotation`` is in degrees, counter-clockwise; other than 0 makes the case a rotated copy of its
+    film, as the augment-first protocol wants it.
+    """
 
     film_id: str
     patient_id: str
     path: Path
     findings: tuple[Finding, ...]
+    rotation: float = 0.0
+
+    @property
+    def sample_id(self) -> str:
+        """The film's name, with the angle for a rotated copy: ``mdb001@8``."""
+        return f"{self.film_id}@{self.rotation:g}" if self.rotation else self.film_id
 
     @property
     def severity(self) -> Severity:
@@ -77,6 +87,17 @@ TASKS = {
         Task("three_class", _SEVERITY_ORDER, {"normal": 0, "benign": 1, "malignant": 2}),
     )
 }
+
+
+def rotated_copies(cases: list[Case], copies: int) -> list[Case]:
+    """Every film at ``copies`` angles that divide the circle evenly, the film itself first.
+
+    Raises :class:`UserError` for fewer than two copies.
+    """
+    if copies < 2:
+        raise UserError(f"{copies} rotated copies a film: augmenting first needs at least 2")
+    angles = [round(360 * k / copies, 4) for k in range(copies)]
+    return [replace(case, rotation=angle) for case in cases for angle in angles]
 
 
 def task_by_name(name: str) -> Task:

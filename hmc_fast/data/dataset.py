@@ -2,15 +2,18 @@
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
 from hmc_fast.data.cases import Case
 from hmc_fast.data.film import read_film
-from hmc_fast.data.preprocessing import Preprocessing
+from hmc_fast.data.lesion import lesion_mask
+from hmc_fast.data.preprocessing import Frame, Preprocessing
 
 
 class FilmCache:
@@ -18,33 +21,52 @@ class FilmCache:
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
-        self._films: dict[Path, tuple[Tensor, str]] = {}
+        self._films: dict[Path, _CachedFilm] = {}
+        self._lesions: dict[Path, Tensor] = {}
 
     def image(self, path: Path) -> Tensor:
         """``[1, height, width]`` in 0…1, fp32."""
-        return self._load(path)[0]
+        return self._load(path).image
 
     def digest(self, path: Path) -> str:
         """SHA-256 of the decoded full-size pixels, the same for PGM and PNG of one film."""
-        return self._load(path)[1]
+        return self._load(path).digest
 
-    def _load(self, path: Path) -> tuple[Tensor, str]:
+    def lesion(self, case: Case) -> Tensor:
+        """``[1, height, width]`` in 0…1, the case's lesion circles resized like its film."""
+        if case.path not in self._lesions:
+            film = self._load(case.path)
+            mask = lesion_mask(case, film.shape)
+            self._lesions[case.path] = self.preprocessing.resize(mask, film.frame)
+        return self._lesions[case.path]
+
+    def _load(self, path: Path) -> "_CachedFilm":
         if path not in self._films:
             film = read_film(path)
             digest = hashlib.sha256(film.tobytes()).hexdigest()
-            self._films[path] = (self.preprocessing.resize(film), digest)
+            frame = self.preprocessing.frame(film)
+            image = self.preprocessing.resize(film, frame)
+            self._films[path] = _CachedFilm(image, digest, frame, (film.shape[0], film.shape[1]))
         return self._films[path]
 
 
+class _CachedFilm(NamedTuple):
+    image: Tensor
+    digest: str
+    frame: Frame
+    shape: tuple[int, int]
+
+
 class FilmDataset(Dataset[tuple[Tensor, int]]):
-    """Samples ``(image [3, H, W], class)``.
+    """Samples ``(image [3, H, W], class)``; a rotated copy of a film is rotated here.
 
     Args:
         cases: films, in the order of the indices.
         labels: their classes.
         cache: where resized films come from.
         augmentation_seed: None for the films as they are; else random flips, rotations, shifts and
-            scales drawn from this seed and the sample's index alone.
+            scales drawn from this seed and the sample's index alone (no flips where all films face
+            left).
     """
 
     def __init__(
@@ -60,7 +82,7 @@ class FilmDataset(Dataset[tuple[Tensor, int]]):
         self._augmentation_seed = augmentation_seed
         self._augment = v2.Compose(
             [
-                v2.RandomHorizontalFlip(),
+                v2.RandomHorizontalFlip(0.0 if cache.preprocessing.face_left else 0.5),
                 v2.RandomAffine(
                     degrees=15,
                     translate=(0.05, 0.05),
@@ -70,16 +92,41 @@ class FilmDataset(Dataset[tuple[Tensor, int]]):
             ]
         )
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the films went through."""
+        return self._cache.preprocessing
+
     def __len__(self) -> int:
         return len(self.cases)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self._cache.image(self.cases[index].path)
+        return self.preprocessing.normalise(self.film(index)), self.labels[index]
+
+    def film(self, index: int) -> Tensor:
+        """The sample's film ``[1, H, W]`` in 0…1, before it is normalised."""
+        return self._transform(self._cache.image(self.cases[index].path), index)
+
+    def _transform(self, planes: Tensor, index: int) -> Tensor:
+        """Rotate and augment ``[planes, H, W]``, all planes alike."""
+        rotation = self.cases[index].rotation
+        if rotation:
+            planes = functional.rotate(planes, rotation, v2.InterpolationMode.BILINEAR)
         if self._augmentation_seed is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive_seed(self._augmentation_seed, index))
-                image = self._augment(image)
-        return self._cache.preprocessing.normalise(image), self.labels[index]
+                torch.default_generator.manual_seed(derive_seed(self._augmentation_seed, index))
+                planes = self._augment(planes)
+        return planes
+
+
+class LesionDataset(FilmDataset):
+    """Samples ``(image [3, H, W], class, lesion [1, H, W] in 0…1)``, augmented together."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor]:  # type: ignore[override]  # one more element
+        case = self.cases[index]
+        both = torch.cat([self._cache.image(case.path), self._cache.lesion(case)])
+        both = self._transform(both, index)
+        return self.preprocessing.normalise(both[:1]), self.labels[index], both[1:]
 
 
 def derive_seed(*parts: int) -> int:

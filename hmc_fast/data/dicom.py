@@ -17,6 +17,8 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 from hmc_fast.errors import UserError
 
+MAX_SIDE = 16_384
+"""Largest height or width of a film that is read: twice that of a 50 µm digital mammogram."""
 PREAMBLE_BYTES = 128
 MAGIC = b"DICM"
 PHOTOMETRIC_INTERPRETATIONS = ("MONOCHROME1", "MONOCHROME2")
@@ -44,44 +46,56 @@ def read_dicom(path: Path) -> NDArray[np.float32]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = _read_dataset(path)
-        _check_is_mammogram(path, dataset)
         try:
-            stored = dataset.pixel_array
-        except Exception as error:  # decoders raise whatever their C libraries do
-            summary = " ".join(str(error).split())
-            raise UserError(
-                f"{path}: its pixels cannot be decoded "
-                f"({dataset.file_meta.TransferSyntaxUID.name}: {summary[:200]})"
-            ) from None
-        if stored.ndim != 2:
-            raise UserError(f"{path}: holds {stored.shape[0]} frames, give one picture a file")
-        try:
-            return greyscale(stored, dataset)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: has an invalid modality or VOI transform ({error})") from None
+            dataset = dcmread(path)
+            _check_is_mammogram(path, dataset)
+            return greyscale(_stored_pixels(path, dataset), dataset)
+        except UserError:
+            raise
+        except InvalidDicomError:
+            raise UserError(f"{path}: is not a DICOM file (no DICM marker)") from None
+        except Exception as error:  # a damaged file can break parser and transforms anywhere
+            raise UserError(f"{path}: is damaged ({_summary(error)})") from None
+
+
+def _stored_pixels(path: Path, dataset: FileDataset) -> NDArray[np.generic]:
+    if max(int(dataset.Rows), int(dataset.Columns)) > MAX_SIDE:
+        raise UserError(
+            f"{path}: claims {dataset.Rows}x{dataset.Columns} pixels; at most {MAX_SIDE} a side"
+        )
+    try:
+        stored = dataset.pixel_array
+    except Exception as error:  # decoders raise whatever their C libraries do
+        syntax = dataset.file_meta.get("TransferSyntaxUID")
+        name = syntax.name if syntax else "no transfer syntax"
+        raise UserError(
+            f"{path}: its pixels cannot be decoded ({name}: {_summary(error)})"
+        ) from None
+    if stored.ndim != 2:
+        raise UserError(f"{path}: holds {stored.shape[0]} frames, give one picture a file")
+    return stored
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 def greyscale(stored: NDArray[np.generic], dataset: Dataset) -> NDArray[np.float32]:
-    """Stored values to presentation values in 0…1, by the attributes of ``dataset``."""
+    """Stored values to presentation values in 0…1, by the attributes of ``dataset``.
+
+    Raises ``ValueError`` for a transform whose result has no range.
+    """
     lowest, highest = _modality_range(dataset)
     values = apply_modality_lut(stored, dataset)
     values = np.asarray(apply_voi_lut(values, dataset, index=0, prefer_lut=True), np.float64)
     if "VOILUTSequence" in dataset:
         lowest, highest = 0.0, float(2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+    if not highest > lowest:
+        raise ValueError("modality or VOI transform without a range")
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         values = (highest + lowest) - values
     scaled = (values - lowest) / (highest - lowest)
     return np.clip(scaled, 0.0, 1.0).astype(np.float32)
-
-
-def _read_dataset(path: Path) -> FileDataset:
-    try:
-        return dcmread(path)
-    except InvalidDicomError:
-        raise UserError(f"{path}: is not a DICOM file (no DICM marker)") from None
-    except Exception as error:  # a damaged file can break the parser anywhere
-        raise UserError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
 
 
 def _check_is_mammogram(path: Path, dataset: FileDataset) -> None:
@@ -113,6 +127,7 @@ def _modality_range(dataset: Dataset) -> tuple[float, float]:
     signed = dataset.PixelRepresentation == 1
     lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     slope = float(dataset.get("RescaleSlope", 1))
+    if not slope > 0:
+        raise ValueError(f"rescale slope {slope} is not positive")
     intercept = float(dataset.get("RescaleIntercept", 0))
-    ends = (lowest * slope + intercept, highest * slope + intercept)
-    return min(ends), max(ends)
+    return lowest * slope + intercept, highest * slope + intercept

@@ -7,11 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from hmc_fast.data.dicom import is_dicom, read_dicom
+from hmc_fast.data.dicom import MAX_SIDE, is_dicom, read_dicom
 from hmc_fast.errors import UserError
-
-MAX_SIDE = 16_384
-"""Largest height or width accepted: twice that of a 50 µm digital mammogram."""
 
 
 def read_film(path: Path) -> NDArray[np.float32]:
@@ -21,13 +18,15 @@ def read_film(path: Path) -> NDArray[np.float32]:
 
     Raises :class:`UserError` where the file is missing, damaged, too large or not a film.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty; copy it again")
-    if is_dicom(path):
-        return read_dicom(path)
-    return _read_picture(path)
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty; copy it again")
+        dicom = is_dicom(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return read_dicom(path) if dicom else _read_picture(path)
 
 
 def _read_picture(path: Path) -> NDArray[np.float32]:
@@ -47,7 +46,8 @@ def _read_picture(path: Path) -> NDArray[np.float32]:
             return np.asarray(image, dtype=np.float32) / np.float32(255)
     except Image.DecompressionBombError:
         raise UserError(
-            f"{path}: the header claims more than {MAX_SIDE} pixels on a side; the file is damaged"
+            f"{path}: the header claims too many pixels (at most {MAX_SIDE} a side); "
+            "the file is damaged"
         ) from None
     except UnidentifiedImageError:
         raise UserError(f"{path}: is no PGM, PNG or DICOM file, or its header is damaged") from None

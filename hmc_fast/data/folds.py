@@ -1,4 +1,8 @@
-"""Cross-validation folds: stratified, grouped by patient, saved, reread and checked."""
+"""Cross-validation folds: stratified, grouped by patient, saved, reread and checked.
+
+Two protocols that the literature uses and that leak are there for comparison: ``image`` splits
+films without regard to patients, ``augment-first`` splits rotated copies of films.
+"""
 
 import csv
 import io
@@ -6,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from hmc_fast.data.cases import Case, Task
 from hmc_fast.errors import UserError
@@ -14,6 +18,14 @@ from hmc_fast.files import read_json, write_json, write_text
 
 PROTOCOL = "patient"
 """Folds that never put films of one patient on both sides."""
+AUGMENT_FIRST = "augment-first"
+"""Folds of rotated copies: copies of one film are on both sides."""
+PROTOCOL_TITLES = {
+    PROTOCOL: "Patient-disjoint folds",
+    "image": "Folds of films, patients on both sides (leaks)",
+    AUGMENT_FIRST: "Folds of rotated copies, films on both sides (leaks)",
+}
+PROTOCOLS = tuple(PROTOCOL_TITLES)
 COLUMNS = ("film", "patient", "label", "fold")
 
 
@@ -31,8 +43,8 @@ class Assignment:
 class Folds:
     """A partition of films into ``count`` folds; fold ``k`` tests a model trained on the others.
 
-    Raises :class:`UserError` on creation for a doubled film, an empty fold, a patient in two folds
-    or a fold that lacks a class on either side.
+    ``protocol`` is one of :data:`PROTOCOLS`. Raises :class:`UserError` on creation for a doubled
+    film, an empty fold, a fold that lacks a class, or, under ``patient``, a patient in two folds.
     """
 
     task: str
@@ -43,6 +55,9 @@ class Folds:
     protocol: str = PROTOCOL
 
     def __post_init__(self) -> None:
+        check_protocol(self.protocol)
+        if self.count < 2:
+            raise UserError(f"{self.source}: {self.count} folds; at least 2 are needed")
         doubled = [film for film, n in Counter(a.film for a in self.assignments).items() if n > 1]
         if doubled:
             raise UserError(f"{self.source}: film {doubled[0]} is assigned twice")
@@ -50,7 +65,8 @@ class Folds:
         for a in self.assignments:
             if not 0 <= a.fold < self.count:
                 raise UserError(f"{self.source}: film {a.film} is in fold {a.fold} of {self.count}")
-            if fold_of_patient.setdefault(a.patient, a.fold) != a.fold:
+            together = fold_of_patient.setdefault(a.patient, a.fold) == a.fold
+            if self.protocol == PROTOCOL and not together:
                 raise UserError(
                     f"{self.source}: patient {a.patient} is in folds {fold_of_patient[a.patient]} "
                     f"and {a.fold}; a patient's films must stay together"
@@ -70,9 +86,9 @@ class Folds:
         """
         by_film = {a.film: a for a in self.assignments}
         for case in cases:
-            assignment = by_film.pop(case.film_id, None)
+            assignment = by_film.pop(case.sample_id, None)
             if assignment is None:
-                raise UserError(f"{self.source}: film {case.film_id} is in no fold")
+                raise UserError(f"{self.source}: film {case.sample_id} is in no fold")
             if assignment.patient != case.patient_id:
                 raise UserError(
                     f"{self.source}: film {case.film_id} is of patient {assignment.patient} there, "
@@ -81,7 +97,7 @@ class Folds:
         if by_film:
             raise UserError(f"{self.source}: film {next(iter(by_film))} is missing from the data")
         fold_of = {a.film: a.fold for a in self.assignments}
-        held_out = [fold_of[case.film_id] == fold for case in cases]
+        held_out = [fold_of[case.sample_id] == fold for case in cases]
         return (
             [i for i, test in enumerate(held_out) if not test],
             [i for i, test in enumerate(held_out) if test],
@@ -108,13 +124,54 @@ class Folds:
         write_text(path.with_suffix(".csv"), table.getvalue())
 
 
-def make_folds(cases: list[Case], labels: list[int], task: Task, count: int, seed: int) -> Folds:
-    """Stratified folds that keep each patient's films together; the same for the same seed.
+def check_protocol(protocol: str) -> str:
+    """Raises :class:`UserError` for an unknown protocol."""
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+    return protocol
+
+
+def make_folds(
+    cases: list[Case],
+    labels: list[int],
+    task: Task,
+    count: int,
+    seed: int,
+    protocol: str = PROTOCOL,
+) -> Folds:
+    """Stratified folds, the same for the same seed.
+
+    Under ``patient`` each patient's films stay together; under ``image`` and ``augment-first`` (of
+    cases that are rotated copies already) every case is dealt out on its own.
 
     Raises :class:`UserError` where there are too few patients, in all or of one class.
     """
+    check_protocol(protocol)
     if count < 2:
         raise UserError(f"{count} folds: cross-validation needs at least 2")
+    _check_enough_patients(cases, labels, task, count)
+    if protocol == PROTOCOL:
+        splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
+    else:
+        splitter = StratifiedKFold(n_splits=count, shuffle=True, random_state=seed)
+    groups = [case.patient_id for case in cases] if protocol == PROTOCOL else None
+    fold_of = [0] * len(cases)
+    for fold, (_, held_out) in enumerate(splitter.split(cases, labels, groups)):
+        for index in held_out:
+            fold_of[index] = fold
+    return Folds(
+        task.name,
+        seed,
+        count,
+        tuple(
+            Assignment(case.sample_id, case.patient_id, label, fold)
+            for case, label, fold in zip(cases, labels, fold_of, strict=True)
+        ),
+        protocol=protocol,
+    )
+
+
+def _check_enough_patients(cases: list[Case], labels: list[int], task: Task, count: int) -> None:
     patients = [case.patient_id for case in cases]
     if len(set(patients)) < count:
         raise UserError(
@@ -133,20 +190,6 @@ def make_folds(cases: list[Case], labels: list[int], task: Task, count: int, see
             f"only {rarest_count} patients have a film of class {task.class_names[rarest]}, too few"
             f" for {count} folds; use at most {rarest_count} folds"
         )
-    splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
-    fold_of = [0] * len(cases)
-    for fold, (_, held_out) in enumerate(splitter.split(cases, labels, patients)):
-        for index in held_out:
-            fold_of[index] = fold
-    return Folds(
-        task.name,
-        seed,
-        count,
-        tuple(
-            Assignment(case.film_id, case.patient_id, label, fold)
-            for case, label, fold in zip(cases, labels, fold_of, strict=True)
-        ),
-    )
 
 
 def read_folds(path: Path) -> Folds:

@@ -51,9 +51,31 @@ def read_mias(folder: Path) -> list[Case]:
     ]
 
 
+def read_findings(info: Path) -> dict[str, tuple[Finding, ...]]:
+    """The findings of every film with a row in an ``Info.txt``, whether the film is there or not.
+
+    Raises :class:`UserError` where the file cannot be read or holds an unknown code.
+    """
+    findings: dict[str, tuple[Finding, ...]] = {}
+    for _, film_id, finding in _rows(info):
+        findings[film_id] = findings.get(film_id, ()) + ((finding,) if finding else ())
+    return findings
+
+
+def is_film_id(name: str) -> bool:
+    """Whether ``name`` is a film's number, like ``mdb001``."""
+    return _FILM_ID.fullmatch(name) is not None
+
+
 def patient_of(film_id: str) -> str:
     """MIAS numbers films in pairs: 2k-1 and 2k belong to patient k-1, as ``"p000"`` onwards."""
     return f"p{(_number(film_id) - 1) // 2:03d}"
+
+
+def patient_in_name(name: str) -> str | None:
+    """The patient of a file whose name holds a MIAS number, like ``mdb001_rot90.png``; or None."""
+    match = _FILM_ID.search(Path(name).name)
+    return None if match is None else patient_of(match.group())
 
 
 def _number(film_id: str) -> int:

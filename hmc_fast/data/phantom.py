@@ -5,6 +5,7 @@ one (benign) or a spiculated one (malignant). Numbers measured on phantoms say t
 runs, nothing about mammograms.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hmc_fast.files import make_folder, write_atomically, write_text
 BENIGN_RADIUS = (0.04, 0.07)
 MALIGNANT_RADIUS = (0.05, 0.08)
 SPICULES = (9, 15)
+PHANTOM_HEADER = "Procedural phantoms by hmc-fast, no patient data. Columns as in MIAS."
 
 
 def write_phantoms(folder: Path, patients: int, size: int, seed: int = 0) -> None:
@@ -29,24 +31,36 @@ def write_phantoms(folder: Path, patients: int, size: int, seed: int = 0) -> Non
 
     Raises :class:`UserError` where the folder is not empty or not writable.
     """
-    make_folder(folder)
-    if any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not empty; phantoms go into a folder of their own")
-    rows = ["Procedural phantoms by hmc-fast, no patient data. Columns as in MIAS.", ""]
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    make_folder(partial)
+    rows = [PHANTOM_HEADER, ""]
     for patient in range(patients):
         for side in (0, 1):
             number = 2 * patient + side + 1
             severity = _severity(patient, side)
             rng = np.random.default_rng((seed, number))
             pixels, circle = draw_phantom(rng, size, severity, mirrored=side == 1)
-            _save_pgm(folder / f"mdb{number:03d}.pgm", pixels)
+            _save_pgm(partial / f"mdb{number:03d}.pgm", pixels)
             if circle is None:
                 rows.append(f"mdb{number:03d} G NORM")
             else:
                 kind = "SPIC" if severity == "M" else "CIRC"
                 x, row, radius = circle
                 rows.append(f"mdb{number:03d} G {kind} {severity} {x} {size - 1 - row} {radius}")
-    write_text(folder / "Info.txt", "\n".join(rows) + "\n")
+    write_text(partial / "Info.txt", "\n".join(rows) + "\n")
+    partial.replace(folder)
+
+
+def are_phantoms(folder: Path) -> bool:
+    """Whether the films of a MIAS-style folder are phantoms, by the first line of its Info.txt."""
+    try:
+        with (folder / "Info.txt").open(encoding="latin-1") as info:
+            return info.readline().strip() == PHANTOM_HEADER
+    except OSError:
+        return False
 
 
 def draw_phantom(

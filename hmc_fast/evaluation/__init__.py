@@ -2,8 +2,14 @@
 
 from hmc_fast.evaluation.bootstrap import Interval, auc_interval
 from hmc_fast.evaluation.metrics import METRIC_NAMES, classification_metrics, mean_and_std
-from hmc_fast.evaluation.predict import PRECISIONS, predict_logits
-from hmc_fast.evaluation.predictions import Predictions, pool, read_predictions
+from hmc_fast.evaluation.predict import PRECISIONS, film_logits, predict_logits
+from hmc_fast.evaluation.predictions import (
+    Predictions,
+    ensemble,
+    mean_auc_interval,
+    pool,
+    read_predictions,
+)
 
 __all__ = [
     "METRIC_NAMES",
@@ -12,7 +18,10 @@ __all__ = [
     "Predictions",
     "auc_interval",
     "classification_metrics",
+    "ensemble",
+    "film_logits",
     "mean_and_std",
+    "mean_auc_interval",
     "pool",
     "predict_logits",
     "read_predictions",

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,12 @@ from scipy.special import softmax
 
 from hmc_fast.data import Case
 from hmc_fast.errors import UserError
-from hmc_fast.evaluation.bootstrap import Interval, auc_interval
+from hmc_fast.evaluation.bootstrap import (
+    Interval,
+    auc_interval,
+    percentile_interval,
+    resampled_auc,
+)
 from hmc_fast.evaluation.metrics import classification_metrics
 from hmc_fast.files import write_text
 
@@ -39,7 +44,7 @@ class Predictions:
         class_names: Sequence[str],
     ) -> "Predictions":
         return cls(
-            tuple(case.film_id for case in cases),
+            tuple(case.sample_id for case in cases),
             tuple(case.patient_id for case in cases),
             (fold,) * len(cases),
             np.asarray(labels, np.int64),
@@ -134,6 +139,40 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
         np.concatenate([part.logits for part in parts]),
         parts[0].class_names,
     )
+
+
+def mean_auc_interval(repeats: Sequence[Predictions]) -> Interval:
+    """The mean of the AUC of several predictions of the same films, as of repeats of a study.
+
+    Patients are drawn once for all repeats, so the interval is that of the mean.
+    """
+    return percentile_interval(mean_resampled_auc(repeats))
+
+
+def mean_resampled_auc(repeats: Sequence[Predictions]) -> NDArray[np.float64]:
+    """As :func:`hmc_fast.evaluation.bootstrap.resampled_auc`, the mean over repeats."""
+    return np.asarray(
+        np.mean([resampled_auc(p.probabilities, p.labels, p.patients) for p in repeats], 0)
+    )
+
+
+def ensemble(members: Sequence[Predictions]) -> Predictions:
+    """The mean of the members' probabilities for the same films, in the first one's order.
+
+    Raises :class:`UserError` where the members are not about the same films and labels.
+    """
+    first = members[0]
+    total = np.zeros_like(first.probabilities)
+    for member in members:
+        if sorted(member.films) != sorted(first.films):
+            raise UserError("an ensemble needs predictions of the same films from every member")
+        row_of = {film: row for row, film in enumerate(member.films)}
+        order = [row_of[film] for film in first.films]
+        if not np.array_equal(member.labels[order], first.labels):
+            raise UserError("an ensemble needs members that agree on the films' labels")
+        total += member.probabilities[order]
+    smallest = np.finfo(np.float64).tiny
+    return replace(first, logits=np.log(np.maximum(total / len(members), smallest)))
 
 
 def _columns(class_names: Sequence[str]) -> list[str]:

@@ -1,15 +1,25 @@
-"""HMC-Net, its ablations and their building blocks."""
+"""HMC-Net, its ablations, their building blocks, and the baselines."""
 
+from hmc_fast.models.baselines import VGGClassifier, ViTClassifier
 from hmc_fast.models.blocks import HierarchicalSelfAttention, MultiScaleCrossAttention
 from hmc_fast.models.hmc_net import HMCNet
-from hmc_fast.models.registry import MODEL_NAMES, ModelConfig, build_model, create_model
+from hmc_fast.models.registry import (
+    MODEL_NAMES,
+    FilmModel,
+    ModelConfig,
+    build_model,
+    create_model,
+)
 
 __all__ = [
     "MODEL_NAMES",
+    "FilmModel",
     "HMCNet",
     "HierarchicalSelfAttention",
     "ModelConfig",
     "MultiScaleCrossAttention",
+    "VGGClassifier",
+    "ViTClassifier",
     "build_model",
     "create_model",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hmc_fast.kernels import attention, multi_scale_attention
+from hmc_fast.kernels import attention, gated_projection, multi_scale_attention
 
 QK_HEAD_DIM = 64
 HSA_VALUE_HEAD_DIM = 256
@@ -42,7 +42,7 @@ class HierarchicalSelfAttention(nn.Module):
         q, k = qk[:, :, : self.heads], qk[:, :, self.heads :]
         values = _split_heads(tokens, self.heads).to(q.dtype)
         out, _ = attention(q, k, values, backend=self.backend)
-        return _add_gated(x, self.gamma, self.out_proj(out.flatten(2)))
+        return _project(self, x, tokens, [out])
 
 
 class MultiScaleCrossAttention(nn.Module):
@@ -78,16 +78,16 @@ class MultiScaleCrossAttention(nn.Module):
         self, target: Tensor, sources: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`, with the share of each source ``[B, heads, H·W, S]`` (fp32)."""
+        target_tokens = _as_tokens(target)
         source_tokens = [_as_tokens(source) for source in sources]
-        q = _split_heads(self.q_proj(_as_tokens(target)), self.heads)
+        q = _split_heads(self.q_proj(target_tokens), self.heads)
         ks = [
             _split_heads(proj(tokens), self.heads)
             for proj, tokens in zip(self.k_projs, source_tokens, strict=True)
         ]
         vs = [_split_heads(tokens, self.heads).to(q.dtype) for tokens in source_tokens]
         outs, _, weights = multi_scale_attention(q, ks, vs, backend=self.backend)
-        attended = torch.cat([out.flatten(2) for out in outs], dim=-1)
-        return _add_gated(target, self.gamma, self.out_proj(attended)), weights
+        return _project(self, target, target_tokens, outs), weights
 
 
 def _init_projections(block: nn.Module) -> None:
@@ -109,8 +109,26 @@ def _split_heads(tokens: Tensor, heads: int) -> Tensor:
     return tokens.view(batch, count, heads, channels // heads)
 
 
-def _add_gated(x: Tensor, gamma: Tensor, update: Tensor) -> Tensor:
-    """``x + γ ⊙ update``, with update ``[B, H·W, C]``, in the dtype and layout of ``x``."""
+def _project(
+    block: "HierarchicalSelfAttention | MultiScaleCrossAttention",
+    x: Tensor,
+    tokens: Tensor,
+    outs: Sequence[Tensor],
+) -> Tensor:
+    """``x + γ ⊙ (concat(outs) Wo + bo)`` in the dtype and layout of ``x [B, C, H, W]``.
+
+    ``tokens`` are those of ``x``, and ``outs`` are ``[B, H·W, heads, D_s]``. The weight takes the
+    dtype that attention ran in, which autocast would choose for a linear layer.
+    """
     batch, channels, height, width = x.shape
-    update = update.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-    return torch.addcmul(x, gamma.to(x.dtype).view(-1, 1, 1), update.to(x.dtype))
+    weight = block.out_proj.weight.to(outs[0].dtype)
+    y = gated_projection(
+        tokens,
+        [out.flatten(2) for out in outs],
+        weight,
+        block.out_proj.bias,
+        block.gamma,
+        block.backend,
+    )
+    y = y.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()

@@ -5,15 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from hmc_fast.errors import UserError
+from hmc_fast.kernels.backend import check_backend_name
+from hmc_fast.models.baselines import VGG_LAYERS, VGGClassifier, ViTClassifier
 from hmc_fast.models.hmc_net import HMCNet
 from hmc_fast.models.weights import load_trunk, read_trunk_weights
 
+FilmModel = HMCNet | VGGClassifier | ViTClassifier
+"""Any model of :data:`MODEL_NAMES`; its :class:`ModelConfig` is ``model.config``."""
+
 _HSA_STAGES = ("C3", "C4", "C5")
+_VIT = "vit_b_16"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides a model's parameters and what it computes."""
+    """Everything that decides a model's parameters and what it computes.
+
+    ``image_size`` is the side of the square images that the model is built for, or None where it
+    takes any multiple of 32.
+    """
 
     name: str
     num_classes: int = 2
@@ -22,6 +32,7 @@ class ModelConfig:
     msca: bool = False
     stride_in_1x1: bool = False
     dropout: float = 0.0
+    image_size: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "hsa_stages": list(self.hsa_stages)}
@@ -41,9 +52,22 @@ def _variants(trunk: str, full_name: str) -> dict[str, ModelConfig]:
     }
 
 
-_CONFIGS = _variants("resnet50", "hmc_net") | _variants("resnet18", "hmc_net_resnet18")
+_BASELINES = {name: ModelConfig(name, trunk=name) for name in (*VGG_LAYERS, _VIT)}
+_CONFIGS = _variants("resnet50", "hmc_net") | _BASELINES | _variants("resnet18", "hmc_net_resnet18")
 
 MODEL_NAMES = tuple(_CONFIGS)
+FIXED_SIZE_MODELS = (_VIT,)
+"""Models that classify images of the one size they are built for."""
+
+
+def trunk_of(name: str) -> str:
+    """The trunk of a named model, whose pretrained weights it takes.
+
+    Raises :class:`UserError` for an unknown name.
+    """
+    if name not in _CONFIGS:
+        raise UserError(f"unknown model {name!r}; choose one of {', '.join(MODEL_NAMES)}")
+    return _CONFIGS[name].trunk
 
 
 def create_model(
@@ -53,29 +77,37 @@ def create_model(
     *,
     hsa_stages: tuple[str, ...] | None = None,
     dropout: float = 0.0,
+    image_size: int = 224,
     backend: str = "auto",
-) -> HMCNet:
+) -> FilmModel:
     """Build a model by name.
 
     Args:
         name: one of :data:`MODEL_NAMES`: ``hmc_net``, ``resnet50_hsa``, ``resnet50_msca``,
-            ``resnet50``, and the same on a ResNet18 trunk.
+            ``resnet50``, the same on a ResNet18 trunk, and the baselines ``vgg16``, ``vgg19`` and
+            ``vit_b_16``.
         num_classes: number of logits.
         weights: None for random weights, ``"imagenet"`` for torchvision's, or a safetensors file
-            with the trunk by torchvision's names (ResNet v1 by its metadata).
+            with the trunk by torchvision's names (ResNet v1 by its metadata). ViT's position
+            embeddings are interpolated to ``image_size``.
         hsa_stages: stages with self-attention where the named model has it; ``C2`` is opt-in.
-        dropout: probability before the classifier.
+        dropout: probability before the classifier (in VGG, in its two hidden layers).
+        image_size: side of the images that ``vit_b_16`` is built for; the other models take any
+            multiple of 32 and ignore it.
         backend: ``"auto"``, ``"reference"`` or ``"triton"``; no part of the state dict.
 
     Returns:
         The model, with its :class:`ModelConfig` as ``model.config``, in training mode.
 
     Raises:
-        UserError: an unknown name, or weights that cannot be read or do not fit.
+        UserError: an unknown name, weights that cannot be read or do not fit, or an image size
+            that is no multiple of 32.
     """
     if name not in _CONFIGS:
         raise UserError(f"unknown model {name!r}; choose one of {', '.join(MODEL_NAMES)}")
     config = replace(_CONFIGS[name], num_classes=num_classes, dropout=dropout)
+    if config.trunk == _VIT:
+        config = replace(config, image_size=image_size)
     if hsa_stages is not None:
         if not config.hsa_stages:
             raise UserError(f"model {name} has no self-attention, so hsa_stages does not apply")
@@ -89,9 +121,27 @@ def create_model(
     return model
 
 
-def build_model(config: ModelConfig, backend: str = "auto") -> HMCNet:
-    """The model that ``config`` describes, with random weights."""
-    model = HMCNet(
+def build_model(config: ModelConfig, backend: str = "auto") -> FilmModel:
+    """The model that ``config`` describes, with random weights.
+
+    ``backend`` matters to models with attention of ours alone, not to VGG and ViT.
+
+    Raises :class:`hmc_fast.kernels.backend.UnknownBackendError` for an unknown backend.
+    """
+    check_backend_name(backend, "backend")
+    model = _build(config, backend)
+    model.config = config
+    return model
+
+
+def _build(config: ModelConfig, backend: str) -> FilmModel:
+    if config.trunk in VGG_LAYERS:
+        return VGGClassifier(config.trunk, config.num_classes, config.dropout)
+    if config.trunk == _VIT:
+        if config.image_size is None:
+            raise TypeError("image_size, which vit_b_16 needs")
+        return ViTClassifier(config.num_classes, config.image_size, config.dropout)
+    return HMCNet(
         trunk=config.trunk,
         num_classes=config.num_classes,
         hsa_stages=config.hsa_stages,
@@ -100,5 +150,3 @@ def build_model(config: ModelConfig, backend: str = "auto") -> HMCNet:
         dropout=config.dropout,
         backend=backend,
     )
-    model.config = config
-    return model

@@ -5,6 +5,7 @@ A file may come from a ResNet of the first kind, "v1" (He et al. 2015), which st
 and shapes are the same, so the file's metadata decides (key ``arch``).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -13,19 +14,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from hmc_fast.errors import UserError
 
 IMAGENET = "imagenet"
-CLASSIFIER_PREFIX = "fc."
+_HEADS = {"vgg16": "classifier.6.", "vgg19": "classifier.6.", "vit_b_16": "heads."}
+_RESNET_HEAD = "fc."
+_VGG_HIDDEN = "classifier."
+_POSITIONS = "encoder.pos_embedding"
 
 
 @dataclass(frozen=True)
 class TrunkWeights:
-    """Parameters by torchvision's names, without classifier, and where they came from."""
+    """Parameters by torchvision's names, without those of the layer that gives the logits.
+
+    ``head`` is the prefix of that layer's names, ``source`` says where the parameters came from.
+    """
 
     state: dict[str, Tensor]
     source: str
+    head: str
     stride_in_1x1: bool
 
 
@@ -39,26 +48,27 @@ def read_trunk_weights(weights: str | Path, trunk: str) -> TrunkWeights:
     path = Path(weights)
     tensors, metadata = read_safetensors(path)
     state = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    return TrunkWeights(
-        state={k: v for k, v in state.items() if not k.startswith(CLASSIFIER_PREFIX)},
-        source=path.name,
-        stride_in_1x1=_is_resnet_v1(metadata),
-    )
+    return _without_head(state, trunk, path.name, metadata)
 
 
 def load_trunk(model: nn.Module, weights: TrunkWeights) -> None:
     """Copy the trunk into ``model``; attention blocks and classifier keep their initial values.
 
+    VGG's two hidden layers are copied where the weights have them. ViT's position embeddings are
+    interpolated to the model's image size, as torchvision does it.
+
     Raises :class:`UserError` where a trunk parameter is missing, left over or of another shape.
     """
     own = model.state_dict()
-    expected = {name for name in own if not name.startswith(("hsa.", "msca.", CLASSIFIER_PREFIX))}
-    missing = sorted(expected - weights.state.keys())
-    unexpected = sorted(weights.state.keys() - expected)
+    state = _interpolate_positions(weights, own)
+    fresh: tuple[str, ...] = ("hsa.", "msca.", weights.head)
+    if not any(name.startswith(_VGG_HIDDEN) for name in state):
+        fresh = (*fresh, _VGG_HIDDEN)
+    expected = {name for name in own if not name.startswith(fresh)}
+    missing = sorted(expected - state.keys())
+    unexpected = sorted(state.keys() - expected)
     reshaped = sorted(
-        name
-        for name in expected & weights.state.keys()
-        if own[name].shape != weights.state[name].shape
+        name for name in expected & state.keys() if own[name].shape != state[name].shape
     )
     for problem, names in (
         ("lacks", missing),
@@ -71,7 +81,7 @@ def load_trunk(model: nn.Module, weights: TrunkWeights) -> None:
                 f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}; "
                 "it must hold the trunk of the model named"
             )
-    model.load_state_dict(weights.state, strict=False)
+    model.load_state_dict(state, strict=False)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -116,12 +126,34 @@ def _download(trunk: str) -> TrunkWeights:
             f"ImageNet weights for {trunk} could not be downloaded ({error}); "
             "pass --weights FILE.safetensors, or --weights none for random ones"
         ) from None
+    tensors = {
+        name: tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor)
+        for name, tensor in state.items()
+    }
+    return _without_head(tensors, trunk, f"torchvision {choice}", {})
+
+
+def _without_head(
+    state: dict[str, Tensor], trunk: str, source: str, metadata: dict[str, str]
+) -> TrunkWeights:
+    head = _HEADS.get(trunk, _RESNET_HEAD)
     return TrunkWeights(
-        state={
-            name: tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor)
-            for name, tensor in state.items()
-            if not name.startswith(CLASSIFIER_PREFIX)
-        },
-        source=f"torchvision {choice}",
-        stride_in_1x1=False,
+        state={name: tensor for name, tensor in state.items() if not name.startswith(head)},
+        source=source,
+        head=head,
+        stride_in_1x1=trunk.startswith("resnet") and _is_resnet_v1(metadata),
     )
+
+
+def _interpolate_positions(weights: TrunkWeights, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with ViT's position embeddings for as many tokens as the model has."""
+    if _POSITIONS not in own or _POSITIONS not in weights.state:
+        return weights.state
+    side = math.isqrt(own[_POSITIONS].shape[1] - 1)
+    try:
+        fitted: dict[str, Tensor] = interpolate_embeddings(side, 1, dict(weights.state))
+    except ValueError as error:
+        raise UserError(
+            f"weights {weights.source}: {_POSITIONS} cannot be used ({error})"
+        ) from None
+    return fitted

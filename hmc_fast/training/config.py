@@ -1,6 +1,7 @@
 """Settings of a training run; stored with every result."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from hmc_fast.data import TASKS, Preprocessing
@@ -20,10 +21,16 @@ class TrainingConfig:
         learning_rate: peak of AdamW's rate; it follows a half cosine to zero over the epochs.
         weight_decay: of AdamW.
         dropout: before the classifier.
-        weights: None, ``"imagenet"`` or a safetensors file with the trunk.
+        weights: None, ``"imagenet"`` or a safetensors file with the trunk; or, for models of
+            several trunks, ``"resnet50=FILE,vgg16=imagenet"``, where other trunks start at random.
         precision: ``fp32``, ``bf16`` or ``fp16`` (mixed).
         augment: random flips, rotations, shifts and scales on training films.
         balance: weight the loss by inverse class frequency.
+        crop_breast: as in :class:`hmc_fast.data.Preprocessing`.
+        face_left: as in :class:`hmc_fast.data.Preprocessing`.
+        average_flips: as in :class:`hmc_fast.data.Preprocessing`.
+        lesion_weight: of the auxiliary loss that asks the class activation map of a film with a
+            known lesion to lie in its circle; 0 leaves it out.
         seed: of initialisation, order, augmentation and dropout.
 
     Raises:
@@ -41,10 +48,14 @@ class TrainingConfig:
     precision: str = "fp32"
     augment: bool = True
     balance: bool = True
+    crop_breast: bool = False
+    face_left: bool = False
+    average_flips: bool = False
+    lesion_weight: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        Preprocessing.square(self.size)
+        self.preprocessing()
         checks = (
             (self.task in TASKS, f"task {self.task!r} is none of {', '.join(TASKS)}"),
             (
@@ -58,10 +69,38 @@ class TrainingConfig:
                 f"learning rate is {self.learning_rate}, needs to be positive",
             ),
             (0 <= self.dropout < 1, f"dropout is {self.dropout}, needs 0 <= dropout < 1"),
+            (self.lesion_weight >= 0, f"lesion weight is {self.lesion_weight}, needs at least 0"),
         )
         for holds, message in checks:
             if not holds:
                 raise UserError(message)
 
+    def preprocessing(self) -> Preprocessing:
+        """How films become inputs."""
+        return Preprocessing(
+            self.size,
+            self.size,
+            crop_breast=self.crop_breast,
+            face_left=self.face_left,
+            average_flips=self.average_flips,
+        )
+
+    def weights_for(self, trunk: str) -> str | None:
+        """What a model with this trunk starts from."""
+        if self.weights is None or not _by_trunk(self.weights):
+            return self.weights
+        return dict(part.split("=", 1) for part in self.weights.split(",")).get(trunk)
+
+    def weights_label(self) -> str | None:
+        """``weights`` with files by their names alone."""
+        if self.weights is None or not _by_trunk(self.weights):
+            return self.weights and Path(self.weights).name
+        pairs = (part.split("=", 1) for part in self.weights.split(","))
+        return ",".join(f"{trunk}={Path(value).name}" for trunk, value in pairs)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _by_trunk(weights: str) -> bool:
+    return "=" in weights and not Path(weights).exists()

@@ -1,55 +1,171 @@
-"""Cross-validation: folds × models as independent jobs in one study folder, resumable.
+"""Cross-validation: models × repeats × folds as independent jobs in one study folder, resumable.
 
-study.json, folds.json, folds.csv
-MODEL/foldK/  model.safetensors, predictions.csv, history.csv, result.json
-MODEL/out_of_fold.csv
-summary.json
+Processes that run the same study at the same time, on one machine or on several with a shared file
+system, take different jobs.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from hmc_fast.data import (
     TASKS,
     Case,
     FilmCache,
     Folds,
-    Preprocessing,
+    Task,
     make_folds,
     read_folds,
+    rotated_copies,
 )
+from hmc_fast.data.folds import AUGMENT_FIRST, PROTOCOL, check_protocol
+from hmc_fast.data.phantom import are_phantoms
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
-from hmc_fast.evaluation import Interval, Predictions, mean_and_std, pool, read_predictions
-from hmc_fast.files import make_folder, read_json, write_json
+from hmc_fast.evaluation import (
+    Interval,
+    Predictions,
+    mean_and_std,
+    mean_auc_interval,
+    pool,
+    read_predictions,
+)
+from hmc_fast.files import write_json
 from hmc_fast.training.config import TrainingConfig
-from hmc_fast.training.train import MODEL_FILE, PREDICTIONS_FILE, RESULT_FILE, TrainingJob, train
+from hmc_fast.training.study_folder import (
+    FOLDS_FILE,
+    OUT_OF_FOLD_FILE,
+    SUMMARY_FILE,
+    StudySettings,
+    fold_checkpoints,
+    fold_folder,
+    folds_path,
+    job_lock,
+    open_study,
+    repeat_folder,
+)
+from hmc_fast.training.train import PREDICTIONS_FILE, RESULT_FILE, TrainingJob, train
 
-STUDY_FILE = "study.json"
-FOLDS_FILE = "folds.json"
-OUT_OF_FOLD_FILE = "out_of_fold.csv"
-SUMMARY_FILE = "summary.json"
-LOCK_FILE = ".lock"
+__all__ = [
+    "FOLDS_FILE",
+    "Progress",
+    "StudyJob",
+    "StudyPlan",
+    "StudySummary",
+    "fold_checkpoints",
+    "plan_study",
+    "run_cross_validation",
+    "summarise_study",
+]
 
 Progress = Callable[[str, int, int], object]
 """Called with a job's label, the films trained on since the last call, and the films in all."""
 
+DEFAULT_COPIES = 45
+"""Rotated copies a film under the augment-first protocol: every 8 degrees."""
+
 
 @dataclass(frozen=True)
 class StudySummary:
-    """One model's results: metrics per fold, their mean and std, and the pooled AUC."""
+    """One model's results: metrics per fold, their mean and std, and the pooled AUC.
+
+    With repeats, ``folds`` has the folds of all of them, and the pooled AUC is the mean over
+    repeats.
+    """
 
     model: str
+    protocol: str
     folds: list[dict[str, float | None]]
     mean_std: dict[str, tuple[float, float] | None]
     pooled_auc: Interval
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class StudyJob:
+    """One training of a study and where its files go."""
+
+    training: TrainingJob
+    folder: Path
+    label: str
+
+    @property
+    def films(self) -> int:
+        """Films that its training goes through, over all epochs."""
+        return len(self.training.train_index) * self.training.config.epochs
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / RESULT_FILE).is_file()
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study's settings, folds (one partition a repeat) and jobs, in their numbers' order."""
+
+    settings: StudySettings
+    folds: list[Folds]
+    jobs: list[StudyJob]
+
+
+def plan_study(
+    models: Sequence[str],
+    config: TrainingConfig,
+    cases: list[Case],
+    folder: Path,
+    *,
+    fold_count: int = 5,
+    repeats: int = 1,
+    protocol: str = PROTOCOL,
+    copies: int | None = None,
+    folds_file: Path | None = None,
+) -> StudyPlan:
+    """The jobs of a study, ordered by model, repeat and fold; nothing is written.
+
+    Folds are made from ``config.seed``, or read from ``folds_file`` and then of its protocol.
+    ``copies`` is as in :func:`run_cross_validation`.
+
+    Raises :class:`UserError` where folds, films and settings do not fit each other.
+    """
+    if repeats < 1:
+        raise UserError(f"{repeats} repeats: a study needs at least 1")
+    if folds_file is not None and repeats > 1:
+        raise UserError(f"{folds_file}: holds one partition, so it cannot be repeated")
+    task = TASKS[config.task]
+    given = read_folds(folds_file) if folds_file is not None else None
+    if given is not None:
+        fold_count, protocol = given.count, given.protocol
+    if copies is None:
+        copies = DEFAULT_COPIES if check_protocol(protocol) == AUGMENT_FIRST else 1
+    if copies != 1 or protocol == AUGMENT_FIRST:
+        cases = rotated_copies(cases, copies)
+    cases, labels = task.select(cases)
+    seeds = [config.seed + repeat for repeat in range(repeats)]
+    folds = [given or make_folds(cases, labels, task, fold_count, seed, protocol) for seed in seeds]
+    _check_labels(cases, labels, folds[0], task)
+    jobs = []
+    for model in models:
+        for repeat, partition in enumerate(folds):
+            for fold in range(partition.count):
+                train_index, test_index = partition.split(cases, fold)
+                training = TrainingJob(
+                    model,
+                    replace(config, seed=seeds[repeat]),
+                    cases,
+                    labels,
+                    train_index,
+                    test_index,
+                    fold,
+                    partition.protocol,
+                )
+                label = f"{model} fold {fold + 1}/{partition.count}"
+                if repeats > 1:
+                    label += f" repeat {repeat + 1}/{repeats}"
+                jobs.append(StudyJob(training, fold_folder(folder, model, fold, repeat), label))
+    return StudyPlan(StudySettings(config, protocol, folds[0].count, repeats, copies), folds, jobs)
 
 
 def run_cross_validation(
@@ -59,124 +175,178 @@ def run_cross_validation(
     folder: Path,
     *,
     fold_count: int = 5,
+    repeats: int = 1,
+    protocol: str = PROTOCOL,
+    copies: int | None = None,
     folds_file: Path | None = None,
+    only_jobs: Sequence[int] | None = None,
     on_progress: Progress = lambda label, done, total: None,
 ) -> list[StudySummary]:
     """Train every model on every fold, skipping what ``folder`` holds finished already.
 
-    Folds are patient-disjoint, made from ``config.seed`` or read from ``folds_file``.
+    A job that another process is working on is left to it, and waited for at the end. A job that
+    fails does not stop the others.
+
+    Args:
+        models: names of the models.
+        config: how they are trained.
+        cases: the films.
+        folder: of the study.
+        fold_count: number of folds.
+        repeats: how often everything is repeated, with other folds and seeds.
+        protocol: of :data:`hmc_fast.data.PROTOCOLS`.
+        copies: rotated copies a film, by default 45 under ``augment-first`` and 1 elsewhere. The
+            patient protocol keeps all copies of a patient's films on one side.
+        folds_file: saved folds to use instead of new ones.
+        only_jobs: numbers of the jobs to run, from 0, by model, repeat and fold; None for all.
+        on_progress: told of every training step.
+
+    Returns:
+        A summary for every model whose jobs are all finished.
 
     Raises:
-        UserError: the folder belongs to another configuration or is in use, folds and films do not
-            fit, or a training fails.
+        UserError: the folder belongs to another configuration, folds and films do not fit, a
+            training fails, or one of ``only_jobs`` does not exist or is being run elsewhere.
     """
-    make_folder(folder)
-    try:
-        with FileLock(folder / LOCK_FILE, timeout=0):
-            return _run(models, config, cases, folder, fold_count, folds_file, on_progress)
-    except Timeout:
-        raise UserError(f"{folder}: another process is working on this study") from None
+    plan = plan_study(
+        models,
+        config,
+        cases,
+        folder,
+        fold_count=fold_count,
+        repeats=repeats,
+        protocol=protocol,
+        copies=copies,
+        folds_file=folds_file,
+    )
+    chosen = _choose(plan.jobs, only_jobs)
+    open_study(folder, plan.settings, plan.folds, _describe(plan.jobs[0].training.cases))
+    _run_jobs(chosen, wait=only_jobs is None, on_progress=on_progress)
+    finished = [
+        model
+        for model in models
+        if all(job.finished for job in plan.jobs if job.training.model_name == model)
+    ]
+    summaries = [summarise_study(folder, model, repeats) for model in finished]
+    if len(finished) == len(models):
+        _write_summary(folder, plan, summaries)
+    return summaries
 
 
-def fold_folder(folder: Path, model: str, fold: int) -> Path:
-    """Where the job of one model and fold keeps its files."""
-    return folder / model / f"fold{fold}"
-
-
-def fold_checkpoints(folder: Path, model: str) -> list[Path]:
-    """The checkpoints of all folds of a finished study."""
-    count = read_folds(folder / FOLDS_FILE).count
-    return [fold_folder(folder, model, fold) / MODEL_FILE for fold in range(count)]
-
-
-def summarise_study(folder: Path, model: str) -> StudySummary:
+def summarise_study(folder: Path, model: str, repeats: int = 1) -> StudySummary:
     """Pool a model's out-of-fold predictions and summarise them.
 
     Raises :class:`UserError` where a fold is unfinished, or a film missing or doubled.
     """
-    folds = read_folds(folder / FOLDS_FILE)
+    per_fold: list[dict[str, float | None]] = []
+    pooled = []
+    for repeat in range(repeats):
+        predictions = out_of_fold_predictions(folder, model, repeat)
+        predictions.save(repeat_folder(folder, model, repeat) / OUT_OF_FOLD_FILE)
+        per_fold += [part.metrics() for part in predictions.by_fold()]
+        pooled.append(predictions)
+    protocol = read_folds(folds_path(folder, 0)).protocol
+    return StudySummary(
+        model, protocol, per_fold, mean_and_std(per_fold), mean_auc_interval(pooled)
+    )
+
+
+def out_of_fold_predictions(folder: Path, model: str, repeat: int = 0) -> Predictions:
+    """The predictions of all folds of one repeat, every film once.
+
+    Raises :class:`UserError` where a fold is unfinished, or a film missing or doubled.
+    """
+    folds = read_folds(folds_path(folder, repeat))
     parts = [
-        read_predictions(fold_folder(folder, model, fold) / PREDICTIONS_FILE)
+        read_predictions(fold_folder(folder, model, fold, repeat) / PREDICTIONS_FILE)
         for fold in range(folds.count)
     ]
-    pooled = _pool_completely(parts, folds, folder / model)
-    pooled.save(folder / model / OUT_OF_FOLD_FILE)
-    per_fold = [part.metrics() for part in parts]
-    return StudySummary(model, per_fold, mean_and_std(per_fold), pooled.auc_interval())
+    return _pool_completely(parts, folds, repeat_folder(folder, model, repeat))
 
 
-def _run(
-    models: Sequence[str],
-    config: TrainingConfig,
-    cases: list[Case],
-    folder: Path,
-    fold_count: int,
-    folds_file: Path | None,
-    on_progress: Progress,
-) -> list[StudySummary]:
-    task = TASKS[config.task]
-    cases, labels = task.select(cases)
-    folds = (
-        read_folds(folds_file)
-        if folds_file is not None
-        else make_folds(cases, labels, task, fold_count, config.seed)
-    )
-    _open_study(folder, config, folds)
-    cache = FilmCache(Preprocessing.square(config.size))
-    jobs = []
-    for model in models:
-        for fold in range(folds.count):
-            train_index, test_index = folds.split(cases, fold)
-            jobs.append(
-                TrainingJob(
-                    model, config, cases, labels, train_index, test_index, fold, folds.protocol
-                )
+def _choose(jobs: list[StudyJob], only_jobs: Sequence[int] | None) -> list[StudyJob]:
+    if only_jobs is None:
+        return jobs
+    for number in only_jobs:
+        if not 0 <= number < len(jobs):
+            raise UserError(
+                f"job {number}: this study has {len(jobs)} jobs, numbered 0 to {len(jobs) - 1}"
             )
-    total = sum(len(job.train_index) for job in jobs) * config.epochs
+    return [jobs[number] for number in only_jobs]
+
+
+def _run_jobs(jobs: list[StudyJob], *, wait: bool, on_progress: Progress) -> None:
+    total = sum(job.films for job in jobs)
+    cache = FilmCache(jobs[0].training.config.preprocessing())
+    failures: list[str] = []
+    busy = []
     for job in jobs:
-        label = f"{job.model_name} fold {job.fold + 1}/{folds.count}"
-        target = fold_folder(folder, job.model_name, job.fold)
-        if (target / RESULT_FILE).is_file():
-            on_progress(label, len(job.train_index) * config.epochs, total)
-            continue
-        train(job, target, cache, on_films=lambda n, label=label: on_progress(label, n, total))  # type: ignore[misc]
-    summaries = [summarise_study(folder, model) for model in models]
+        with job_lock(job.folder, wait=False) as mine:
+            if not mine:
+                busy.append(job)
+            else:
+                _run_job(job, cache, total, failures, on_progress)
+    if busy and not wait:
+        raise UserError(f"{busy[0].label}: another process is working on this job")
+    for job in busy:
+        on_progress(f"waiting for another process: {job.label}", 0, total)
+        with job_lock(job.folder, wait=True):
+            _run_job(job, cache, total, failures, on_progress)
+    if failures:
+        others = len(failures) - 1
+        more = f"; {others} more job{'s' if others > 1 else ''} failed" if others else ""
+        raise UserError(f"{failures[0]}{more}; what is finished is kept")
+
+
+def _run_job(
+    job: StudyJob, cache: FilmCache, total: int, failures: list[str], on_progress: Progress
+) -> None:
+    if job.finished:
+        on_progress(job.label, job.films, total)
+    try:
+        train(
+            job.training,
+            job.folder,
+            cache,
+            on_films=lambda count: on_progress(job.label, count, total),
+        )
+    except UserError as error:
+        failures.append(f"{job.label}: {error}")
+
+
+def _describe(cases: list[Case]) -> dict[str, Any]:
+    folder = cases[0].path.parent
+    return {
+        "name": folder.name,
+        "phantoms": are_phantoms(folder),
+        "films": len({case.film_id for case in cases}),
+        "patients": len({case.patient_id for case in cases}),
+    }
+
+
+def _write_summary(folder: Path, plan: StudyPlan, summaries: list[StudySummary]) -> None:
+    data = _describe(plan.jobs[0].training.cases)
     write_json(
         folder / SUMMARY_FILE,
         {
-            "protocol": folds.protocol,
-            "task": task.name,
-            "films": len(cases),
-            "patients": len({case.patient_id for case in cases}),
+            "protocol": plan.settings.protocol,
+            "task": plan.settings.config.task,
+            "films": data["films"],
+            "patients": data["patients"],
             "models": [summary.to_json() for summary in summaries],
             "environment": environment(),
         },
     )
-    return summaries
 
 
-def _open_study(folder: Path, config: TrainingConfig, folds: Folds) -> None:
-    """Record configuration and folds in a new folder; compare with an old one's."""
-    path = folder / STUDY_FILE
-    settings = {"config": config.to_json(), "protocol": folds.protocol}
-    if not path.is_file():
-        folds.save(folder / FOLDS_FILE)
-        write_json(path, settings)
-        return
-    previous = read_json(path)
-    if previous != settings:
-        old, new = previous.get("config", {}), settings["config"]
-        changed = [
-            f"{key} {old.get(key)!r} there, {value!r} now"
-            for key, value in config.to_json().items()
-            if old.get(key) != value
-        ]
-        raise UserError(
-            f"{folder}: holds a study with other settings ({'; '.join(changed) or new}); "
-            "use another folder, or the old settings to continue"
-        )
-    if read_folds(folder / FOLDS_FILE).assignments != folds.assignments:
-        raise UserError(f"{folder}: holds a study with other folds or films; use another folder")
+def _check_labels(cases: list[Case], labels: list[int], folds: Folds, task: Task) -> None:
+    """Folds read from a file must be about this task and these labels."""
+    if folds.task != task.name:
+        raise UserError(f"{folds.source}: folds of task {folds.task}, but {task.name} is asked for")
+    label_of = {a.film: a.label for a in folds.assignments}
+    for case, label in zip(cases, labels, strict=True):
+        if label_of.get(case.sample_id, label) != label:
+            raise UserError(f"{folds.source}: film {case.sample_id} has another label in the data")
 
 
 def _pool_completely(parts: list[Predictions], folds: Folds, where: Path) -> Predictions:

@@ -15,19 +15,23 @@ from torch.utils.data import DataLoader, Sampler
 from torchmetrics.classification import MulticlassAUROC
 
 from hmc_fast.data import Case, FilmCache, FilmDataset
-from hmc_fast.data.dataset import derive_seed
+from hmc_fast.data.dataset import LesionDataset, derive_seed
 from hmc_fast.errors import UserError
-from hmc_fast.models import HMCNet
+from hmc_fast.models import FilmModel, HMCNet
 from hmc_fast.training.config import TrainingConfig
+from hmc_fast.training.lesion_target import lesion_loss
 
 _ORDER, _AUGMENTATION, _DROPOUT = range(3)
 
 
 class FilmClassifier(pl.LightningModule):
-    """Cross-entropy with AdamW and a half-cosine learning rate."""
+    """Cross-entropy with AdamW and a half-cosine learning rate.
+
+    Batches with lesion masks add the auxiliary loss of :mod:`hmc_fast.training.lesion_target`.
+    """
 
     def __init__(
-        self, model: HMCNet, config: TrainingConfig, fold: int, class_weights: Tensor | None
+        self, model: FilmModel, config: TrainingConfig, fold: int, class_weights: Tensor | None
     ) -> None:
         super().__init__()
         self.model = model
@@ -47,9 +51,16 @@ class FilmClassifier(pl.LightningModule):
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.config.learning_rate * half_cosine
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        images, labels = batch
-        loss: Tensor = self.loss(self(images).float(), labels)
+    def training_step(self, batch: tuple[Tensor, ...], batch_index: int) -> Tensor:
+        images, labels, *lesions = batch
+        if lesions:
+            assert isinstance(self.model, HMCNet)
+            features = self.model.fuse(self.model.stages(images))
+            loss: Tensor = self.loss(self.model.classify(features).float(), labels)
+            auxiliary = lesion_loss(features, self.model.fc.weight, labels, lesions[0])
+            loss = loss + self.config.lesion_weight * auxiliary
+        else:
+            loss = self.loss(self(images).float(), labels)
         if not math.isfinite(loss.item()):
             raise UserError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch}, step {batch_index}; "
@@ -108,12 +119,13 @@ class FilmData(pl.LightningDataModule):
         self.fold = fold
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        kind = LesionDataset if self.config.lesion_weight else FilmDataset
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         seeds = (self.config.seed, self.fold, epoch)
         cases, labels = self.train_films
         augmentation_seed = derive_seed(*seeds, _AUGMENTATION) if self.config.augment else None
         return DataLoader(
-            FilmDataset(cases, labels, self.cache, augmentation_seed),
+            kind(cases, labels, self.cache, augmentation_seed),
             batch_size=self.config.batch_size,
             sampler=EpochOrder(len(cases), derive_seed(*seeds, _ORDER)),
             # Keeps the loader from drawing on the global generator, which dropout uses.
@@ -137,6 +149,12 @@ class LearningCurve(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{name} became {value} in epoch {trainer.current_epoch}; "
+                    "lower --learning-rate or use --precision fp32"
+                )
         self.rows.append({"epoch": trainer.current_epoch, **values})
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -27,13 +29,16 @@ from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, predict_logits
 from hmc_fast.files import make_folder, read_json, write_json, write_text
-from hmc_fast.models import create_model
+from hmc_fast.models import HMCNet, create_model
+from hmc_fast.models.registry import trunk_of
 from hmc_fast.training.config import TrainingConfig
+from hmc_fast.training.interrupt import InterruptGuard
 from hmc_fast.training.lightning import FilmClassifier, FilmData, LearningCurve, StepReporter
 
 MODEL_FILE = "model.safetensors"
 PREDICTIONS_FILE = "predictions.csv"
 HISTORY_FILE = "history.csv"
+JOB_FILE = "job.json"
 RESULT_FILE = "result.json"
 RESUME_FILE = "resume.ckpt"
 _LIGHTNING_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -61,7 +66,7 @@ def train(
     folder: Path,
     cache: FilmCache,
     *,
-    devices: int | str = "auto",
+    devices: int | str = 1,
     num_nodes: int = 1,
     on_films: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Any]:
@@ -71,28 +76,35 @@ def train(
     environment. ``on_films`` is told the number of films of every training step.
 
     Raises:
-        UserError: the loss is not finite, a film cannot be read, or the folder not written.
+        UserError: the loss is not finite, a film cannot be read, the folder not written, or it
+            belongs to another training: other settings, films, pixels or pretrained weights.
         KeyboardInterrupt: the user interrupted; the folder can be continued.
     """
+    make_folder(folder)
+    _claim(folder, _identity(job, cache))
     if (folder / RESULT_FILE).is_file():
         result: dict[str, Any] = read_json(folder / RESULT_FILE)
         return result
-    make_folder(folder)
     torch.manual_seed(job.config.seed)
     task = TASKS[job.config.task]
     model = create_model(
         job.model_name,
         num_classes=len(task.class_names),
-        weights=job.config.weights,
+        weights=job.config.weights_for(trunk_of(job.model_name)),
         dropout=job.config.dropout,
+        image_size=job.config.size,
     )
+    if job.config.lesion_weight and not isinstance(model, HMCNet):
+        raise UserError(
+            f"model {job.model_name} has no feature map for a lesion target; use --lesion-weight 0"
+        )
     module = FilmClassifier(model, job.config, job.fold, _class_weights(job))
     data = FilmData(
         job.films(job.train_index), job.films(job.test_index), cache, job.config, job.fold
     )
-    curve = LearningCurve()
-    with _quiet_lightning():
-        trainer = pl.Trainer(
+    curve, guard = LearningCurve(), InterruptGuard()
+    with _quiet_lightning(), guard.watch():
+        trainer = _make_trainer(
             max_epochs=job.config.epochs,
             accelerator="auto",
             devices=devices,
@@ -104,12 +116,51 @@ def train(
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[curve, StepReporter(on_films), _resume_checkpoint(folder)],
+            callbacks=[curve, StepReporter(on_films), guard, _resume_checkpoint(folder)],
         )
+        device = trainer.strategy.root_device
         _fit(trainer, module, data, folder / RESUME_FILE)
     if not trainer.is_global_zero:
         return {}
-    return _conclude(job, folder, cache, model, module.device, curve.rows)
+    return _conclude(job, folder, cache, model, device, curve.rows)
+
+
+def _identity(job: TrainingJob, cache: FilmCache) -> dict[str, Any]:
+    """All that a training's result depends on; pixels and weights by their SHA-256."""
+    weights = job.config.weights_for(trunk_of(job.model_name))
+    file = Path(weights) if weights is not None and Path(weights).is_file() else None
+    return {
+        "model": job.model_name,
+        "config": {**job.config.to_json(), "weights": job.config.weights_label()},
+        "weights_sha256": sha256(file.read_bytes()).hexdigest() if file else None,
+        "fold": job.fold,
+        "protocol": job.protocol,
+        "films": {
+            side: {job.cases[i].sample_id: cache.digest(job.cases[i].path) for i in index}
+            for side, index in (("train", job.train_index), ("test", job.test_index))
+        },
+    }
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    path = folder / JOB_FILE
+    if not path.is_file():
+        write_json(path, identity)
+        return
+    previous = read_json(path)
+    changed = [key for key, value in identity.items() if previous.get(key) != value]
+    if changed:
+        raise UserError(
+            f"{folder}: belongs to a training with other {' and '.join(changed)}; use another "
+            "folder, or the old settings to continue"
+        )
+
+
+def _make_trainer(**settings: Any) -> pl.Trainer:
+    try:
+        return pl.Trainer(**settings)
+    except MisconfigurationException as error:
+        raise UserError(f"training cannot start: {' '.join(str(error).split())}") from None
 
 
 def _conclude(
@@ -126,7 +177,7 @@ def _conclude(
         "model": job.model_name,
         "fold": job.fold,
         "protocol": job.protocol,
-        "config": job.config.to_json(),
+        "config": {**job.config.to_json(), "weights": job.config.weights_label()},
         "metrics": None,
         "history": history,
         "environment": environment(),

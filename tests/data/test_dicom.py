@@ -100,6 +100,13 @@ def test_a_modality_lut_sets_the_range(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("slope", [0, -1])
+def test_transforms_without_a_range_are_refused(tmp_path: Path, slope: int) -> None:
+    dataset = mammogram(RescaleSlope=slope, RescaleIntercept=0)
+    with pytest.raises(UserError, match="is damaged .*is not positive"):
+        read_film(save(dataset, tmp_path / "a.dcm"))
+
+
 def test_files_that_are_no_mammogram(tmp_path: Path) -> None:
     chest = mammogram(
         Modality="CT", BodyPartExamined="CHEST", SOPClassUID="1.2.840.10008.5.1.4.1.1.2"

@@ -30,15 +30,15 @@ def randomise_gates(model: HMCNet) -> HMCNet:
 
 def test_names() -> None:
     assert set(MODEL_NAMES) == {
-        "hmc_net", "resnet50_hsa", "resnet50_msca", "resnet50",
+        "hmc_net", "resnet50_hsa", "resnet50_msca", "resnet50", "vgg16", "vgg19", "vit_b_16",
         "hmc_net_resnet18", "resnet18_hsa", "resnet18_msca", "resnet18",
     }  # fmt: skip
     with pytest.raises(UserError, match="unknown model 'resnet34'"):
         create_model("resnet34")
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_every_model_classifies_any_multiple_of_32(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(set(MODEL_NAMES) - {"vit_b_16"}))
+def test_every_model_but_vit_classifies_any_multiple_of_32(name: str) -> None:
     model = create_model(name, num_classes=3).eval()
     with torch.inference_mode():
         assert model(torch.randn(2, 3, 32, 96)).shape == (2, 3)
@@ -124,13 +124,13 @@ def test_compiles_and_exports_whole() -> None:
 
 def test_a_large_film_stays_under_4_gib_of_resident_memory() -> None:
     code = """
-import json, resource, torch
+import json, torch
 from hmc_fast import create_model
+from hmc_fast.bench.memory import resident_peak_mib
 model = create_model("hmc_net").eval()
 with torch.inference_mode():
     logits = model(torch.randn(1, 3, 1024, 1024))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"peak_mib": peak, "finite": bool(logits.isfinite().all())}))
+print(json.dumps({"peak_mib": resident_peak_mib(), "finite": bool(logits.isfinite().all())}))
 """
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True

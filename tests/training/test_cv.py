@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,17 @@ import pytest
 from filelock import FileLock
 
 from hmc_fast import UserError, load_model
-from hmc_fast.data import Case, read_folds
-from hmc_fast.evaluation import read_predictions
-from hmc_fast.training import StudySummary, TrainingConfig, run_cross_validation, summarise_study
+from hmc_fast.data import PROTOCOLS, Case, read_folds, read_mias
+from hmc_fast.evaluation import auc_interval, read_predictions
+from hmc_fast.training import (
+    StudySummary,
+    TrainingConfig,
+    plan_study,
+    run_cross_validation,
+    summarise_study,
+)
 from hmc_fast.training.cv import fold_checkpoints
+from hmc_fast.training.lightning import FilmClassifier
 
 MODEL = "hmc_net_resnet18"
 
@@ -79,25 +87,191 @@ def test_a_changed_configuration_does_not_mix_in(
     other = TrainingConfig(**{**config.to_json(), "learning_rate": 0.5})
     with pytest.raises(UserError, match=r"other settings .learning_rate 0\.001 there, 0\.5 now"):
         run_cross_validation(["resnet18"], other, phantoms, tmp_path, fold_count=2)
-    with pytest.raises(UserError, match="other folds or films"):
+    with pytest.raises(UserError, match=r"folds 2 there, 3 now"):
         run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=3)
+    with pytest.raises(UserError, match=r"protocol 'patient' there, 'image' now"):
+        run_cross_validation(
+            ["resnet18"], config, phantoms, tmp_path, fold_count=2, protocol="image"
+        )
+    with pytest.raises(UserError, match="other folds or films"):
+        run_cross_validation(["resnet18"], config, phantoms[2:], tmp_path, fold_count=2)
 
 
-def test_two_processes_do_not_share_a_study(
+def test_other_pixels_or_another_fold_do_not_mix_in(
+    phantoms: list[Case], phantom_folder: Path, config: TrainingConfig, tmp_path: Path
+) -> None:
+    study, other = tmp_path / "study", tmp_path / "films"
+    run_cross_validation(["resnet18"], config, phantoms, study, fold_count=2)
+    shutil.copytree(phantom_folder, other)
+    shutil.copy(other / "mdb002.pgm", other / "mdb001.pgm")
+    with pytest.raises(UserError, match="belongs to a training with other films"):
+        run_cross_validation(["resnet18"], config, read_mias(other), study, fold_count=2)
+    job = study / "resnet18" / "fold0"
+    shutil.rmtree(study / "resnet18" / "fold1")
+    job.rename(study / "resnet18" / "fold1")
+    with pytest.raises(UserError, match="other fold and films"):
+        run_cross_validation(["resnet18"], config, phantoms, study, fold_count=2)
+
+
+def test_folds_of_another_task_are_refused(
     phantoms: list[Case], config: TrainingConfig, tmp_path: Path
 ) -> None:
-    with (
-        FileLock(tmp_path / ".lock"),
-        pytest.raises(UserError, match="another process is working on this study"),
-    ):
-        run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=2)
+    run_cross_validation(["resnet18"], config, phantoms, tmp_path / "a", fold_count=2)
+    other = TrainingConfig(**{**config.to_json(), "task": "abnormal"})
+    with pytest.raises(UserError, match="folds of task malignant, but abnormal is asked for"):
+        run_cross_validation(
+            ["resnet18"], other, phantoms, tmp_path / "b", folds_file=tmp_path / "a" / "folds.json"
+        )
+
+
+def test_a_job_in_work_elsewhere_is_refused_alone_and_waited_for_in_a_whole_study(
+    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+) -> None:
+    def run(only_jobs: list[int] | None = None) -> list[StudySummary]:
+        return run_cross_validation(
+            ["resnet18"], config, phantoms, tmp_path, fold_count=2, only_jobs=only_jobs
+        )
+
+    first = tmp_path / "resnet18" / "fold0"
+    first.mkdir(parents=True)
+    elsewhere = FileLock(first / ".lock")
+    with elsewhere:
+        with pytest.raises(UserError, match="fold 1/2: another process is working on this job"):
+            run([0])
+        assert run([1]) == []
+        assert (tmp_path / "resnet18" / "fold1" / "result.json").is_file()
+        assert not (first / "result.json").exists()
+    with pytest.raises(UserError, match="job 2: this study has 2 jobs, numbered 0 to 1"):
+        run([2])
+    (summary,) = run([0])
+    assert len(summary.folds) == 2
+    assert (tmp_path / "summary.json").is_file()
+
+
+def test_two_processes_divide_a_study_and_both_report_all_of_it(
+    phantom_folder: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    processes = [
+        subprocess.Popen(command(phantom_folder, tmp_path), stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_repeats_are_studies_of_the_following_seeds(
+    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+) -> None:
+    (repeated,) = run_cross_validation(
+        ["resnet18"], config, phantoms, tmp_path / "a", fold_count=2, repeats=2
+    )
+    alone = TrainingConfig(**{**config.to_json(), "seed": config.seed + 1})
+    (second,) = run_cross_validation(["resnet18"], alone, phantoms, tmp_path / "b", fold_count=2)
+    assert repeated.folds[2:] == second.folds
+    tables = [tmp_path / "a" / "resnet18" / "repeat1", tmp_path / "b" / "resnet18"]
+    first, again = (read_predictions(folder / "out_of_fold.csv") for folder in tables)
+    assert first.logits.tolist() == again.logits.tolist()
+    values = [auc_interval(p.probabilities, p.labels, p.patients).value for p in (
+        read_predictions(tmp_path / "a" / "resnet18" / "out_of_fold.csv"), first
+    )]  # fmt: skip
+    assert repeated.pooled_auc.value == pytest.approx(sum(values) / 2)
+
+
+def test_leaking_protocols_put_patients_and_films_on_both_sides(
+    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+) -> None:
+    def sides(protocol: str, attribute: str, copies: int | None = None) -> int:
+        plan = plan_study(
+            ["resnet18"], config, phantoms, tmp_path,
+            fold_count=3, protocol=protocol, copies=copies,
+        )  # fmt: skip
+        job = plan.jobs[0].training
+        train, test = (
+            {getattr(job.cases[i], attribute) for i in index}
+            for index in (job.train_index, job.test_index)
+        )
+        return len(train & test)
+
+    assert [sides(p, "patient_id") > 0 for p in PROTOCOLS] == [False, True, True]
+    assert [sides(p, "film_id") > 0 for p in PROTOCOLS] == [False, False, True]
+    assert [sides(p, "sample_id") for p in PROTOCOLS] == [0, 0, 0]
+    assert sides("patient", "patient_id", copies=4) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_augment_first_trains_and_predicts_every_copy(
+    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+) -> None:
+    quick = TrainingConfig(**{**config.to_json(), "epochs": 1})
+    (summary,) = run_cross_validation(
+        ["resnet18"], quick, phantoms, tmp_path, fold_count=2, protocol="augment-first", copies=3
+    )
+    assert summary.protocol == "augment-first"
+    pooled = read_predictions(tmp_path / "resnet18" / "out_of_fold.csv")
+    assert len(pooled.films) == 3 * len(phantoms)
+    assert {"mdb001", "mdb001@120", "mdb001@240"} <= set(pooled.films)
+    assert len(set(pooled.patients)) == 18
+
+
+def test_a_film_that_vanishes_half_way_loses_nothing(
+    phantom_folder: Path, config: TrainingConfig, tmp_path: Path
+) -> None:
+    films, study = tmp_path / "films", tmp_path / "study"
+    shutil.copytree(phantom_folder, films)
+    cases = read_mias(films)
+    run_cross_validation(["resnet18"], config, cases, study, fold_count=2, only_jobs=[0])
+    finished = study / "resnet18" / "fold0" / "result.json"
+    before = finished.read_bytes()
+    (films / "mdb005.pgm").rename(films / "away")
+    with pytest.raises(UserError, match=r"fold 1/2: .*mdb005\.pgm: no such file; 1 more job fail"):
+        run_cross_validation(["resnet18"], config, cases, study, fold_count=2)
+    with pytest.raises(UserError, match="mdb005 has a row but no film"):
+        read_mias(films)
+    (films / "away").rename(films / "mdb005.pgm")
+    (summary,) = run_cross_validation(["resnet18"], config, read_mias(films), study, fold_count=2)
+    assert finished.read_bytes() == before
+    assert len(summary.folds) == 2
+
+
+def test_a_failed_job_does_not_stop_the_others(
+    phantoms: list[Case], config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = FilmClassifier.training_step
+
+    def breaks_in_fold_0(self: FilmClassifier, *batch: object) -> object:
+        return right(self, *batch) * (float("nan") if self.fold == 0 else 1)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FilmClassifier, "training_step", breaks_in_fold_0)
+    with pytest.raises(UserError, match=r"resnet18 fold 1/3: .* became nan"):
+        run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=3)
+    folds = sorted(path.parent.name for path in tmp_path.rglob("result.json"))
+    assert folds == ["fold1", "fold2"]
+    monkeypatch.setattr(FilmClassifier, "training_step", right)
+    (summary,) = run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=3)
+    assert len(summary.folds) == 3
+
+
+def test_a_fold_of_one_class_is_refused(
+    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+) -> None:
+    plan = plan_study(["resnet18"], config, phantoms, tmp_path, fold_count=2)
+    path = tmp_path / "folds.json"
+    plan.folds[0].save(path)
+    values = json.loads(path.read_text())
+    for assignment in values["assignments"]:
+        assignment["fold"] = assignment["label"]
+    values["protocol"] = "image"
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="fold 0 does not hold every class"):
+        plan_study(["resnet18"], config, phantoms, tmp_path, folds_file=path)
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(
     phantoms: list[Case], config: TrainingConfig, tmp_path: Path
 ) -> None:
     wild = TrainingConfig(**{**config.to_json(), "learning_rate": 1e30})
-    with pytest.raises(UserError, match="the loss became .* lower --learning-rate"):
+    with pytest.raises(UserError, match="became .* lower --learning-rate"):
         run_cross_validation(["resnet18"], wild, phantoms, tmp_path, fold_count=2)
 
 

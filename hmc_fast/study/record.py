@@ -1,0 +1,179 @@
+"""A study's numbers without its films and weights: read from its folder, kept as JSON lines."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmc_fast.errors import UserError
+from hmc_fast.evaluation import Predictions, pool, read_predictions
+from hmc_fast.files import read_json, write_text
+from hmc_fast.models.registry import MODEL_NAMES
+from hmc_fast.training import TrainingConfig
+from hmc_fast.training.study_folder import STUDY_FILE, fold_folder
+from hmc_fast.training.train import PREDICTIONS_FILE, RESULT_FILE
+
+SCHEMA = "hmc-fast-study/1"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One trained fold: its held-out predictions and its learning curve."""
+
+    model: str
+    repeat: int
+    fold: int
+    predictions: Predictions
+    history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """All finished jobs of a study, its settings, and what it was made on and with."""
+
+    name: str
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    class_names: tuple[str, ...]
+    jobs: list[JobRecord]
+
+    @property
+    def protocol(self) -> str:
+        return str(self.settings["protocol"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self.settings["config"])
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, in the registry's order."""
+        found = {job.model for job in self.jobs}
+        return [name for name in MODEL_NAMES if name in found] + sorted(found - {*MODEL_NAMES})
+
+    def jobs_of(self, model: str) -> list[JobRecord]:
+        """A model's jobs, repeat by repeat."""
+        jobs = [job for job in self.jobs if job.model == model]
+        return sorted(jobs, key=lambda job: (job.repeat, job.fold))
+
+    def out_of_fold(self, model: str) -> list[Predictions]:
+        """A model's pooled predictions, one table a repeat.
+
+        Raises :class:`UserError` where a fold is missing or a film is predicted twice.
+        """
+        by_repeat = []
+        for repeat in range(self.settings["repeats"]):
+            jobs = [job for job in self.jobs_of(model) if job.repeat == repeat]
+            missing = set(range(self.settings["folds"])) - {job.fold for job in jobs}
+            if missing:
+                raise UserError(
+                    f"{self.name}: {model} has no result for fold {min(missing)} of repeat "
+                    f"{repeat}; run the study to its end"
+                )
+            by_repeat.append(pool([job.predictions for job in jobs]))
+        return by_repeat
+
+
+def read_study(path: Path) -> StudyRecord:
+    """A study from its folder or from a record file.
+
+    Raises :class:`UserError` where it is missing, damaged or has no finished job.
+    """
+    return _read_folder(path) if path.is_dir() else _read_file(path)
+
+
+def write_study_record(path: Path, record: StudyRecord) -> None:
+    """First line the study, then one line a job; written atomically."""
+    lines: list[dict[str, Any]] = [
+        {
+            "schema": SCHEMA,
+            "name": record.name,
+            "settings": record.settings,
+            "data": record.data,
+            "environment": record.environment,
+            "class_names": list(record.class_names),
+        }
+    ]
+    for job in record.jobs:
+        predictions = job.predictions
+        lines.append(
+            {
+                "model": job.model,
+                "repeat": job.repeat,
+                "fold": job.fold,
+                "metrics": predictions.metrics(),
+                "history": job.history,
+                "films": list(predictions.films),
+                "patients": list(predictions.patients),
+                "labels": predictions.labels.tolist(),
+                "logits": predictions.logits.tolist(),
+            }
+        )
+    write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def _read_folder(folder: Path) -> StudyRecord:
+    settings = read_json(folder / STUDY_FILE)
+    jobs: list[JobRecord] = []
+    environment: dict[str, Any] = {}
+    try:
+        data = settings.pop("data")
+        config = TrainingConfig(**settings["config"])
+        settings["config"]["weights"] = config.weights_label()
+        for model in sorted(child.name for child in folder.iterdir() if child.is_dir()):
+            for repeat in range(settings["repeats"]):
+                for fold in range(settings["folds"]):
+                    job_folder = fold_folder(folder, model, fold, repeat)
+                    if not (job_folder / RESULT_FILE).is_file():
+                        continue
+                    result = read_json(job_folder / RESULT_FILE)
+                    environment = result["environment"]
+                    predictions = read_predictions(job_folder / PREDICTIONS_FILE)
+                    jobs.append(JobRecord(model, repeat, fold, predictions, result["history"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}: is a damaged study (problem with {error})") from None
+    if not jobs:
+        raise UserError(f"{folder}: no job of this study is finished yet")
+    class_names = jobs[0].predictions.class_names
+    return StudyRecord(folder.name, settings, data, environment, class_names, jobs)
+
+
+def _read_file(path: Path) -> StudyRecord:
+    try:
+        first, *lines = path.read_text(encoding="utf-8").splitlines()
+        header = json.loads(first)
+        if header["schema"] != SCHEMA:
+            raise ValueError(f"the schema is not {SCHEMA}")
+        class_names = tuple(header["class_names"])
+        return StudyRecord(
+            header["name"],
+            header["settings"],
+            header["data"],
+            header["environment"],
+            class_names,
+            [_job(json.loads(line), class_names) for line in lines],
+        )
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: is neither a study folder nor a study record ({error})") from None
+
+
+def _job(values: dict[str, Any], class_names: Sequence[str]) -> JobRecord:
+    films = tuple(values["films"])
+    return JobRecord(
+        values["model"],
+        int(values["repeat"]),
+        int(values["fold"]),
+        Predictions(
+            films,
+            tuple(values["patients"]),
+            (int(values["fold"]),) * len(films),
+            np.array(values["labels"], np.int64),
+            np.array(values["logits"], np.float64),
+            tuple(class_names),
+        ),
+        list(values["history"]),
+    )

@@ -1,0 +1,201 @@
+"""Study reports: Markdown with figures beside it, self-contained HTML, and LaTeX."""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from hmc_fast.errors import UserError
+from hmc_fast.evaluation import METRIC_NAMES
+from hmc_fast.evaluation.comparison import FriedmanTest
+from hmc_fast.files import make_folder, write_atomically, write_text
+from hmc_fast.study import plots, tables
+from hmc_fast.study.compare import Comparison, Group
+from hmc_fast.study.record import StudyRecord
+from hmc_fast.study.tables import Table
+
+PHANTOM_NOTICE = (
+    "These films are procedural phantoms: the figures show that the software runs, and say "
+    "nothing about mammograms."
+)
+RESEARCH_NOTICE = "Research software, not a medical device."
+LEAK_NOTICE = (
+    "This protocol leaks: films or patients of the test side are on the training side as well. Its "
+    "figures say nothing about new patients."
+)
+FIGURES_FOLDER = "figures"
+_LATEX_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "χ²": r"$\chi^2$",
+    "×": r"$\times$",
+    "α": r"$\alpha$",
+    "²": r"$^2$",
+    "–": "--",
+    "·": r"$\cdot$",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture, the name of its file and what it shows."""
+
+    name: str
+    caption: str
+    png: bytes
+
+    @property
+    def base64(self) -> str:
+        return base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with a table, a figure, or both."""
+
+    title: str
+    table: Table | None = None
+    figure: Figure | None = None
+
+
+def write_study_reports(
+    comparison: Comparison, folder: Path, metric: str = "auc_roc"
+) -> tuple[Path, Path, Path]:
+    """Write ``report.md``, ``report.html`` and ``report.tex``; returns their paths.
+
+    ``metric`` is the one that Nemenyi's comparisons and the critical-difference diagram rank by.
+
+    Raises :class:`UserError` for an unknown metric or a folder that cannot be written.
+    """
+    if metric not in METRIC_NAMES:
+        raise UserError(f"unknown metric {metric!r}; choose one of {', '.join(METRIC_NAMES)}")
+    groups: list[dict[str, Any]] = [
+        {
+            "title": group.title,
+            "leak": None if group.protocol == "patient" else LEAK_NOTICE,
+            "sections": _sections(group, metric, number),
+        }
+        for number, group in enumerate(comparison.groups)
+    ]
+    context = {
+        "groups": groups,
+        "studies": [_facts(study) for study in comparison.studies],
+        "phantoms": any(study.data["phantoms"] for study in comparison.studies),
+        "phantom_notice": PHANTOM_NOTICE,
+        "research_notice": RESEARCH_NOTICE,
+        "figures_folder": FIGURES_FOLDER,
+    }
+    make_folder(folder / FIGURES_FOLDER)
+    for group_context in groups:
+        for section in group_context["sections"]:
+            if section.figure is not None:
+                _write_figure(folder / FIGURES_FOLDER / section.figure.name, section.figure.png)
+    paths = []
+    for suffix in ("md", "html", "tex"):
+        path = folder / f"report.{suffix}"
+        template = _templates(suffix).get_template(f"report.{suffix}.j2")
+        write_text(path, template.render(context))
+        paths.append(path)
+    return paths[0], paths[1], paths[2]
+
+
+def escape_latex(text: object) -> str:
+    """Text for LaTeX, with the symbols of our tables in mathematics."""
+    result = str(text)
+    if result.isascii() and not any(character in _LATEX_ESCAPES for character in result):
+        return result
+    result = result.replace("χ²", "\0")
+    escaped = "".join(_LATEX_ESCAPES.get(character, character) for character in result)
+    return escaped.replace("\0", _LATEX_ESCAPES["χ²"])
+
+
+def _sections(group: Group, metric: str, number: int) -> list[Section]:
+    results = group.results
+    labels = [result.label for result in results]
+
+    def figure(name: str, caption: str, png: bytes) -> Figure:
+        return Figure(f"{name}-{number}.png", caption, png)
+
+    sections = [Section("Metrics over folds", tables.metrics_table(group))]
+    ensembles = tables.ensemble_table(group)
+    if ensembles is not None:
+        sections.append(Section("Ensembles", ensembles))
+    if group.pairs:
+        sections.append(Section("Paired differences", tables.pairs_table(group)))
+        sections.append(Section("Friedman's test", tables.friedman_table(group)))
+    test = group.friedman[metric]
+    if isinstance(test, FriedmanTest):
+        diagram = plots.critical_difference_diagram(labels, test)
+        sections.append(
+            Section(
+                f"Nemenyi's comparisons by {metric}",
+                tables.nemenyi_table(labels, test),
+                figure("critical-difference", f"Critical-difference diagram, {metric}", diagram),
+            )
+        )
+    sections += [
+        Section("Calibration", tables.calibration_table(group)),
+        Section(
+            "ROC curves",
+            figure=figure("roc", "Pooled ROC with pointwise 95 % bands", plots.roc_curves(results)),
+        ),
+        Section(
+            "Confusion matrices",
+            tables.confusion_table(group),
+            figure("confusion", "Confusion matrices", plots.confusion_matrices(results)),
+        ),
+        Section(
+            "Learning curves",
+            figure=figure("learning", "Learning curves", plots.learning_curves(results)),
+        ),
+    ]
+    return sections
+
+
+def _facts(study: StudyRecord) -> dict[str, Any]:
+    config, env = study.config, study.environment
+    return {
+        "name": study.name,
+        "data": f"{study.data['name']}: {study.data['films']} films of "
+        f"{study.data['patients']} patients",
+        "protocol": study.protocol,
+        "settings": ", ".join(f"{key} {value}" for key, value in config.items()),
+        "device": env["gpu"] or f"{env['cpu']}, {env['cpu_threads']} threads",
+        "versions": f"torch {env['packages']['torch']}, Python {env['python']}",
+        "command": env["command"],
+    }
+
+
+def _write_figure(path: Path, png: bytes) -> None:
+    write_atomically(path, lambda temporary: temporary.write_bytes(png))
+
+
+def _templates(suffix: str) -> Environment:
+    """LaTeX has its own delimiters: its braces are many."""
+    latex: dict[str, Any] = {
+        "block_start_string": "<%",
+        "block_end_string": "%>",
+        "variable_start_string": "<<",
+        "variable_end_string": ">>",
+    }
+    environment = Environment(
+        loader=PackageLoader("hmc_fast.study"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **(latex if suffix == "tex" else {}),
+    )
+    environment.filters["tex"] = escape_latex
+    return environment

@@ -1,0 +1,149 @@
+"""A split that somebody else made: patients on both sides, and films that are there twice."""
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from hmc_fast.data import Case, Preprocessing, read_film
+from hmc_fast.data.mias import patient_in_name
+from hmc_fast.errors import UserError
+from hmc_fast.files import read_json
+from hmc_fast.study.leakage import OnFilms
+from hmc_fast.study.near_duplicates import SIDE, near_duplicates
+
+FILM_COLUMNS = ("film", "file", "path", "image")
+SIDE_COLUMNS = ("split", "fold", "side", "set")
+
+
+@dataclass(frozen=True)
+class SplitFilm:
+    """A row of the split file."""
+
+    name: str
+    side: str
+    patient: str | None
+    path: Path
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Two films on different sides that look like copies of one film."""
+
+    first: str
+    first_side: str
+    second: str
+    second_side: str
+    correlation: float
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What is wrong with a split; ``shared_patients`` maps patients to their sides.
+
+    ``unknown_patients`` counts films whose patient neither the file nor their name tells.
+    """
+
+    films: dict[str, int]
+    shared_patients: dict[str, list[str]]
+    unknown_patients: int
+    duplicates: list[Duplicate]
+
+    @property
+    def leaks(self) -> bool:
+        return bool(self.shared_patients or self.duplicates)
+
+
+def check_split(
+    path: Path,
+    folder: Path,
+    cases: list[Case],
+    on_films: OnFilms = lambda what, done, total: None,
+) -> SplitReport:
+    """Check a split file about the films of ``folder``.
+
+    The file is a CSV with a column ``film`` (a film's number, or a file relative to ``folder`` or
+    to the split file), a column ``split`` or ``fold``, and if known ``patient``; or saved folds.
+
+    Raises :class:`UserError` where the file cannot be read, names a film that is not there, or has
+    one side only.
+    """
+    films = read_split(path, folder, cases)
+    counts: dict[str, int] = defaultdict(int)
+    sides_of: dict[str, set[str]] = defaultdict(set)
+    for film in films:
+        counts[film.side] += 1
+        if film.patient is not None:
+            sides_of[film.patient].add(film.side)
+    if len(counts) < 2:
+        raise UserError(f"{path}: all films are on one side; a split needs at least two")
+    preprocessing = Preprocessing.square(SIDE)
+    pixels = []
+    for film in films:
+        pixels.append(preprocessing.resize(read_film(film.path))[0].numpy())
+        on_films("comparing films", 1, len(films))
+    pairs = near_duplicates(pixels, [film.side for film in films])
+    return SplitReport(
+        dict(counts),
+        {patient: sorted(sides) for patient, sides in sorted(sides_of.items()) if len(sides) > 1},
+        sum(film.patient is None for film in films),
+        [
+            Duplicate(
+                films[pair.first].name,
+                films[pair.first].side,
+                films[pair.second].name,
+                films[pair.second].side,
+                pair.correlation,
+            )
+            for pair in pairs
+        ],
+    )
+
+
+def read_split(path: Path, folder: Path, cases: list[Case]) -> list[SplitFilm]:
+    """The rows of a split file with the films that they name."""
+    by_id = {case.film_id: case for case in cases}
+    films = []
+    for number, row in enumerate(_rows(path), start=1):
+        name = _value(row, FILM_COLUMNS, path, number)
+        side = _value(row, SIDE_COLUMNS, path, number)
+        case = by_id.get(name)
+        patient = row.get("patient") or (case.patient_id if case else patient_in_name(name))
+        film_path = case.path if case else _find(name, folder, path, number)
+        films.append(SplitFilm(name, side, patient, film_path))
+    if not films:
+        raise UserError(f"{path}: holds no film")
+    return films
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if path.suffix.lower() == ".json":
+        values = read_json(path)
+        try:
+            return [{key: str(value) for key, value in a.items()} for a in values["assignments"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: is no fold file (problem with {error})") from None
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [
+                {(key or "").strip().lower(): (value or "").strip() for key, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({error})") from None
+
+
+def _value(row: dict[str, str], columns: tuple[str, ...], path: Path, number: int) -> str:
+    for column in columns:
+        if row.get(column):
+            return row[column]
+    raise UserError(f"{path} row {number}: has no value in a column named {' or '.join(columns)}")
+
+
+def _find(name: str, folder: Path, split: Path, number: int) -> Path:
+    for candidate in (folder / name, split.parent / name):
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"{split} row {number}: film {name!r} is neither in {folder} nor beside the file"
+    )

@@ -1,0 +1,166 @@
+"""The tables of a study report, as plain text cells that every format can carry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hmc_fast.evaluation import METRIC_NAMES, Interval
+from hmc_fast.evaluation.comparison import FriedmanTest
+from hmc_fast.study.compare import Group
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header, rows of cells, and what a reader has to know."""
+
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def metrics_table(group: Group) -> Table:
+    """The paper's six metrics over folds, and the pooled AUC."""
+    rows = []
+    for result in group.results:
+        values = [result.mean_std[name] for name in METRIC_NAMES]
+        cells = [f"{v[0]:.3f} ± {v[1]:.3f}" if v else DASH for v in values]
+        rows.append([result.label, *cells, str(result.pooled_auc)])
+    names = [{"auc_roc": "AUC-ROC", "f1": "F1"}.get(name, name) for name in METRIC_NAMES]
+    return Table(
+        ["model", *names, "pooled AUC [95 % CI]"],
+        rows,
+        "Mean ± sample standard deviation over folds; a dash where a fold leaves a metric "
+        "undefined. The pooled AUC of all held-out films with its patient-cluster bootstrap "
+        "interval is the figure to read; with repeats it is their mean.",
+    )
+
+
+def calibration_table(group: Group) -> Table:
+    """Brier score, ECE and temperature."""
+    rows = []
+    for result in group.results:
+        c = result.calibration
+        low, high = min(c.temperatures), max(c.temperatures)
+        rows.append(
+            [
+                result.label,
+                f"{c.brier:.4f}",
+                f"{c.ece:.4f}",
+                f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}",
+                f"{c.scaled_brier:.4f}",
+                f"{c.scaled_ece:.4f}",
+            ]
+        )
+    return Table(
+        ["model", "Brier", "ECE", "temperature", "Brier scaled", "ECE scaled"],
+        rows,
+        "Each fold's temperature is fitted on the out-of-fold predictions of the other folds. A "
+        "model trained with a balanced loss overstates a rare class by design, which a "
+        "temperature cannot undo.",
+    )
+
+
+def pairs_table(group: Group) -> Table:
+    """Differences of pooled AUC and their checks."""
+    rows = [
+        [
+            f"{pair.first} - {pair.second}",
+            _difference(pair.auc_difference),
+            _p(pair.delong_p),
+            _p(pair.nadeau_bengio_p),
+        ]
+        for pair in group.pairs
+    ]
+    return Table(
+        ["pair", "difference of pooled AUC [95 % CI]", "DeLong p", "Nadeau-Bengio p"],
+        rows,
+        "The interval draws the same patients for both models. The p-values are checks, without "
+        "correction for the number of pairs: DeLong's takes the films of a patient as independent "
+        "(first repeat), Nadeau and Bengio's compares AUCs over folds.",
+    )
+
+
+def friedman_table(group: Group) -> Table:
+    """Friedman's test of every metric."""
+    rows = []
+    for metric, test in group.friedman.items():
+        if isinstance(test, str):
+            rows.append([metric, test, *[DASH] * 5])
+            continue
+        f = test.iman_davenport_f
+        best = group.results[test.mean_ranks.index(min(test.mean_ranks))].label
+        rows.append(
+            [
+                metric,
+                f"{test.chi2:.3f}",
+                _p(test.chi2_p),
+                DASH if f is None else f"{f:.3f}",
+                _p(test.iman_davenport_p),
+                _p(test.monte_carlo_p),
+                f"{best} ({min(test.mean_ranks):.2f})",
+            ]
+        )
+    return Table(
+        ["metric", "χ²", "p", "Iman-Davenport F", "p (F)", "p (Monte Carlo)", "best mean rank"],
+        rows,
+        "Blocks are the folds of the first repeat; those of further repeats share its films, and "
+        "counting them would overstate the evidence. With few folds trust the Monte Carlo p.",
+    )
+
+
+def nemenyi_table(labels: Sequence[str], test: FriedmanTest) -> Table:
+    """p-values of all pairs."""
+    rows = [
+        [f"{label} ({rank:.2f})", *(f"{p:.3f}" for p in row)]
+        for label, rank, row in zip(labels, test.mean_ranks, test.pairwise_p, strict=True)
+    ]
+    return Table(["model (mean rank)", *labels], rows, detectable_gap(test))
+
+
+def detectable_gap(test: FriedmanTest) -> str:
+    """How large a difference of mean ranks has to be."""
+    k, n = len(test.mean_ranks), test.blocks
+    return (
+        f"Smallest detectable gap of mean ranks with {k} models and {n} folds at α = .05: "
+        f"{test.critical_difference:.2f} of {test.largest_gap} possible. Smaller gaps are no "
+        "evidence of a difference, nor of its absence."
+    )
+
+
+def confusion_table(group: Group) -> Table:
+    """Counts of true and predicted classes, all repeats together."""
+    names = group.results[0].repeats[0].class_names
+    rows = []
+    for result in group.results:
+        for name, counts in zip(names, result.confusion, strict=True):
+            rows.append([result.label, name, *map(str, counts)])
+    return Table(["model", "true class", *(f"predicted {name}" for name in names)], rows)
+
+
+def ensemble_table(group: Group) -> Table | None:
+    """What averaging over repeats brings; None with one repeat."""
+    rows = [
+        [r.label, str(r.pooled_auc), str(r.ensemble_auc), _difference(r.ensemble_gain)]
+        for r in group.results
+        if r.ensemble_auc is not None and r.ensemble_gain is not None
+    ]
+    if not rows:
+        return None
+    return Table(
+        ["model", "single, pooled AUC", "ensemble of repeats, pooled AUC", "gain [95 % CI]"],
+        rows,
+        "A film's ensemble averages the models of all repeats that held the film out.",
+    )
+
+
+def _difference(interval: Interval) -> str:
+    if interval.value is None or interval.low is None or interval.high is None:
+        return DASH
+    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return f"{value:.3f}" if value >= 0.001 else "< .001"

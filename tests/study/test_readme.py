@@ -1,0 +1,65 @@
+"""The README's tables are those of the committed records."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from hmc_fast.study import StudyRecord, compare, read_study, write_study_record
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results" / "study"
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "readme_study", ROOT / "scripts" / "readme_study.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_is_up_to_date(script: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text()
+    assert script.updated(text) == text
+
+
+def test_committed_records_are_readable() -> None:
+    for path in RESULTS.glob("*.jsonl"):
+        assert compare([read_study(path)]).groups, path.name
+    rows = json.loads((RESULTS / "mias-leakage.json").read_text())
+    assert {row["protocol"] for row in rows} >= {"patient", "augment-first"}
+
+
+def test_tables_are_written_between_their_markers(
+    script: ModuleType,
+    study: Callable[..., StudyRecord],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = study({"hmc_net": 1.0, "resnet50": 0.0, "vgg16": 0.5})
+    write_study_record(tmp_path / "mias-seven-models.jsonl", record)
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    before = (
+        "before\n<!-- study:begin -->\nstale\n<!-- study:end -->\nafter <!-- leakage:begin -->\n"
+    )
+    text = script.updated(before)
+    assert text.startswith(
+        "before\n<!-- study:begin -->\nPatient-disjoint folds, 5 folds; 80 films"
+    )
+    assert text.endswith("<!-- study:end -->\nafter <!-- leakage:begin -->\n")
+    assert "stale" not in text
+    assert "| vgg16 | 0." in text
+    assert "Smallest detectable gap of mean ranks with 3 models" in text
+    assert script.updated(text) == text
+    rows = [{"what": "x", "protocol": "image", "copies": 1, "accuracy": 0.5, "auc": None}]
+    (tmp_path / "mias-leakage.json").write_text(json.dumps(rows))
+    text = script.updated("<!-- leakage:begin -->\n<!-- leakage:end -->")
+    assert "| x | Folds of films, patients on both sides (leaks) | 1 | 0.500 | – |" in text
