@@ -1,0 +1,198 @@
+"""Everything that is said about one film: prediction, maps, and the annotated lesion."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hmc_fast.checkpoint import CheckpointMetadata, LoadedModel
+from hmc_fast.data import Case, Preprocessing, read_film
+from hmc_fast.data.lesion import lesion_mask
+from hmc_fast.errors import UserError
+from hmc_fast.evaluation.predict import film_logits
+from hmc_fast.explain.methods import (
+    CAM_METHODS,
+    METHODS,
+    SCALE,
+    TITLES,
+    ActivationMap,
+    ScoreOptions,
+    activation_map,
+)
+from hmc_fast.explain.scale import ScaleMap, has_scale_map, scale_map
+from hmc_fast.explain.scores import energy_in_lesion, pointing_game
+
+DISPLAY_SIDE = 768
+"""Films are drawn at least this large, whatever the size that the model sees."""
+
+
+@dataclass(frozen=True)
+class FilmExplanation:
+    """What a model says of one film, and why.
+
+    Args:
+        case: the film and its annotated findings, if any.
+        probabilities: of the classes, in the order of ``class_names``.
+        class_index: the class that the maps speak for.
+        picture: the film as the model sees it (framed, padded) at display size, ``[h, w]`` in 0…1.
+        outline: mask ``[h, w]`` of the annotated lesions in ``picture``, or None without any.
+        lesion: the same at the size of the model's input ``[H, W]``, or None.
+        maps: one for each activation-map method, ``[H, W]``.
+        scale: the scale map, or None where it was not asked for or the model has none.
+        notes: what a reader has to know: methods left out, and why.
+    """
+
+    case: Case
+    class_names: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    class_index: int
+    picture: NDArray[np.float32]
+    outline: NDArray[np.bool_] | None
+    lesion: NDArray[np.bool_] | None
+    maps: tuple[ActivationMap, ...]
+    scale: ScaleMap | None
+    notes: tuple[str, ...]
+
+    @property
+    def predicted(self) -> str:
+        return self.class_names[int(np.argmax(self.probabilities))]
+
+    @property
+    def explained(self) -> str:
+        return self.class_names[self.class_index]
+
+    def to_json(self) -> dict[str, Any]:
+        """Prediction, and for each method what can be said in numbers; maps are left out."""
+        return {
+            "film": self.case.film_id,
+            "file": str(self.case.path),
+            "probabilities": dict(zip(self.class_names, self.probabilities, strict=True)),
+            "predicted": self.predicted,
+            "explained": self.explained,
+            "annotated": self.lesion is not None,
+            "maps": [
+                {
+                    "method": found.method,
+                    "layer": found.layer,
+                    "note": found.note,
+                    "pointing_game": self._about_lesion(pointing_game, found.values),
+                    "energy_in_lesion": self._about_lesion(energy_in_lesion, found.values),
+                }
+                for found in self.maps
+            ],
+            "scale": None
+            if self.scale is None
+            else {
+                "film_shares": self.scale.film_shares,
+                "token_shares": self.scale.token_shares,
+            },
+            "notes": list(self.notes),
+        }
+
+    def _about_lesion(self, score: Any, values: NDArray[np.float32]) -> float | None:
+        return None if self.lesion is None else float(score(values, self.lesion))
+
+
+def explain_film(
+    loaded: LoadedModel,
+    case: Case,
+    methods: Sequence[str] = ("gradcam",),
+    *,
+    class_name: str | None = None,
+    layer: str | None = None,
+    score: ScoreOptions | None = None,
+) -> FilmExplanation:
+    """Predict one film and draw up its maps.
+
+    Args:
+        loaded: model and metadata of a checkpoint; the model's device is used.
+        case: the film; findings with a circle become the lesion.
+        methods: of :data:`hmc_fast.explain.METHODS`. A scale map that the model does not have is
+            left out with a note where other methods are asked for too.
+        class_name: the class that the maps speak for; None for the predicted one.
+        layer: as in :func:`hmc_fast.explain.activation_map`.
+        score: how Score-CAM runs.
+
+    Raises:
+        UserError: as :func:`hmc_fast.explain.activation_map`, the film cannot be read, the class
+            is unknown, or the model's output is not finite.
+    """
+    model, metadata = loaded
+    methods = check_methods(methods)
+    film = read_film(case.path)
+    device = next(model.parameters()).device
+    image = metadata.preprocessing(film).to(device)
+    with torch.no_grad():
+        logits = film_logits(model, image[None], metadata.preprocessing)[0]
+    if not logits.isfinite().all():
+        raise UserError(f"{case.path}: the model's output is not finite; train it again")
+    class_index = int(logits.argmax()) if class_name is None else _class(metadata, class_name)
+    notes = []
+    if metadata.preprocessing.average_flips:
+        notes.append("the prediction averages the film and its mirror image, the maps do not")
+    with_scale = SCALE in methods
+    if with_scale and not has_scale_map(model) and len(methods) > 1:
+        notes.append(f"{TITLES[SCALE]}: {metadata.model.name} has no multi-scale cross-attention")
+        with_scale = False
+    display = _display(metadata.preprocessing)
+    return FilmExplanation(
+        case=case,
+        class_names=metadata.class_names,
+        probabilities=tuple(logits.softmax(0).tolist()),
+        class_index=class_index,
+        picture=display.resize(film)[0].numpy(),
+        outline=lesion_in(display, film, case),
+        lesion=lesion_in(metadata.preprocessing, film, case),
+        maps=tuple(
+            activation_map(model, image, method, class_index, layer=layer, score=score)
+            for method in methods
+            if method in CAM_METHODS
+        ),
+        scale=scale_map(model, image) if with_scale else None,
+        notes=tuple(notes),
+    )
+
+
+def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
+    """The methods without repeats, in the order of :data:`METHODS`; ``"all"`` stands for them all.
+
+    Raises :class:`UserError` for an unknown one.
+    """
+    for method in methods:
+        if method not in (*METHODS, "all"):
+            raise UserError(f"unknown method {method!r}; choose of {', '.join(METHODS)}, all")
+    return tuple(m for m in METHODS if m in methods or "all" in methods)
+
+
+def lesion_in(
+    preprocessing: Preprocessing, film: NDArray[np.float32], case: Case
+) -> NDArray[np.bool_] | None:
+    """The annotated lesions as a mask of the model's input ``[H, W]``, or None without any.
+
+    A lesion smaller than a pixel keeps the pixel that it covers most.
+    """
+    mask = lesion_mask(case, (film.shape[0], film.shape[1]))
+    resized = preprocessing.resize(mask, preprocessing.frame(film))[0].numpy()
+    if not resized.any():
+        return None
+    inside: NDArray[np.bool_] = resized >= min(0.5, float(resized.max()))
+    return inside
+
+
+def _display(preprocessing: Preprocessing) -> Preprocessing:
+    """The same framing at display size."""
+    factor = max(1, -(-DISPLAY_SIDE // preprocessing.height))
+    return replace(
+        preprocessing, height=factor * preprocessing.height, width=factor * preprocessing.width
+    )
+
+
+def _class(metadata: CheckpointMetadata, name: str) -> int:
+    if name not in metadata.class_names:
+        raise UserError(
+            f"unknown class {name!r}; the checkpoint knows {', '.join(metadata.class_names)}"
+        )
+    return metadata.class_names.index(name)

@@ -1,0 +1,295 @@
+"""How good are the maps: against annotated lesions, and against the model itself.
+
+Every method is scored on the annotated films of patients that the checkpoint was not trained on:
+
+- *pointing game*: how often the map's maximum lies in the lesion (Zhang et al., ECCV 2016);
+- *energy in the lesion*: the share of the map that lies there (Wang et al., CVPR-W 2020);
+- *deletion and insertion*: the class's probability while the most salient pixels are taken away, or
+  brought back to a blurred film; a small area under the first curve and a large one under the
+  second say that the map names what the model used (Petsiuk et al., BMVC 2018);
+- *sanity*: the rank correlation with the map of the same model with shuffled weights; a map that
+  stays the same cannot depend on what was learned (Adebayo et al., NeurIPS 2018).
+
+Beside them stand two maps that need no model: the same value everywhere (whose energy is the
+lesion's share of the film) and the film's own brightness.
+
+``localisation.json`` holds the results of one model; the module's constants name its fields:
+
+    schema 1, kind "localisation", model, task, checkpoints, films, patients, films_by_severity,
+    settings (methods, steps, shares, sanity_films, score_channels, layer, max_films, seed),
+    methods: {NAME: {
+        layer, films, flat_maps,
+        pointing_game, energy_in_lesion, deletion_auc, insertion_auc: INTERVAL,
+        deletion_curve, insertion_curve: mean probability at each of settings.shares,
+        sanity: {films, undefined, rank_correlation: INTERVAL, changed}}}
+    left_out: {method or film: reason}
+    baselines: {"uniform" | "brightness": {pointing_game, energy_in_lesion: INTERVAL}}
+    per_film: one row for each film and method
+    environment
+
+INTERVAL is {value, low, high}: the mean over films with its patient-cluster bootstrap 95 %
+interval, null where nothing defines it. ``undefined`` counts the films on which either map is flat;
+``changed`` is null where the maps of the model itself are.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hmc_fast.checkpoint import CheckpointMetadata, load_model
+from hmc_fast.data import TASKS, Case, FilmCache, Preprocessing
+from hmc_fast.environment import environment
+from hmc_fast.errors import UserError
+from hmc_fast.evaluation.bootstrap import mean_interval
+from hmc_fast.explain.film import check_methods
+from hmc_fast.explain.film_scores import BASELINES, FilmScore, FilmScorer
+from hmc_fast.explain.methods import METHODS, SCALE, ScoreOptions
+from hmc_fast.explain.scale import has_scale_map
+from hmc_fast.files import read_json, write_json
+
+SCHEMA = 1
+KIND = "localisation"
+LOCALISATION_FILE = "localisation.json"
+METRICS = ("pointing_game", "energy_in_lesion", "deletion_auc", "insertion_auc")
+FIELDS = (
+    "schema", "kind", "model", "task", "checkpoints", "films", "patients", "films_by_severity",
+    "settings", "methods", "left_out", "baselines", "per_film", "environment",
+)  # fmt: skip
+UNCHANGED = 0.5
+"""From this mean rank correlation on, a map is said not to depend on the learned weights."""
+
+Progress = Callable[[str, int, int], object]
+"""Called with what is being done, the films finished since the last call, and the films in all."""
+
+
+@dataclass(frozen=True)
+class LocalisationSettings:
+    """What is measured.
+
+    Args:
+        methods: of :data:`hmc_fast.explain.METHODS`; the scale map enters as the share of its
+            finest scale, and is left out for models without one.
+        steps: of the deletion and insertion curves.
+        sanity_films: for how many films of a checkpoint the maps of shuffled weights are drawn.
+        score_channels: Score-CAM on this many channels of largest variance; None for all.
+        layer: None for each model's default.
+        max_films: at most so many annotated films of a checkpoint, evenly spread; None for all.
+        seed: of the shuffled weights.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    steps: int = 16
+    sanity_films: int = 4
+    score_channels: int | None = 64
+    layer: str | None = None
+    max_films: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", check_methods(self.methods))
+        ScoreOptions(channels=self.score_channels)
+        for name, value, least in (
+            ("steps", self.steps, 2),
+            ("sanity films", self.sanity_films, 0),
+            ("films", self.max_films, 1),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"{name}: {value} is too few, needs at least {least}")
+
+    def to_json(self) -> dict[str, Any]:
+        shares = [round(step / self.steps, 6) for step in range(self.steps + 1)]
+        return {**asdict(self), "methods": list(self.methods), "shares": shares}
+
+
+def measure_localisation(
+    checkpoints: Sequence[Path],
+    cases: Sequence[Case],
+    settings: LocalisationSettings,
+    *,
+    backend: str = "auto",
+    device: str | torch.device = "cpu",
+    on_film: Progress = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Score the maps of one model; returns what ``localisation.json`` holds.
+
+    Args:
+        checkpoints: of one model and task, such as those of a study's folds; each is scored on the
+            films of patients that it has not seen.
+        cases: the films; those without a lesion circle, or that the task is not posed on, are not
+            used.
+        settings: what is measured.
+        backend: as in :func:`hmc_fast.create_model`.
+        device: where the model runs.
+        on_film: is told of progress.
+
+    Raises:
+        UserError: checkpoints of several models or tasks, no annotated film of an unseen patient,
+            or as :func:`hmc_fast.explain.explain_film`.
+    """
+    scores: list[FilmScore] = []
+    caches: dict[Preprocessing, FilmCache] = {}
+    first: CheckpointMetadata | None = None
+    left_out: dict[str, str] = {}
+    for number, path in enumerate(checkpoints, start=1):
+        loaded = load_model(path, backend=backend, device=device)
+        metadata = loaded.metadata
+        first = first or metadata
+        if (metadata.model.name, metadata.task) != (first.model.name, first.task):
+            raise UserError(
+                f"{path}: is of {metadata.model.name}, task {metadata.task}, but "
+                f"{checkpoints[0]} is of {first.model.name}, task {first.task}; give one model's"
+            )
+        cache = caches.setdefault(metadata.preprocessing, FilmCache(metadata.preprocessing))
+        films = _spread(_unseen_annotated(metadata, cases, cache), settings.max_films)
+        if SCALE in settings.methods and not has_scale_map(loaded.model):
+            left_out[SCALE] = "the model has no multi-scale cross-attention"
+        scorer = FilmScorer(loaded, settings.seed)
+        sanity = {case.film_id for case in _spread(films, settings.sanity_films)}
+        for case in films:
+            if not scorer.sees_lesion(case):
+                left_out[case.film_id] = "its circle lies outside of what the model sees"
+                continue
+            scores += scorer.baselines(case)
+            for method in settings.methods:
+                if method not in left_out:
+                    scores.append(
+                        scorer.score(
+                            case,
+                            method,
+                            layer=settings.layer,
+                            steps=settings.steps,
+                            channels=settings.score_channels,
+                            sanity=case.film_id in sanity,
+                        )
+                    )
+            label = f"{metadata.model.name}, checkpoint {number}/{len(checkpoints)}"
+            on_film(label, 1, len(films) * len(checkpoints))
+    if first is None or not scores:
+        raise UserError(
+            "no film with a lesion circle is of a patient whom the checkpoints have not seen; "
+            "give those of a cross-validation, or other films"
+        )
+    return _result(first, checkpoints, settings, scores, left_out)
+
+
+def write_localisation(folder: Path, result: dict[str, Any]) -> Path:
+    """Write ``localisation.json`` into ``folder``; returns its path."""
+    path = folder / LOCALISATION_FILE
+    write_json(path, result)
+    return path
+
+
+def read_localisation(path: Path) -> dict[str, Any]:
+    """Reread a result; raises :class:`UserError` where the file is none of this schema."""
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("kind") != KIND:
+        raise UserError(f"{path}: holds no localisation scores of hmc-fast localise")
+    if values.get("schema") != SCHEMA or set(values) != set(FIELDS):
+        raise UserError(
+            f"{path}: has schema {values.get('schema')} or lacks fields; this release reads "
+            f"schema {SCHEMA}, run hmc-fast localise again"
+        )
+    return values
+
+
+def _unseen_annotated(
+    metadata: CheckpointMetadata, cases: Sequence[Case], cache: FilmCache
+) -> list[Case]:
+    """Films with a circle that the task is posed on, of patients not seen in training."""
+    digests = set(metadata.training_films.values())
+    classes = TASKS[metadata.task].classes
+    seen = {case.patient_id for case in cases if cache.digest(case.path) in digests}
+    return [
+        case
+        for case in cases
+        if case.patient_id not in seen
+        and case.severity in classes
+        and any(finding.radius is not None for finding in case.findings)
+    ]
+
+
+def _spread(cases: Sequence[Case], count: int | None) -> list[Case]:
+    """``count`` of the cases, evenly spread over their order."""
+    if count is None or count >= len(cases):
+        return list(cases)
+    return [cases[i * len(cases) // count] for i in range(count)]
+
+
+def _result(
+    metadata: CheckpointMetadata,
+    checkpoints: Sequence[Path],
+    settings: LocalisationSettings,
+    scores: list[FilmScore],
+    left_out: dict[str, str],
+) -> dict[str, Any]:
+    films = {(score.film, score.patient, score.severity) for score in scores}
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "model": metadata.model.name,
+        "task": metadata.task,
+        "checkpoints": len(checkpoints),
+        "films": len(films),
+        "patients": len({patient for _, patient, _ in films}),
+        "films_by_severity": dict(sorted(Counter(severity for *_, severity in films).items())),
+        "settings": settings.to_json(),
+        "methods": {
+            method: _summarise([score for score in scores if score.method == method])
+            for method in settings.methods
+            if method not in left_out
+        },
+        "left_out": left_out,
+        "baselines": {
+            name: {
+                metric: _interval([s for s in scores if s.method == name], metric)
+                for metric in ("pointing_game", "energy_in_lesion")
+            }
+            for name in BASELINES
+        },
+        "per_film": [asdict(score) for score in scores],
+        "environment": environment(),
+    }
+
+
+def _summarise(scores: list[FilmScore]) -> dict[str, Any]:
+    checked = [score for score in scores if score.sanity_checked]
+    correlation = _interval(checked, "sanity_rank_correlation")
+    value = correlation["value"]
+    return {
+        "layer": scores[0].layer,
+        "films": len(scores),
+        "flat_maps": sum(score.flat for score in scores),
+        **{metric: _interval(scores, metric) for metric in METRICS},
+        "deletion_curve": _mean_curve([score.deletion for score in scores]),
+        "insertion_curve": _mean_curve([score.insertion for score in scores]),
+        "sanity": {
+            "films": len(checked),
+            "undefined": sum(score.sanity_rank_correlation is None for score in checked),
+            "rank_correlation": correlation,
+            "changed": _changed(checked, value),
+        },
+    }
+
+
+def _changed(checked: list[FilmScore], correlation: float | None) -> bool | None:
+    if correlation is not None:
+        return correlation < UNCHANGED
+    # Without a correlation, one of each pair of maps is flat: changed where it is the other.
+    return True if any(not score.flat for score in checked) else None
+
+
+def _interval(scores: list[FilmScore], metric: str) -> dict[str, float | None]:
+    known = [(getattr(s, metric), s.patient) for s in scores if getattr(s, metric) is not None]
+    return asdict(mean_interval([value for value, _ in known], [patient for _, patient in known]))
+
+
+def _mean_curve(curves: Sequence[list[float] | None]) -> list[float]:
+    drawn = [curve for curve in curves if curve is not None]
+    return [sum(values) / len(drawn) for values in zip(*drawn, strict=True)]

@@ -1,0 +1,176 @@
+"""Class activation maps of one film by name, on pytorch-grad-cam."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmc_fast.errors import UserError
+from hmc_fast.explain.context import explaining
+from hmc_fast.explain.layers import TargetLayer, target_layer
+from hmc_fast.models import FilmModel
+
+GRADIENT_METHODS = ("gradcam", "gradcam++")
+CAM_METHODS = (*GRADIENT_METHODS, "scorecam")
+SCALE = "scale"
+METHODS = (*CAM_METHODS, SCALE)
+TITLES = {
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "scorecam": "Score-CAM",
+    SCALE: "Scale map",
+}
+SCORE_PIXELS = 16 * 224**2
+"""Score-CAM's batches hold this many pixels by default: 16 films at 224², one at 1024²."""
+FLAT = "flat: at this layer no region speaks for the class more than another"
+NOT_FINITE = "not finite: the gradients or activations overflowed, so nothing is drawn"
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How Score-CAM runs.
+
+    Args:
+        batch_size: masked inputs a forward pass; None for as many as hold :data:`SCORE_PIXELS`.
+        channels: how many channels to score, of largest variance first; None for all of them,
+            which is the published method and takes a forward pass for each.
+        on_batch: called with the channels scored since the last call, and those to score in all.
+    """
+
+    batch_size: int | None = None
+    channels: int | None = None
+    on_batch: Callable[[int, int], object] = lambda done, total: None
+
+    def __post_init__(self) -> None:
+        for name, value in (("batch size", self.batch_size), ("channels", self.channels)):
+            if value is not None and value < 1:
+                raise UserError(f"Score-CAM's {name} is {value}, needs at least 1")
+
+    def batch_size_for(self, height: int, width: int) -> int:
+        """Masked inputs of ``height × width`` a forward pass."""
+        return self.batch_size or max(1, SCORE_PIXELS // (height * width))
+
+
+@dataclass(frozen=True)
+class ActivationMap:
+    """How much each pixel speaks for a class, by one method at one layer.
+
+    ``values`` are ``[H, W]`` in 0…1, fp32, of the size of the model's input, and finite. ``note``
+    says why they are zero everywhere, and is None where they are not.
+    """
+
+    method: str
+    layer: str
+    class_index: int
+    values: NDArray[np.float32]
+    note: str | None = None
+
+
+def activation_map(
+    model: FilmModel,
+    image: Tensor,
+    method: str,
+    class_index: int,
+    *,
+    layer: str | None = None,
+    score: ScoreOptions | None = None,
+) -> ActivationMap:
+    """The class activation map of one film.
+
+    Grad-CAM (Selvaraju et al. 2017), Grad-CAM++ (Chattopadhay et al. 2018) or Score-CAM (Wang et
+    al. 2020). The model's mode, parameters and their ``requires_grad`` are left as they were.
+
+    Args:
+        model: any of :data:`hmc_fast.MODEL_NAMES`, on any backend.
+        image: ``[3, H, W]``, normalised as the model wants it.
+        method: one of :data:`CAM_METHODS`.
+        class_index: the class that the map speaks for.
+        layer: a module with a spatial output; see :func:`hmc_fast.explain.target_layer`.
+        score: how Score-CAM runs.
+
+    Raises:
+        UserError: an unknown method, layer or class, grad-cam is not installed, or a method that
+            needs gradients is called where PyTorch's inference mode forbids them.
+    """
+    if method not in CAM_METHODS:
+        raise UserError(f"unknown method {method!r}; choose one of {', '.join(CAM_METHODS)}")
+    if not 0 <= class_index < model.config.num_classes:
+        raise UserError(f"class {class_index}: the model has {model.config.num_classes} classes")
+    if method in GRADIENT_METHODS:
+        _check_gradients_possible(model, method)
+    target = target_layer(model, layer)
+    with explaining(model):
+        if method in GRADIENT_METHODS:
+            values = _gradient_map(model, image, method, class_index, target)
+        else:
+            values = _score_map(model, image, class_index, target, score or ScoreOptions())
+    note = None
+    if not np.isfinite(values).all():
+        note = NOT_FINITE
+    elif not values.any():
+        note = FLAT
+    return ActivationMap(
+        method, target.name, class_index, np.zeros_like(values) if note else values, note
+    )
+
+
+def _gradient_map(
+    model: FilmModel, image: Tensor, method: str, class_index: int, target: TargetLayer
+) -> NDArray[np.float32]:
+    library = _grad_cam()
+    kind = library.GradCAM if method == "gradcam" else library.GradCAMPlusPlus
+    cam = kind(model, [target.module], target.reshape)
+    # Parameters are frozen, so the graph hangs on the image.
+    with torch.enable_grad():
+        return _run(cam, image.detach().clone().requires_grad_(), class_index)
+
+
+def _score_map(
+    model: FilmModel, image: Tensor, class_index: int, target: TargetLayer, score: ScoreOptions
+) -> NDArray[np.float32]:
+    _grad_cam()
+    from hmc_fast.explain.score_cam import StreamedScoreCAM
+
+    cam = StreamedScoreCAM(
+        model,
+        target.module,
+        target.reshape,
+        batch_size=score.batch_size_for(*image.shape[-2:]),
+        channels=score.channels,
+        on_batch=score.on_batch,
+    )
+    with torch.no_grad():
+        return _run(cam, image, class_index)
+
+
+def _run(cam: Any, image: Tensor, class_index: int) -> NDArray[np.float32]:
+    try:
+        with np.errstate(all="ignore"):  # what is not finite is looked for in the result
+            result: NDArray[np.float32] = cam(image[None], [lambda logits: logits[class_index]])[0]
+    finally:
+        cam.activations_and_grads.release()
+    return result
+
+
+def _grad_cam() -> Any:
+    try:
+        import pytorch_grad_cam
+    except ImportError as error:
+        raise UserError(
+            f"explanations need grad-cam ({error}); pip install 'hmc-fast[explain]'"
+        ) from None
+    return pytorch_grad_cam
+
+
+def _check_gradients_possible(model: FilmModel, method: str) -> None:
+    loaded_so = any(parameter.is_inference() for parameter in model.parameters())
+    if torch.is_inference_mode_enabled() or loaded_so:
+        where = "the model was made in" if loaded_so else "it was called in"
+        raise UserError(
+            f"{TITLES[method]} needs gradients, but {where} torch.inference_mode(), which has "
+            "none; leave that block (torch.no_grad() is fine), or use scorecam"
+        )

@@ -1,0 +1,79 @@
+"""One self-contained HTML page for the explanations of many films."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hmc_fast.explain.film import FilmExplanation
+from hmc_fast.explain.methods import SCALE, TITLES
+
+RESEARCH_NOTICE = (
+    "Research software, not a medical device. A map shows what moved the model, which need not be "
+    "where the disease is."
+)
+
+
+@dataclass(frozen=True)
+class PageEntry:
+    """One film on the page: its explanation and its picture as base64 PNG."""
+
+    explanation: FilmExplanation
+    picture: str
+
+
+def render_page(title: str, facts: Sequence[str], entries: Sequence[PageEntry]) -> str:
+    """The page's HTML, with all pictures inside; ``facts`` are lines below the title."""
+    environment = Environment(
+        loader=PackageLoader("hmc_fast.explain"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("explanations.html.j2").render(
+        title=title,
+        facts=list(facts),
+        films=[_film(entry) for entry in entries],
+        notice=RESEARCH_NOTICE,
+    )
+
+
+def _film(entry: PageEntry) -> dict[str, Any]:
+    values = entry.explanation.to_json()
+    rows = [
+        (
+            TITLES[found["method"]],
+            found["layer"],
+            _in_words(found["pointing_game"], "hit", "miss"),
+            "–" if found["energy_in_lesion"] is None else f"{found['energy_in_lesion']:.1%}",
+            found["note"] or "",
+        )
+        for found in values["maps"]
+    ]
+    shares = values["scale"] and ", ".join(
+        f"{name} {share:.1%} (by token count {values['scale']['token_shares'][name]:.0%})"
+        for name, share in values["scale"]["film_shares"].items()
+    )
+    return {
+        "id": values["film"],
+        "file": values["file"],
+        "predicted": values["predicted"],
+        "explained": values["explained"],
+        "probabilities": values["probabilities"],
+        "findings": [
+            f"{finding.severity} {finding.kind}" for finding in entry.explanation.case.findings
+        ],
+        "annotated": values["annotated"],
+        "rows": rows,
+        "scale": shares and f"{TITLES[SCALE]}, share of the attention: {shares}",
+        "notes": values["notes"],
+        "picture": entry.picture,
+    }
+
+
+def _in_words(hit: float | None, yes: str, no: str) -> str:
+    if hit is None:
+        return "–"
+    return yes if hit >= 0.5 else no

@@ -1,0 +1,218 @@
+"""Pictures: film, heat map and overlay side by side, and a contact sheet of many films."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from hmc_fast.explain.film import FilmExplanation
+from hmc_fast.explain.methods import SCALE, TITLES, ActivationMap
+from hmc_fast.explain.scale import SCALES, ScaleMap
+from hmc_fast.files import write_atomically
+
+HEAT_COLOURS = "inferno"
+SCALE_COLOURS = "coolwarm"
+LESION_COLOUR = "#35e0d0"
+OVERLAY_STRENGTH = 0.55
+SCALE_OVERLAY_STRENGTH = 0.45
+SMALLEST_SCALE_SPREAD = 0.02
+"""The scale map's colours reach at least this far from the shares by token count."""
+PANEL_INCHES = 3.3
+DPI = 110
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One map as it is drawn."""
+
+    title: str
+    values: NDArray[np.float32]
+    colours: str
+    norm: Normalize
+    opacity: NDArray[np.float32] | float
+    bar_label: str
+    mark: str | None
+
+
+def film_figure(explanation: FilmExplanation) -> Figure:
+    """A row for each map: film, heat map, overlay and colour bar."""
+    layers = _layers(explanation)
+    rows = max(1, len(layers))
+    figure = Figure(figsize=(3 * PANEL_INCHES + 0.9, rows * (PANEL_INCHES + 0.35) + 0.75))
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots(rows, 3, squeeze=False)
+    for row, layer in zip(axes, layers, strict=False):
+        _show_film(row[0], explanation)
+        row[0].set_title("film, as the model sees it", fontsize=9)
+        _show_heat(row[1], layer, explanation)
+        row[1].set_title(layer.title, fontsize=9)
+        _show_film(row[2], explanation)
+        _overlay(row[2], layer, explanation)
+        row[2].set_title("overlay", fontsize=9)
+        if layer.mark is None:
+            bar = figure.colorbar(
+                ScalarMappable(layer.norm, layer.colours), ax=row[2], fraction=0.05, pad=0.02
+            )
+            bar.set_label(layer.bar_label, fontsize=8)
+            bar.ax.tick_params(labelsize=7)
+    figure.suptitle(_headline(explanation), fontsize=11)
+    if explanation.outline is not None:
+        _explain_outline(figure)
+    return figure
+
+
+def contact_sheet(explanations: Sequence[FilmExplanation]) -> Figure:
+    """A row for each film: the film, then the overlay of each map.
+
+    The explanations are of one model and the same methods.
+    """
+    columns = 1 + max(len(_layers(explanation)) for explanation in explanations)
+    inches = 2.4
+    figure = Figure(figsize=(columns * inches, len(explanations) * (inches + 0.28) + 0.5))
+    figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.02)
+    axes = figure.subplots(len(explanations), columns, squeeze=False)
+    for row, explanation in zip(axes, explanations, strict=True):
+        _show_film(row[0], explanation)
+        row[0].set_title(_short_headline(explanation), fontsize=7.5)
+        for axis, layer in zip(row[1:], _layers(explanation), strict=True):
+            _show_film(axis, explanation)
+            _overlay(axis, layer, explanation)
+            axis.set_title(layer.title, fontsize=7.5)
+    if any(explanation.outline is not None for explanation in explanations):
+        _explain_outline(figure)
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+
+
+def encode_png(figure: Figure) -> str:
+    """A figure as base64 PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _layers(explanation: FilmExplanation) -> list[_Layer]:
+    layers = [_heat_layer(found, explanation.explained) for found in explanation.maps]
+    if explanation.scale is not None:
+        layers.append(_scale_layer(explanation.scale))
+    return layers
+
+
+def _heat_layer(found: ActivationMap, explained: str) -> _Layer:
+    return _Layer(
+        title=f"{TITLES[found.method]} for “{explained}”",
+        values=found.values,
+        colours=HEAT_COLOURS,
+        norm=Normalize(0, 1),
+        opacity=OVERLAY_STRENGTH * found.values,
+        bar_label="evidence, relative to the film's maximum",
+        mark=found.note,
+    )
+
+
+def _scale_layer(scale: ScaleMap) -> _Layer:
+    fine, by_tokens = scale.fine, scale.token_shares[SCALES[0]]
+    spread = max(SMALLEST_SCALE_SPREAD, float(np.abs(fine - by_tokens).max()))
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in scale.film_shares.items())
+    return _Layer(
+        title=f"{TITLES[SCALE]}: {shares}",
+        values=fine,
+        colours=SCALE_COLOURS,
+        norm=TwoSlopeNorm(by_tokens, max(0, by_tokens - spread), min(1, by_tokens + spread)),
+        opacity=SCALE_OVERLAY_STRENGTH,
+        bar_label=f"share of {SCALES[0]} (grey: {by_tokens:.0%}, by token count)",
+        mark=None,
+    )
+
+
+def _show_film(axis: Any, explanation: FilmExplanation) -> None:
+    axis.imshow(explanation.picture, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
+    _outline(axis, explanation)
+
+
+def _show_heat(axis: Any, layer: _Layer, explanation: FilmExplanation) -> None:
+    _draw(axis, layer, explanation, None)
+    _outline(axis, explanation)
+    _mark(axis, layer)
+
+
+def _overlay(axis: Any, layer: _Layer, explanation: FilmExplanation) -> None:
+    _draw(axis, layer, explanation, layer.opacity)
+    _outline(axis, explanation)
+    _mark(axis, layer)
+
+
+def _draw(axis: Any, layer: _Layer, explanation: FilmExplanation, opacity: Any) -> None:
+    rows, columns = explanation.picture.shape
+    axis.imshow(
+        layer.values,
+        cmap=layer.colours,
+        norm=layer.norm,
+        alpha=opacity,
+        extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+        interpolation="bilinear",
+    )
+    axis.set_axis_off()
+
+
+def _outline(axis: Any, explanation: FilmExplanation) -> None:
+    if explanation.outline is not None:
+        axis.contour(
+            explanation.outline.astype(float), levels=[0.5], colors=LESION_COLOUR, linewidths=1.4
+        )
+    axis.set_axis_off()
+
+
+def _mark(axis: Any, layer: _Layer) -> None:
+    if layer.mark is not None:
+        axis.text(
+            0.5, 0.5, f"map is\n{layer.mark}".replace(": ", ":\n"), transform=axis.transAxes,
+            ha="center", va="center", fontsize=7, color="white", wrap=True,
+            bbox={"facecolor": "#8a1c1c", "edgecolor": "none", "pad": 5},
+        )  # fmt: skip
+
+
+def _explain_outline(figure: Figure) -> None:
+    handle = Line2D([], [], color=LESION_COLOUR, linewidth=1.4, label="annotated lesion")
+    figure.legend(handles=[handle], loc="outside lower left", fontsize=8, frameon=False)
+
+
+def _headline(explanation: FilmExplanation) -> str:
+    probabilities = ", ".join(
+        f"{name} {probability:.1%}"
+        for name, probability in zip(
+            explanation.class_names, explanation.probabilities, strict=True
+        )
+    )
+    annotated = _annotation(explanation)
+    return (
+        f"{explanation.case.film_id}: predicted {explanation.predicted} ({probabilities})"
+        f"{f' · annotated {annotated}' if annotated else ''}"
+    )
+
+
+def _short_headline(explanation: FilmExplanation) -> str:
+    probability = max(explanation.probabilities)
+    annotated = _annotation(explanation)
+    second_line = f"\nannotated {annotated}" if annotated else ""
+    return (
+        f"{explanation.case.film_id}: predicted {explanation.predicted} {probability:.0%}"
+        f"{second_line}"
+    )
+
+
+def _annotation(explanation: FilmExplanation) -> str:
+    return ", ".join(dict.fromkeys(f"{f.severity} {f.kind}" for f in explanation.case.findings))

@@ -1,0 +1,184 @@
+"""What is said of one film, and how it is drawn."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from hmc_fast import UserError, create_model
+from hmc_fast.checkpoint import CheckpointMetadata, LoadedModel
+from hmc_fast.data import Case, Finding, Preprocessing, read_film, read_mias
+from hmc_fast.explain import METHODS, ScoreOptions, explain_film
+from hmc_fast.explain.film import check_methods, lesion_in
+from hmc_fast.explain.page import PageEntry, render_page
+from hmc_fast.explain.pictures import contact_sheet, encode_png, film_figure, save_png
+
+FEW = ScoreOptions(channels=4)
+
+
+@pytest.fixture(scope="module")
+def malignant(phantoms: list[Case]) -> Case:
+    return next(case for case in phantoms if case.severity == "malignant")
+
+
+@pytest.fixture(scope="module")
+def normal(phantoms: list[Case]) -> Case:
+    return next(case for case in phantoms if case.severity == "normal")
+
+
+def test_prediction_and_maps_belong_together(loaded: LoadedModel, malignant: Case) -> None:
+    found = explain_film(loaded, malignant, ["all"], score=FEW)
+    image = loaded.metadata.preprocessing(read_film(malignant.path))
+    with torch.no_grad():
+        expected = loaded.model(image[None]).softmax(1)[0]
+    assert found.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
+    assert found.class_index == int(expected.argmax())
+    assert [m.method for m in found.maps] == ["gradcam", "gradcam++", "scorecam"]
+    assert found.scale is not None
+    assert found.notes == ()
+    values = found.to_json()
+    for row in values["maps"]:
+        assert 0 <= row["energy_in_lesion"] <= 1
+        assert 0 <= row["pointing_game"] <= 1
+    other = explain_film(loaded, malignant, class_name="rest")
+    assert other.explained == "rest"
+
+
+def test_a_film_without_annotation(loaded: LoadedModel, normal: Case) -> None:
+    found = explain_film(loaded, normal)
+    assert found.lesion is None
+    assert found.outline is None
+    assert found.to_json()["maps"][0]["energy_in_lesion"] is None
+    assert encode_png(film_figure(found))
+
+
+def test_what_a_model_cannot_do_is_said(malignant: Case, loaded: LoadedModel) -> None:
+    plain = LoadedModel(create_model("resnet18").eval(), loaded.metadata)
+    plain = LoadedModel(plain.model, replace(loaded.metadata, model=plain.model.config))
+    found = explain_film(plain, malignant, ["gradcam", "scale"])
+    assert found.scale is None
+    assert found.notes == ("Scale map: resnet18 has no multi-scale cross-attention",)
+    with pytest.raises(UserError, match="resnet18 has no multi-scale cross-attention"):
+        explain_film(plain, malignant, ["scale"])
+    with pytest.raises(UserError, match="unknown class 'benign'; the checkpoint knows rest, mal"):
+        explain_film(plain, malignant, class_name="benign")
+    with pytest.raises(UserError, match="unknown method 'lime'; choose of gradcam"):
+        check_methods(["gradcam", "lime"])
+    assert check_methods(["scale", "gradcam", "scale"]) == ("gradcam", "scale")
+    assert check_methods(["all"]) == METHODS
+    torch.nn.init.constant_(plain.model.fc.weight, float("nan"))
+    with pytest.raises(UserError, match="output is not finite"):
+        explain_film(plain, malignant)
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (400, 300), (300, 400)])
+def test_the_lesion_lands_where_the_preprocessing_puts_it(shape: tuple[int, int]) -> None:
+    height, width = shape
+    finding = Finding("CIRC", "malignant", x=200, y=100, radius=40)
+    film = np.zeros(shape, np.float32)
+    lesion = lesion_in(Preprocessing(96, 96), film, Case("f", "p", Path("f"), (finding,)))
+    side = max(shape)
+    rows, columns = np.nonzero(lesion)
+    expected_row = (height - 1 - 100 + (side - height) // 2 + 0.5) * 96 / side - 0.5
+    expected_column = (200 + (side - width) // 2 + 0.5) * 96 / side - 0.5
+    assert rows.mean() == pytest.approx(expected_row, abs=0.3)
+    assert columns.mean() == pytest.approx(expected_column, abs=0.3)
+    assert lesion.sum() == pytest.approx(np.pi * (40 * 96 / side) ** 2, rel=0.15)
+
+
+def test_framed_and_mirrored_films_keep_their_lesion(loaded: LoadedModel, malignant: Case) -> None:
+    film = read_film(malignant.path)
+    framed = Preprocessing(96, 96, crop_breast=True, face_left=True)
+    upright = lesion_in(framed, film, malignant)
+    picture = framed.resize(film)[0].numpy()
+    assert picture[upright].max() == picture.max()
+    finding = malignant.findings[0]
+    mirrored = replace(malignant, findings=(replace(finding, x=film.shape[1] - 1 - finding.x),))
+    np.testing.assert_array_equal(
+        lesion_in(framed, np.ascontiguousarray(film[:, ::-1]), mirrored), upright
+    )
+
+
+def test_averaged_flips_are_said(loaded: LoadedModel, malignant: Case) -> None:
+    preprocessing = replace(loaded.metadata.preprocessing, average_flips=True)
+    metadata = replace(loaded.metadata, preprocessing=preprocessing)
+    found = explain_film(LoadedModel(loaded.model, metadata), malignant)
+    image = preprocessing(read_film(malignant.path))
+    with torch.no_grad():
+        logits = (loaded.model(image[None]) + loaded.model(image.flip(-1)[None])) / 2
+    assert found.probabilities == pytest.approx(logits.softmax(1)[0].tolist(), abs=1e-6)
+    assert found.notes == (
+        "the prediction averages the film and its mirror image, the maps do not",
+    )
+
+
+def test_a_lesion_smaller_than_a_pixel_keeps_one() -> None:
+    finding = Finding("CALC", "malignant", x=500, y=500, radius=2)
+    case = Case("f", "p", Path("f"), (finding,))
+    lesion = lesion_in(Preprocessing(32, 32), np.zeros((1024, 1024), np.float32), case)
+    assert lesion is not None
+    assert 1 <= lesion.sum() <= 4
+
+
+def test_pictures_show_film_lesion_and_marks(
+    loaded: LoadedModel, malignant: Case, normal: Case, tmp_path: Path
+) -> None:
+    found = explain_film(loaded, malignant, ["gradcam", "scale"])
+    figure = film_figure(found)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert f"Grad-CAM for “{found.explained}”" in titles
+    assert any(title.startswith("Scale map: C3 ") for title in titles)
+    assert malignant.film_id in figure.get_suptitle()
+    assert f"{max(found.probabilities):.1%}" in figure.get_suptitle()
+    assert "annotated malignant SPIC" in figure.get_suptitle()
+    save_png(figure, tmp_path / "film.png")
+    pixels = matplotlib.image.imread(tmp_path / "film.png")[..., :3]
+    lesion_colour = np.abs(pixels - np.array([0x35, 0xE0, 0xD0]) / 255).max(-1) < 0.02
+    assert lesion_colour.sum() > 100
+    flat = replace(found.maps[0], values=np.zeros_like(found.maps[0].values), note="flat: so")
+    marked = film_figure(replace(found, maps=(flat,), scale=None))
+    texts = [text.get_text() for axis in marked.axes for text in axis.texts]
+    assert texts == ["map is\nflat:\nso"] * 2
+    sheet = contact_sheet([found, explain_film(loaded, normal, ["gradcam", "scale"])])
+    assert len(sheet.axes) == 6
+
+
+def test_the_page_is_self_contained(loaded: LoadedModel, malignant: Case, normal: Case) -> None:
+    odd = replace(malignant, film_id="<script>alert(1)</script>")
+    entries = [
+        PageEntry(found := explain_film(loaded, case), encode_png(film_figure(found)))
+        for case in (odd, normal)
+    ]
+    page = render_page("Two films", ["a fact"], entries)
+    assert page.count("data:image/png;base64,") == 2
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<script>" not in page
+    assert "no annotated lesion" in page
+    assert "Research software, not a medical device" in page
+
+
+@pytest.mark.real_data
+def test_a_real_malignant_film_on_a_real_trunk(real_data: Path) -> None:
+    trunk = real_data / "weights" / "resnet50_v1_imagenet_fp16_backbone.safetensors"
+    model = create_model("hmc_net", weights=trunk).eval()
+    metadata = CheckpointMetadata(
+        model.config, "malignant", ("rest", "malignant"), Preprocessing.square(224), {}, {}
+    )
+    case = next(c for c in read_mias(real_data / "mias") if c.film_id == "mdb184")
+    found = explain_film(
+        LoadedModel(model, metadata), case, ["all"], class_name="malignant", score=FEW
+    )
+    # The circle of mdb184 has its centre at x 352, y 624 from the bottom, and a radius of 114.
+    rows, columns = np.nonzero(found.lesion)
+    assert rows.mean() == pytest.approx((1023 - 624) * 224 / 1024, abs=1)
+    assert columns.mean() == pytest.approx(352 * 224 / 1024, abs=1)
+    for row in found.to_json()["maps"]:
+        assert row["note"] is None
+        assert 0 <= row["energy_in_lesion"] < 1
+    maps = [found.maps[i].values for i in range(3)]
+    assert len({values.tobytes() for values in maps}) == 3
+    np.testing.assert_allclose(found.scale.shares.sum(0), 1, atol=1e-6)
