@@ -1,19 +1,30 @@
-# `make bench` runs the main job, `make test` the tests; each sets up all it needs in .venv.
+# `make bench` runs the main job, `make test` the tests, `make study DATA=... WEIGHTS=...` the seven models;
+# each sets up all it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
-SOURCES := $(shell find hmc_fast kernels bench -name '*.py' -o -name '*.j2') pyproject.toml
+SOURCES := $(shell find hmc_fast kernels bench export -name '*.py' -o -name '*.j2') pyproject.toml
 
-.PHONY: bench test clean
+.PHONY: bench study test readme-table clean
 
 bench: $(VENV)/installed
 	$(VENV)/bin/hmc-fast bench
+
+study: $(VENV)/installed
+	sh scripts/study.sh "$(DATA)" "$(WEIGHTS)"
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	cd tests && ../$(VENV)/bin/mypy -p hmc_fast --config-file ../pyproject.toml
 	cd tests && ../$(VENV)/bin/lint-imports --config ../pyproject.toml
-	HMC_FAST_TEST_WHEEL=1 $(VENV)/bin/pytest
+	HMC_FAST_TEST_WHEEL=1 $(VENV)/bin/pytest --ignore=tests/kernels/interpreter
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/kernels/interpreter
+
+# The record of the speed targets that the README shows; without one the table says so.
+TARGETS_RECORD := $(firstword $(wildcard bench/results/targets-*.jsonl))
+
+readme-table: $(VENV)/installed
+	$(VENV)/bin/python -P -m hmc_fast.bench.readme_table README.md $(TARGETS_RECORD)
 
 $(VENV)/bin/python:
 	sh scripts/make_venv.sh $(PYTHON) $(VENV)

@@ -11,10 +11,10 @@ import torch._dynamo
 from torch import Tensor
 
 from hmc_fast.evaluation.predict import autocast, precision_dtype
-from hmc_fast.kernels.capability import AttentionProblem, reasons_against
+from hmc_fast.kernels.capability import Problem, reasons_against
 from hmc_fast.models import (
+    FilmModel,
     HierarchicalSelfAttention,
-    HMCNet,
     ModelConfig,
     MultiScaleCrossAttention,
     build_model,
@@ -41,15 +41,14 @@ class Candidate:
     def name(self) -> str:
         return f"{self.implementation} {self.precision}"
 
-    def why_unavailable(self, model: HMCNet, device: torch.device) -> str | None:
+    def why_unavailable(self, model: FilmModel, device: torch.device) -> str | None:
         """The reason it cannot run here, or None."""
         if self.implementation == "compiled":
-            return _why_no_compiler(device)
-        problem = AttentionProblem(
-            device, precision_dtype(self.precision), QK_HEAD_DIM, _value_head_dims(model)
-        )
-        reasons = reasons_against(problem, _KERNEL_BACKEND[self.implementation])
-        return "; ".join(reasons) or None
+            return why_no_compiler(device)
+        backend = _KERNEL_BACKEND[self.implementation]
+        problems = _problems(model, device, precision_dtype(self.precision))
+        reasons = [reason for problem in problems for reason in reasons_against(problem, backend)]
+        return "; ".join(dict.fromkeys(reasons)) or None
 
     def prepare(
         self, config: ModelConfig, state: dict[str, Tensor], device: torch.device
@@ -68,7 +67,7 @@ class Candidate:
 class PreparedModel:
     """A model ready to be timed; parameters can be exchanged without building it anew."""
 
-    model: HMCNet
+    model: FilmModel
     call: Callable[[Tensor], Any]
     device: torch.device
     precision: str
@@ -86,17 +85,19 @@ class PreparedModel:
             return logits
 
 
-def _why_no_compiler(device: torch.device) -> str | None:
+def why_no_compiler(device: torch.device) -> str | None:
+    """The reason why ``torch.compile`` cannot run on ``device``, or None."""
     compilers = [os.environ.get("CXX", "g++"), "g++", "clang++"]
     if device.type == "cpu" and not any(shutil.which(compiler) for compiler in compilers):
         return "torch.compile needs a C++ compiler on the CPU: install g++"
     return None
 
 
-def _value_head_dims(model: HMCNet) -> tuple[int, ...]:
-    return tuple(
-        dim
+def _problems(model: FilmModel, device: torch.device, dtype: torch.dtype) -> list[Problem]:
+    blocks = [
+        block.value_head_dims
         for block in model.modules()
         if isinstance(block, HierarchicalSelfAttention | MultiScaleCrossAttention)
-        for dim in block.value_head_dims
-    )
+    ]
+    attention = [Problem(device, dtype, len(dims), QK_HEAD_DIM, dims) for dims in blocks]
+    return attention or [Problem(device, dtype, 1)]

@@ -16,15 +16,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from hmc_fast.bench.candidates import DEFAULT_PRECISIONS, IMPLEMENTATIONS, Candidate, PreparedModel
 from hmc_fast.bench.measure import Timing, time_interleaved
 from hmc_fast.bench.memory import MemoryProbeError, measure_memory
-from hmc_fast.bench.parity import LogitTruth
+from hmc_fast.bench.parity import PARITY_FILMS, PARITY_PIXELS, LogitTruth
 from hmc_fast.bench.record import BenchRecord, Row
 from hmc_fast.checkpoint import LoadedModel, load_model
 from hmc_fast.data import TASKS, Case, FilmCache, FilmDataset, Preprocessing, read_folds
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, mean_and_std, pool, predict_logits
+from hmc_fast.evaluation.predict import precision_dtype
 from hmc_fast.kernels.testing import BudgetUse
-from hmc_fast.models import HMCNet, build_model
+from hmc_fast.models import FilmModel, build_model
+from hmc_fast.models.registry import FIXED_SIZE_MODELS
 from hmc_fast.training import TrainingConfig, run_cross_validation
 from hmc_fast.training.cv import FOLDS_FILE, Progress, fold_checkpoints
 
@@ -33,9 +35,6 @@ THROUGHPUT_ROUNDS = 5
 TIMED_INPUTS = 4
 LARGEST_CPU_BATCH_SIZE = 512
 """Above this image size a CPU takes minutes a batch, so throughput is measured on GPUs only."""
-PARITY_FILMS = 8
-PARITY_PIXELS = 8 * 256**2
-"""Parity is checked on as many films as hold this many pixels, at least 2 and at most 8."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,13 @@ class BenchOptions:
                 raise UserError(
                     f"unknown implementation {name!r}; choose of {', '.join(IMPLEMENTATIONS)}"
                 )
+        for precision in self.precisions or ():
+            precision_dtype(precision)
+        if self.extra_sizes and self.model in FIXED_SIZE_MODELS:
+            raise UserError(
+                f"{self.model} classifies images of one size only; leave --also-size out and run "
+                "the benchmark once per size"
+            )
         for size in self.extra_sizes:
             Preprocessing.square(size)
 
@@ -180,7 +186,7 @@ class _SizeBench:
             self.on_stage(f"{self.size}²: {candidate.name}, parity")
             try:
                 prepared = candidate.prepare(self.config, self.folds[0].state, self.device)
-                parity = truth.check(prepared)
+                parity = truth.check(prepared, self._batch_sizes())
             except Exception as error:  # whatever a backend raises belongs in its row
                 rows[candidate] = _failed(rows[candidate], error)
                 continue
@@ -196,7 +202,7 @@ class _SizeBench:
                 self.on_stage(f"{self.size}²: {candidate.name}, accuracy across folds")
                 try:
                     rows[candidate] = self._with_accuracy(rows[candidate], prepared)
-                except RuntimeError as error:  # compilers fail at a batch size of their own
+                except Exception as error:  # not finite, or out of memory
                     rows[candidate] = _failed(rows[candidate], error)
             ready = {c: prepared for c, prepared in ready.items() if rows[c].status == "ok"}
         for candidate, timing in self._time(ready, 1, LATENCY_ROUNDS, "latency").items():
@@ -220,6 +226,9 @@ class _SizeBench:
             self.on_stage(f"{self.size}²: {candidate.name}, memory")
             rows[candidate] = self._with_memory(rows[candidate], candidate)
         return list(rows.values())
+
+    def _batch_sizes(self) -> list[int]:
+        return [1] if self._batches_take_minutes() else [1, self.options.throughput_batch]
 
     def _batches_take_minutes(self) -> bool:
         return self.device.type == "cpu" and self.size > LARGEST_CPU_BATCH_SIZE
@@ -339,7 +348,7 @@ def _failed(row: Row, error: Exception) -> Row:
     return replace(row, status="error", reason=f"{type(error).__name__}: {summary}")
 
 
-def _attention_share(model: HMCNet, size: int) -> float:
+def _attention_share(model: FilmModel, size: int) -> float:
     """Attention's share of the floating-point operations of one film, by counting."""
     with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
         build_model(model.config, "reference").eval()(torch.empty(1, 3, size, size))

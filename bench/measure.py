@@ -27,7 +27,6 @@ def time_interleaved(
     *,
     min_rounds: int,
     seconds: float,
-    on_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
     """Time every call once a round, over rotating inputs, until both limits are reached.
 
@@ -36,7 +35,6 @@ def time_interleaved(
         inputs: batches on the device; round ``r`` uses ``inputs[r % len(inputs)]``.
         min_rounds: samples a call gets at least.
         seconds: rounds go on until this much time has passed.
-        on_round: called after every round.
     """
     device = inputs[0].device
     for call in calls.values():
@@ -50,7 +48,6 @@ def time_interleaved(
         for name, call in calls.items():
             samples[name].append(_time_once(call, batch, device))
         rounds += 1
-        on_round()
     return {name: Timing(tuple(values)) for name, values in samples.items()}
 
 

@@ -39,6 +39,8 @@ def measure_memory(
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise MemoryProbeError(f"memory probe took longer than {TIMEOUT_S} s") from None
+    except OSError as error:
+        raise MemoryProbeError(f"memory probe could not start ({error.strerror})") from None
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"killed with code {done.returncode}"])[-1]
         raise MemoryProbeError(f"memory probe failed: {last}")
@@ -59,12 +61,18 @@ def _inference_peak_mib(
         model(images)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) / 2**20
-    _CLEAR_REFS.write_text(_RESET_PEAK)
+    reset_resident_peak()
     model(images)
-    return _resident_peak_mib()
+    return resident_peak_mib()
 
 
-def _resident_peak_mib() -> float:
+def reset_resident_peak() -> None:
+    """Start a new ``VmHWM``. Raises ``OSError`` where the system has none."""
+    _CLEAR_REFS.write_text(_RESET_PEAK)
+
+
+def resident_peak_mib() -> float:
+    """Highest resident size of this process since :func:`reset_resident_peak`, in MiB."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 2**10

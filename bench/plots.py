@@ -23,11 +23,13 @@ def speed_memory_plot(record: BenchRecord) -> str | None:
     colours = [COLOURS[row.implementation] for row in rows]
     left.barh(labels, p50, xerr=[[0] * len(rows), whiskers], color=colours, capsize=3)
     left.set_xlabel("latency of one film, ms (bar p50, whisker p95)")
-    left.set_xscale("log")
+    # Bars tell by their length, so the axis starts at zero unless that would hide the short ones.
+    if max(p50) > 20 * min(p50):
+        left.set_xscale("log")
     right.barh(labels, [row.inference_peak_mib or 0 for row in rows], color=colours)
     right.set_xlabel("peak memory while inferring, MiB")
     left.invert_yaxis()
-    return _encode(figure)
+    return encode(figure)
 
 
 def accuracy_plot(record: BenchRecord) -> str | None:
@@ -53,14 +55,15 @@ def accuracy_plot(record: BenchRecord) -> str | None:
     right.set_xlim(0, 1)
     right.set_xlabel("accuracy, mean ± std over folds")
     left.invert_yaxis()
-    return _encode(figure)
+    return encode(figure)
 
 
 def _label(row: Row) -> str:
     return f"{row.size}² {row.implementation} {row.precision}"
 
 
-def _encode(figure: Figure) -> str:
+def encode(figure: Figure) -> str:
+    """``figure`` as a base64 PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

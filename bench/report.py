@@ -45,17 +45,22 @@ def write_reports(record: BenchRecord, folder: Path) -> tuple[Path, Path]:
     """Write ``report.md`` and ``report.html`` into ``folder``; returns their paths."""
     markdown, html = folder / "report.md", folder / "report.html"
     context = _context(record)
-    environment = Environment(
+    environment = template_environment()
+    write_text(markdown, environment.get_template("report.md.j2").render(context))
+    plots = {"speed_plot": speed_memory_plot(record), "accuracy_plot": accuracy_plot(record)}
+    write_text(html, environment.get_template("report.html.j2").render({**context, **plots}))
+    return markdown, html
+
+
+def template_environment() -> Environment:
+    """Jinja2 over this package's templates; HTML is escaped."""
+    return Environment(
         loader=PackageLoader("hmc_fast.bench"),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    write_text(markdown, environment.get_template("report.md.j2").render(context))
-    plots = {"speed_plot": speed_memory_plot(record), "accuracy_plot": accuracy_plot(record)}
-    write_text(html, environment.get_template("report.html.j2").render({**context, **plots}))
-    return markdown, html
 
 
 def _context(record: BenchRecord) -> dict[str, Any]:

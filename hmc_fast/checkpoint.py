@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file with the parameters and all that is needed to use them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from hmc_fast.data import Preprocessing
+from hmc_fast.data.cases import task_by_name
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_atomically
-from hmc_fast.models import HMCNet, ModelConfig, build_model
+from hmc_fast.models import FilmModel, ModelConfig, build_model
 from hmc_fast.models.weights import read_safetensors
 
 METADATA_KEY = "hmc_fast"
@@ -48,11 +50,11 @@ class CheckpointMetadata:
 class LoadedModel(NamedTuple):
     """A model in evaluation mode and its metadata."""
 
-    model: HMCNet
+    model: FilmModel
     metadata: CheckpointMetadata
 
 
-def save_checkpoint(path: Path, model: HMCNet, metadata: CheckpointMetadata) -> None:
+def save_checkpoint(path: Path, model: FilmModel, metadata: CheckpointMetadata) -> None:
     """Write a checkpoint atomically; raises :class:`UserError` where the disk refuses."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     description = {METADATA_KEY: json.dumps(metadata.to_json(), allow_nan=False)}
@@ -93,7 +95,10 @@ def load_model(
         raise UserError(
             f"{path}: is a checkpoint of {metadata.model.name}, but {expected_model} was asked for"
         )
-    model = build_model(metadata.model, backend)
+    try:
+        model = build_model(metadata.model, backend)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: its description is damaged (problem with {error})") from None
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -102,6 +107,31 @@ def load_model(
             f"{path}: its parameters are not those of {metadata.model.name} ({first})"
         ) from None
     return LoadedModel(model.to(device).eval(), metadata)
+
+
+def load_ensemble(
+    paths: Sequence[str | Path],
+    *,
+    backend: str = "auto",
+    device: str | torch.device = "cpu",
+) -> list[LoadedModel]:
+    """The models of several checkpoints that are to be averaged, as of the folds of a study.
+
+    Raises:
+        UserError: as :func:`load_model`, or the checkpoints differ in task or preprocessing.
+    """
+    members = [load_model(path, backend=backend, device=device) for path in paths]
+    first = members[0].metadata
+    for path, member in zip(paths, members, strict=True):
+        if (member.metadata.task, member.metadata.preprocessing) != (
+            first.task,
+            first.preprocessing,
+        ):
+            raise UserError(
+                f"{path}: is of another task or preprocessing than {paths[0]}, so the two cannot "
+                "be averaged"
+            )
+    return members
 
 
 def _metadata(path: Path, description: dict[str, str]) -> CheckpointMetadata:
@@ -116,10 +146,14 @@ def _metadata(path: Path, description: dict[str, str]) -> CheckpointMetadata:
             raise UserError(
                 f"{path}: has checkpoint format {values['format']}, this release reads {FORMAT}"
             )
+        class_names = task_by_name(values["task"]).class_names
+        config = ModelConfig.from_json(values["model"])
+        if list(class_names) != values["class_names"] or len(class_names) != config.num_classes:
+            raise ValueError("the classes, which are not those of the task")
         return CheckpointMetadata(
-            ModelConfig.from_json(values["model"]),
+            config,
             values["task"],
-            tuple(values["class_names"]),
+            class_names,
             Preprocessing.from_json(values["preprocessing"]),
             dict(values["training_films"]),
             dict(values["training"]),

@@ -22,7 +22,7 @@ from pydicom.uid import (
 )
 
 from hmc_fast.environment import cpu_name, installed_version
-from hmc_fast.kernels.capability import AttentionProblem, reasons_against
+from hmc_fast.kernels.capability import Problem, reasons_against
 from hmc_fast.models.blocks import HSA_VALUE_HEAD_DIM, QK_HEAD_DIM
 
 TRANSFER_SYNTAXES: tuple[UID, ...] = (
@@ -99,7 +99,7 @@ def _reference() -> Check:
 
 def _triton() -> Check:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    problem = AttentionProblem(device, torch.float16, QK_HEAD_DIM, (HSA_VALUE_HEAD_DIM,))
+    problem = Problem(device, torch.float16, 1, QK_HEAD_DIM, (HSA_VALUE_HEAD_DIM,))
     reasons = reasons_against(problem, "triton")
     if not reasons:
         return Check("Triton attention", True, f"triton {installed_version('triton')}")
@@ -128,6 +128,9 @@ def _decoders() -> Iterator[Check]:
 def _extras() -> Iterator[Check]:
     for module, package, purpose, extra in (
         ("onnxruntime", "onnxruntime", "ONNX Runtime", "export"),
+        ("tensorrt_rtx", "tensorrt-rtx-cu13", "TensorRT for RTX", "tensorrt-rtx"),
+        ("tensorrt", "tensorrt", "full TensorRT", "tensorrt"),
+        ("tritonclient", "tritonclient", "Triton Inference Server's schema", "serving"),
         ("pytorch_grad_cam", "grad-cam", "Grad-CAM", "explain"),
     ):
         if find_spec(module) is None:

@@ -11,6 +11,7 @@ import torch
 
 from hmc_fast.cli.app import run
 from hmc_fast.data import Case, read_mias, write_phantoms
+from hmc_fast.kernels.capability import interpreting
 
 DATA_VARIABLE = "HMC_FAST_TEST_DATA"
 
@@ -21,6 +22,8 @@ def _missing(marker: str) -> str | None:
         return "needs an NVIDIA GPU"
     if marker == "tensorrt" and find_spec("tensorrt") is None:
         return "needs the full TensorRT"
+    if marker == "interpreter" and not interpreting():
+        return "needs TRITON_INTERPRET=1 and a process of its own, as make test starts"
     if marker == "real_data" and not os.environ.get(DATA_VARIABLE):
         return f"needs real films: set {DATA_VARIABLE}"
     return None

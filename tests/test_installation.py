@@ -9,12 +9,13 @@ import pytest
 
 import hmc_fast
 import hmc_fast.bench
+import hmc_fast.export
 import hmc_fast.kernels
 
 
 @pytest.mark.skipif("HMC_FAST_TEST_WHEEL" not in os.environ, reason="not a run of the built wheel")
 def test_the_wheel_is_tested_not_the_working_tree() -> None:
-    for package in (hmc_fast, hmc_fast.kernels, hmc_fast.bench):
+    for package in (hmc_fast, hmc_fast.kernels, hmc_fast.bench, hmc_fast.export):
         assert "site-packages" in Path(package.__file__).parts
 
 
@@ -25,6 +26,8 @@ def test_templates_and_type_marker_are_packaged() -> None:
         path.name for path in (Path(hmc_fast.bench.__file__).parent / "templates").iterdir()
     } == {
         "report.md.j2",
+        "profile.html.j2",
+        "profile.md.j2",
         "report.html.j2",
     }
 
@@ -35,7 +38,10 @@ def test_the_reference_works_without_triton() -> None:
 
 
 def test_help_of_every_command_shows_an_example() -> None:
-    for command in ("bench", "cv", "train", "evaluate", "predict", "doctor", "phantoms"):
+    for command in (
+        "bench", "cv", "train", "evaluate", "predict", "explain", "localise", "verify", "doctor",
+        "phantoms",
+    ):  # fmt: skip
         done = subprocess.run(
             [
                 sys.executable,

@@ -1,4 +1,4 @@
-"""``hmc-fast bench``: the main job."""
+"""``hmc-fast bench``: the main job; the profiling commands are its subcommands."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,7 +33,12 @@ PHANTOM_PATIENTS = 24
 PHANTOM_SIZE = 256
 
 
+bench_app = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
+
+
+@bench_app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     data: Annotated[
         Path | None, typer.Option(help="MIAS folder; without it, phantoms are drawn.")
     ] = None,
@@ -69,11 +74,16 @@ def bench(
 
     Examples: [bold]hmc-fast bench[/bold] (phantoms, minutes on two cores);
     [bold]hmc-fast bench --data mias --preset small --weights trunk.safetensors[/bold]
+
+    The subcommands profile operators and models; each has its own --help.
     """
+    if context.invoked_subcommand is not None:
+        return
     from hmc_fast.bench import BenchOptions, run_bench, write_reports
     from hmc_fast.bench.candidates import IMPLEMENTATIONS
     from hmc_fast.bench.record import write_record
     from hmc_fast.bench.report import PHANTOM_NOTICE, table
+    from hmc_fast.data import read_mias
     from hmc_fast.files import make_folder
     from hmc_fast.training import TrainingConfig
 
@@ -82,24 +92,31 @@ def bench(
         model=options.model_name(model or defaults.model),
         training=TrainingConfig(
             task=task,
-            size=size or defaults.size,
-            epochs=epochs or defaults.epochs,
+            size=defaults.size if size is None else size,
+            epochs=defaults.epochs if epochs is None else epochs,
             batch_size=defaults.batch_size,
             learning_rate=defaults.learning_rate,
             weights=options.trunk_weights(weights),
             seed=seed,
         ),
-        folds=folds or defaults.folds,
+        folds=defaults.folds if folds is None else folds,
         extra_sizes=tuple(also_size or ()),
         implementations=tuple(implementation or IMPLEMENTATIONS),
         precisions=tuple(precision) if precision else None,
         seconds=seconds,
     )
+    films = None if data is None else read_mias(data)
     folder = make_folder(out or Path("runs") / f"bench-{datetime.now():%Y%m%d-%H%M%S}")
-    cases, description = _films(data, folder)
+    cases = _phantoms(folder / "phantoms") if films is None else films
+    description = {
+        "name": "procedural phantoms" if data is None else f"MIAS-style folder {data.name}",
+        "phantoms": data is None,
+        "films": len(cases),
+        "patients": len({case.patient_id for case in cases}),
+    }
     with progress_bar("films") as report:
         record = run_bench(
-            chosen, cases, description, folder, on_training=report, on_stage=_say_stage
+            chosen, cases, description, folder, on_training=report, on_stage=say_stage
         )
     write_record(folder / "record.jsonl", record)
     markdown, html = write_reports(record, folder)
@@ -129,24 +146,14 @@ def _preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _films(data: Path | None, folder: Path) -> tuple[list[Any], dict[str, Any]]:
+def _phantoms(folder: Path) -> list[Any]:
     from hmc_fast.data import read_mias, write_phantoms
 
-    if data is None:
-        source = folder / "phantoms"
-        if not (source / "Info.txt").is_file():
-            write_phantoms(source, PHANTOM_PATIENTS, PHANTOM_SIZE)
-        name = "procedural phantoms"
-    else:
-        source, name = data, f"MIAS-style folder {data.name}"
-    cases = read_mias(source)
-    return cases, {
-        "name": name,
-        "phantoms": data is None,
-        "films": len(cases),
-        "patients": len({case.patient_id for case in cases}),
-    }
+    if not folder.exists():
+        write_phantoms(folder, PHANTOM_PATIENTS, PHANTOM_SIZE)
+    return read_mias(folder)
 
 
-def _say_stage(stage: str) -> None:
+def say_stage(stage: str) -> None:
+    """Tell on stderr what is being done."""
     errors.print(stage, style="dim", highlight=False)

@@ -12,7 +12,7 @@ from hmc_fast.errors import UserError
 
 
 def evaluate(
-    checkpoint: options.Checkpoint,
+    checkpoint: options.Checkpoints,
     data: options.Data,
     include_seen: Annotated[
         bool, typer.Option(help="Count films that the model was trained on as well.")
@@ -23,55 +23,63 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="CSV file for the predictions.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Metrics and pooled AUC with its interval, on films the model was not trained on.
+    """Metrics and pooled AUC with its interval, on patients the model was not trained on.
 
-    A checkpoint knows its training films by their pixels and leaves them out, unless
-    --include-seen is given.
+    A checkpoint knows its training films by their pixels. They, and other films of the same
+    patients, are left out unless --include-seen is given. Several checkpoints, such as the folds of
+    a study, are an ensemble: the mean of their probabilities, on patients that none has seen.
 
     Example: [bold]hmc-fast evaluate --checkpoint runs/a/model.safetensors --data mias[/bold]
     """
     import torch
 
-    from hmc_fast.checkpoint import load_model
+    from hmc_fast.checkpoint import load_ensemble
     from hmc_fast.data import TASKS, FilmCache, FilmDataset, read_mias
-    from hmc_fast.evaluation import Predictions, predict_logits
+    from hmc_fast.evaluation import Predictions, ensemble, predict_logits
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, metadata = load_model(checkpoint, backend=backend, device=device)
+    members = load_ensemble(checkpoint, backend=backend, device=device)
+    metadata = members[0].metadata
     cases, labels = TASKS[metadata.task].select(read_mias(data))
     cache = FilmCache(metadata.preprocessing)
-    digests = set(metadata.training_films.values())
+    digests = {d for member in members for d in member.metadata.training_films.values()}
     with progress_bar("films") as report:
         seen = []
         for case in cases:
             seen.append(cache.digest(case.path) in digests)
             report("reading", 1, 2 * len(cases))
-        keep = [i for i in range(len(cases)) if include_seen or not seen[i]]
+        seen_patients = {c.patient_id for c, was_seen in zip(cases, seen, strict=True) if was_seen}
+        keep = [i for i, c in enumerate(cases) if include_seen or c.patient_id not in seen_patients]
         if not keep:
             raise UserError(
-                f"{data}: the model was trained on all {len(cases)} films; give unseen films, or "
+                f"{data}: the model was trained on films of every patient; give unseen ones, or "
                 "--include-seen for figures that say nothing about new patients"
             )
         kept_cases, kept_labels = [cases[i] for i in keep], [labels[i] for i in keep]
-        logits = predict_logits(
-            model,
-            FilmDataset(kept_cases, kept_labels, cache),
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            on_batch=lambda n: report("predicting", n, len(cases) + len(keep)),
-        )
-    predictions = Predictions.of(kept_cases, kept_labels, -1, logits, metadata.class_names)
+        total = len(cases) + len(keep) * len(members)
+        parts = []
+        for member in members:
+            logits = predict_logits(
+                member.model,
+                FilmDataset(kept_cases, kept_labels, cache),
+                device=device,
+                precision=precision,
+                batch_size=batch_size,
+                on_batch=lambda n: report("predicting", n, total),
+            )
+            parts.append(Predictions.of(kept_cases, kept_labels, -1, logits, metadata.class_names))
+    predictions = parts[0] if len(parts) == 1 else ensemble(parts)
     if out is not None:
         predictions.save(out)
     interval = predictions.auc_interval()
     result = {
-        "checkpoint": str(checkpoint),
+        "checkpoints": [str(path) for path in checkpoint],
         "model": metadata.model.name,
         "task": metadata.task,
         "films": len(keep),
         "patients": len(set(predictions.patients)),
         "films_seen_in_training": sum(seen),
+        "patients_seen_in_training": len(seen_patients),
         "seen_films_counted": include_seen,
         "metrics": predictions.metrics(),
         "auc_interval": asdict(interval),
@@ -81,7 +89,10 @@ def evaluate(
         return
     if any(seen):
         verb = "COUNTED: these figures flatter the model" if include_seen else "left out"
-        console.print(f"{sum(seen)} films were seen in training, {verb}", style="yellow")
+        console.print(
+            f"{sum(seen)} films of {len(seen_patients)} patients were seen in training, {verb}",
+            style="yellow",
+        )
     values = ["undefined" if v is None else f"{v:.3f}" for v in predictions.metrics().values()]
     print_table(
         ["films", "patients", *predictions.metrics(), "AUC [95 % CI]"],

@@ -7,37 +7,86 @@ import typer
 
 from hmc_fast.data.cases import TASKS
 from hmc_fast.errors import UserError
-from hmc_fast.models.registry import MODEL_NAMES
+from hmc_fast.models.registry import MODEL_NAMES, trunk_of
+
+TRUNKS = tuple(dict.fromkeys(trunk_of(name) for name in MODEL_NAMES))
 
 Data = Annotated[
     Path, typer.Option("--data", help="MIAS folder: mdbNNN.pgm or .png films and Info.txt.")
 ]
 Checkpoint = Annotated[Path, typer.Option("--checkpoint", help="A model.safetensors of ours.")]
+Checkpoints = Annotated[
+    list[Path],
+    typer.Option("--checkpoint", help="A model.safetensors of ours; repeat it for an ensemble."),
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Weights = Annotated[
     str,
     typer.Option(
-        "--weights", help="Pretrained trunk: imagenet (downloads), none, or FILE.safetensors."
+        "--weights",
+        help="Pretrained trunk: imagenet (downloads), none, or FILE.safetensors; by trunk as "
+        "resnet50=FILE,vgg16=imagenet.",
     ),
 ]
 TaskName = Annotated[str, typer.Option("--task", help=f"One of {', '.join(TASKS)}.")]
 Size = Annotated[int, typer.Option("--size", help="Side of the image, a multiple of 32.")]
 Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the training films.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Films a step.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Films a step.")]
 LearningRate = Annotated[float, typer.Option("--learning-rate", help="Peak rate of AdamW.")]
 Precision = Annotated[str, typer.Option("--precision", help="fp32, bf16 or fp16 (mixed).")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of folds, order, augmentation, dropout.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", min=0, max=2**32 - 1, help="Seed of folds, order, augmentation, dropout."
+    ),
+]
+Dropout = Annotated[float, typer.Option("--dropout", help="Before the classifier.")]
+Augment = Annotated[
+    bool, typer.Option("--augment/--no-augment", help="Random flips, rotations, shifts, scales.")
+]
+Balance = Annotated[
+    bool, typer.Option("--balance/--no-balance", help="Weight the loss by inverse class frequency.")
+]
+CropBreast = Annotated[bool, typer.Option("--crop-breast", help="Keep the breast's box alone.")]
+FaceLeft = Annotated[
+    bool, typer.Option("--face-left", help="Mirror films whose chest wall is at the right.")
+]
+AverageFlips = Annotated[
+    bool, typer.Option("--average-flips", help="Predict the mean over a film and its mirror image.")
+]
+LesionWeight = Annotated[
+    float,
+    typer.Option(
+        "--lesion-weight", help="Of the loss that draws attention into the lesion's circle."
+    ),
+]
 FoldCount = Annotated[int, typer.Option("--folds", help="Number of patient-disjoint folds.")]
 
 
 def trunk_weights(value: str) -> str | None:
-    """The ``--weights`` value; a file must exist. Raises :class:`UserError` where it does not."""
+    """The ``--weights`` value; files must exist. Raises :class:`UserError` where one does not."""
     if value == "none":
         return None
+    if "=" not in value or Path(value).is_file():
+        _check_weights(value)
+        return value
+    chosen = []
+    for part in value.split(","):
+        trunk, _, source = part.partition("=")
+        if trunk not in TRUNKS or not source:
+            raise UserError(
+                f"--weights {part}: needs TRUNK=FILE, where TRUNK is one of {', '.join(TRUNKS)}"
+            )
+        if source != "none":
+            _check_weights(source)
+            chosen.append(part)
+    return ",".join(chosen) or None
+
+
+def _check_weights(value: str) -> None:
     if value != "imagenet" and not Path(value).is_file():
         raise UserError(f"--weights {value}: no such file; name one, or imagenet, or none")
-    return value
 
 
 def model_name(value: str) -> str:

@@ -13,7 +13,7 @@ def phantoms(
     out: options.Out,
     patients: Annotated[int, typer.Option(help="Two films each.")] = 24,
     size: Annotated[int, typer.Option(help="Side of a film in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same films.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same films.")] = 0,
 ) -> None:
     """Draw procedural mammogram phantoms into a folder laid out like MIAS.
 

@@ -89,7 +89,13 @@ def test_bad_input_is_one_line(
     blocked.write_text("")
     assert "cannot be used as a folder" in fails(*study[:4], blocked / "x", *study[5:])
     assert "unknown preset" in fails("bench", "--preset", "huge", "--out", tmp_path / "b")
-    assert "--triton" not in fails("predict", film, "--checkpoint", tmp_path)
+    assert "is a folder" in fails("predict", film, "--checkpoint", tmp_path)
+    backend = ("predict", film, "--checkpoint", trained, "--backend")
+    assert "cannot run this call: " in fails(*backend, "triton")
+    assert "backend is 'fast'; it must be one of" in fails(*backend, "fast")
+    evaluation = ("evaluate", "--checkpoint", trained, "--data", phantom_folder, "--out")
+    assert "could not be written" in fails(*evaluation, blocked / "p.csv")
+    assert "could not be written" in fails(*evaluation, tmp_path / ("p" * 250))
 
 
 def test_bench_without_arguments_says_phantoms(

@@ -1,0 +1,113 @@
+"""Registers, shared memory and spills of our kernels in a case, by cross-compiling its launches."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hmc_fast.bench.cases import Case
+from hmc_fast.bench.failures import describe
+from hmc_fast.bench.kernel_bench import KernelBenchOptions
+from hmc_fast.bench.profile_record import KernelResources
+from hmc_fast.evaluation.predict import precision_dtype
+
+if TYPE_CHECKING:
+    from hmc_fast.kernels.fused.launch import Launch
+    from hmc_fast.kernels.fused.planning import Target
+
+DEFAULT_ARCHITECTURE = "sm_90"
+"""Compiled for where there is no GPU."""
+DEFAULT_MULTIPROCESSORS = 132
+
+
+def resources_of(options: KernelBenchOptions, device: torch.device) -> list[KernelResources]:
+    """A row for every kernel that the cases launch; what does not compile is a row with a fault."""
+    rows = []
+    seen = set()
+    for case, precision in options.plan():
+        if case.kind != "operator":
+            continue
+        for row in _case_resources(case, precision, device):
+            # Cases of different batch share their kernels.
+            of = row.case.split("x")[0] if row.fault is None else row.fault
+            key = (of, row.what, row.kernel, row.tile, row.precision)
+            if key not in seen:
+                seen.add(key)
+                rows.append(row)
+    return rows
+
+
+def _case_resources(case: Case, precision: str, device: torch.device) -> Iterator[KernelResources]:
+    architecture = DEFAULT_ARCHITECTURE
+    try:
+        # Triton is imported here: everything else about a record can be read without it.
+        from hmc_fast.kernels.fused import aot
+        from hmc_fast.kernels.fused.planning import Target
+        from hmc_fast.kernels.fused.tiles import architecture_of, load_tiles
+
+        multiprocessors = DEFAULT_MULTIPROCESSORS
+        if device.type == "cuda":
+            architecture = architecture_of(device)
+            multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        launches = _launches(
+            case, precision, Target(load_tiles(architecture), multiprocessors, "ieee")
+        )
+    except Exception as error:  # no triton, no tiles for the architecture, or none for the case
+        yield _fault(case, precision, "all", architecture, describe(error))
+        return
+    for what, launch in launches:
+        name = launch.kernel.fn.__name__.strip("_").removesuffix("_kernel")
+        blocks = {n: v for n, v in launch.constants.items() if n in ("BLOCK_M", "BLOCK_N")}
+        sizes = "×".join(str(size) for size in blocks.values())
+        tile = f"{sizes}, {launch.num_warps} warps, {launch.num_stages} stages"
+        try:
+            used = aot.resources(aot.compile_for(launch, architecture))
+        except Exception as error:  # Triton raises many kinds of errors for what it cannot build
+            yield _fault(case, precision, name, architecture, describe(error))
+            continue
+        yield KernelResources(
+            case.name,
+            precision,
+            what,
+            name,
+            architecture,
+            tile,
+            used.registers,
+            used.stack_bytes,
+            used.shared_kib,
+            used.mma,
+        )
+
+
+def _fault(
+    case: Case, precision: str, kernel: str, architecture: str, fault: str
+) -> KernelResources:
+    return KernelResources(
+        case.name, precision, "", kernel, architecture, "", 0, 0, 0.0, "none", fault
+    )
+
+
+def _launches(case: Case, precision: str, target: "Target") -> list[tuple[str, "Launch"]]:
+    from hmc_fast.kernels.fused.planning import plan_backward, plan_forward
+
+    dtype = precision_dtype(precision)
+
+    def meta(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=kind, device="meta")
+
+    batch, heads, queries = case.batch, case.heads, case.queries
+    q = meta(batch, queries, heads, case.qk_head_dim)
+    ks = [meta(batch, n, heads, case.qk_head_dim) for n in case.tokens]
+    vs = [
+        meta(batch, n, heads, width) for n, width in zip(case.tokens, case.v_head_dims, strict=True)
+    ]
+    outs = [meta(batch, queries, heads, width) for width in case.v_head_dims]
+    lse = meta(batch, heads, queries, kind=torch.float32)
+    weights = meta(batch, heads, queries, len(ks), kind=torch.float32)
+    scale = case.qk_head_dim**-0.5
+    forward = plan_forward(target, q, ks, vs, scale, outs, lse, weights)
+    backward = plan_backward(
+        target, outs, lse, weights, q, ks, vs, outs, lse, weights, scale, q, ks, vs
+    )
+    return [("forward", x) for x in forward] + [("backward", x) for x in backward]

@@ -1,0 +1,119 @@
+"""Named cases, their work and the models' cases."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hmc_fast import UserError
+from hmc_fast.bench.cases import CASE_PRESETS, parse_case
+from hmc_fast.bench.model_cases import MODEL_PRESETS, parse_model_case
+from hmc_fast.bench.work import Work, work_of
+from hmc_fast.models import HierarchicalSelfAttention
+from hmc_fast.models.blocks import MSCA_HEADS
+
+
+def test_shapes_of_the_stages() -> None:
+    c3 = parse_case("hsa_c3@1024x8")
+    assert (c3.batch, c3.heads, c3.queries, c3.tokens, c3.v_head_dims) == (
+        8,
+        2,
+        16384,
+        (16384,),
+        (256,),
+    )
+    assert parse_case("hsa_c5@224").queries == 49
+    msca = parse_case("msca_c5@512x2")
+    assert (msca.heads, msca.queries) == (MSCA_HEADS, 256)
+    assert (msca.tokens, msca.v_head_dims) == ((4096, 1024), (128, 256))
+
+
+def test_blocks_have_the_heads_of_the_model() -> None:
+    for name, channels in (("hsa_block_c3@64", 512), ("hsa_block_c4@64", 1024)):
+        case, block = parse_case(name), HierarchicalSelfAttention(channels)
+        assert case.heads == block.heads
+        assert case.v_head_dims == block.value_head_dims
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hsa_c3", "cases look like"),
+        ("hsa_c6@224", "cases look like"),
+        ("hsa_c3@100x1", "multiple of 32"),
+        ("hsa_c3@0", "multiple of 32"),
+        ("hsa_c3@64x0", "batch"),
+        ("msca_c4@224", "c5 alone"),
+    ],
+)
+def test_wrong_names_are_explained(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_case(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hmc_net", "cases look like"),
+        ("resnet34@224x1", "unknown model"),
+        ("hmc_net@100x1", "multiple of 32"),
+        ("hmc_net@96x0", "batch"),
+        ("hmc_net@96x1/learning", "cases look like"),
+    ],
+)
+def test_wrong_model_cases_are_explained(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_model_case(name)
+
+
+def test_presets_parse() -> None:
+    for names in CASE_PRESETS.values():
+        assert [parse_case(name).name for name in names] == list(names)
+    for names in MODEL_PRESETS.values():
+        assert len({(c.name, c.what) for c in map(parse_model_case, names)}) == len(names)
+
+
+def test_inputs_are_drawn_anew_for_each_seed_and_again_for_the_same() -> None:
+    case, cpu = parse_case("msca_c5@32x2"), torch.device("cpu")
+    first, again, other = (case.inputs(torch.float16, cpu, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.q, again.q)
+    assert not torch.equal(first.q, other.q)
+    assert [v.shape for v in first.vs] == [(2, 16, 4, 128), (2, 4, 4, 256)]
+    assert [d.shape for d in first.d_outs] == [(2, 1, 4, 128), (2, 1, 4, 256)]
+
+
+def test_operations_are_those_that_the_operators_count() -> None:
+    from hmc_fast.kernels import multi_scale_attention
+
+    case = parse_case("msca_c5@64x2")
+    inputs = case.inputs(torch.float32, torch.device("cpu"), 0)
+    with FlopCounterMode(display=False) as counter:
+        multi_scale_attention(inputs.q, inputs.ks, inputs.vs, backend="reference")
+    counted = sum(v for op, v in counter.get_flop_counts()["Global"].items() if "hmc" in str(op))
+    assert work_of(case, "forward", torch.float32).flops == counted
+
+
+def test_a_blocks_operations_are_its_matrix_products() -> None:
+    case = parse_case("hsa_block_c3@64x1")
+    with torch.device("meta"):
+        block = HierarchicalSelfAttention(case.channels, "reference")
+        x = torch.empty(1, case.channels, 8, 8)
+    with FlopCounterMode(display=False) as counter:
+        block(x)
+    assert work_of(case, "forward", torch.float32).flops == counter.get_total_flops()
+
+
+def test_bytes_read_inputs_and_write_outputs_once() -> None:
+    case = parse_case("hsa_c5@64x3")
+    inputs = case.inputs(torch.bfloat16, torch.device("cpu"), 0)
+    tensors = [*inputs.leaves, *inputs.d_outs]
+    moved = sum(t.numel() * t.element_size() for t in tensors)
+    lse = 4 * case.batch * case.heads * case.queries
+    assert work_of(case, "forward", torch.bfloat16).bytes == moved + lse
+
+
+def test_the_floor_is_the_larger_time() -> None:
+    work = Work(flops=2 * 10**12, bytes=10**9)
+    assert work.floor_ms(1e12, 1e12) == pytest.approx(2000)
+    assert work.bound(1e12, 1e12) == "compute"
+    assert work.floor_ms(1e15, 1e9) == pytest.approx(1000)
+    assert work.bound(1e15, 1e9) == "memory"
