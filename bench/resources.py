@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from hmc_fast.bench.cases import Case
 from hmc_fast.bench.failures import describe
@@ -89,25 +88,18 @@ def _fault(
 
 
 def _launches(case: Case, precision: str, target: "Target") -> list[tuple[str, "Launch"]]:
-    from hmc_fast.kernels.fused.planning import plan_backward, plan_forward
+    from hmc_fast.kernels.gate_builds import plan_passes
+    from hmc_fast.kernels.model_problems import AttentionProblem
 
-    dtype = precision_dtype(precision)
-
-    def meta(*shape: int, kind: torch.dtype = dtype) -> Tensor:
-        return torch.empty(shape, dtype=kind, device="meta")
-
-    batch, heads, queries = case.batch, case.heads, case.queries
-    q = meta(batch, queries, heads, case.qk_head_dim)
-    ks = [meta(batch, n, heads, case.qk_head_dim) for n in case.tokens]
-    vs = [
-        meta(batch, n, heads, width) for n, width in zip(case.tokens, case.v_head_dims, strict=True)
-    ]
-    outs = [meta(batch, queries, heads, width) for width in case.v_head_dims]
-    lse = meta(batch, heads, queries, kind=torch.float32)
-    weights = meta(batch, heads, queries, len(ks), kind=torch.float32)
-    scale = case.qk_head_dim**-0.5
-    forward = plan_forward(target, q, ks, vs, scale, outs, lse, weights)
-    backward = plan_backward(
-        target, outs, lse, weights, q, ks, vs, outs, lse, weights, scale, q, ks, vs
+    sources = tuple(zip(case.tokens, case.v_head_dims, strict=True))
+    shape = AttentionProblem(
+        case.name,
+        case.batch,
+        case.queries,
+        case.heads,
+        sources,
+        case.qk_head_dim,
+        precision_dtype(precision),
     )
+    forward, backward = plan_passes(target, shape)
     return [("forward", x) for x in forward] + [("backward", x) for x in backward]

@@ -7,6 +7,7 @@ says so: nothing that was asked for is left out in silence.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ import torch
 
 from hmc_fast.errors import UserError
 from hmc_fast.export.packages import need
+from hmc_fast.export.plugin import register_plugins
 from hmc_fast.export.progress import BuildProgress, progress_monitor, stops_on_interrupt
 from hmc_fast.export.sidecar import INPUT_NAME, Profile
 
@@ -31,6 +33,7 @@ class Flavour:
     ``cross_builds``: it builds for architectures by name, on a machine without a GPU.
     ``times_tactics``: it times kernels while building, so that a timing cache helps.
     ``compatibility``: it has version- and hardware-compatible engines.
+    ``plugins``: it embeds kernels that are registered from Python (``tensorrt.plugin``).
     """
 
     name: str
@@ -38,13 +41,14 @@ class Flavour:
     cross_builds: bool
     times_tactics: bool
     compatibility: bool
+    plugins: bool
 
 
 FLAVOURS = {
     flavour.name: flavour
     for flavour in (
-        Flavour("tensorrt", "tensorrt", False, True, True),
-        Flavour("tensorrt-rtx", "tensorrt_rtx", True, False, False),
+        Flavour("tensorrt", "tensorrt", False, True, True, True),
+        Flavour("tensorrt-rtx", "tensorrt_rtx", True, False, False, False),
     )
 }
 
@@ -58,6 +62,7 @@ class BuildRequest:
     timing_cache: bytes | None
     version_compatible: bool
     hardware_compatible: bool
+    plugin: bool
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,11 @@ class Builder:
         )
 
     def check_features(
-        self, timing_cache: Path | None, version_compatible: bool, hardware_compatible: bool
+        self,
+        timing_cache: Path | None,
+        version_compatible: bool,
+        hardware_compatible: bool,
+        plugin: bool,
     ) -> None:
         """Raises :class:`UserError` where a feature is asked for that this builder lacks."""
         name = self.flavour.name
@@ -131,6 +140,11 @@ class Builder:
             raise UserError(
                 f"--hardware-compatible: {name} takes several architectures instead, for example "
                 "--target sm_86,sm_89"
+            )
+        if plugin and not self.flavour.plugins:
+            raise UserError(
+                f"--plugin: {name} embeds no kernels of others; use --flavour tensorrt on the GPU "
+                "that it builds for, or leave the option out"
             )
 
     def build(
@@ -150,6 +164,9 @@ class Builder:
         trt = self.trt
         logger = _collecting_logger(trt)
         builder = trt.Builder(logger)
+        if request.plugin:
+            plugins = import_module(f"{self.flavour.module}.plugin")
+            register_plugins(trt, plugins, gpu_architecture())
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse(onnx):

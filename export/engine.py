@@ -23,6 +23,7 @@ class EngineOptions:
         timing_cache: file that is read where it exists and written after the build; tensorrt only.
         version_compatible: the engine runs under later releases too; tensorrt only.
         hardware_compatible: the engine runs on any GPU from Ampere on; tensorrt only.
+        plugin: attention is our kernels, compiled into the engine; tensorrt only.
     """
 
     flavour: str = AUTO
@@ -30,6 +31,7 @@ class EngineOptions:
     timing_cache: Path | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    plugin: bool = False
 
 
 def export_engine(
@@ -49,7 +51,12 @@ def export_engine(
     options = options or EngineOptions()
     check_options(options, out)
     export = make_onnx(
-        checkpoint, precision=precision, profile=profile, size=size, on_progress=on_progress
+        checkpoint,
+        precision=precision,
+        profile=profile,
+        size=size,
+        plugin=options.plugin,
+        on_progress=on_progress,
     )
     return write_engine(export, checkpoint, out, options, on_progress=on_progress)
 
@@ -59,7 +66,10 @@ def check_options(options: EngineOptions, out: Path) -> None:
     builder = Builder(options.flavour)
     builder.choose_targets(options.targets)
     builder.check_features(
-        options.timing_cache, options.version_compatible, options.hardware_compatible
+        options.timing_cache,
+        options.version_compatible,
+        options.hardware_compatible,
+        options.plugin,
     )
     if out.suffix == ONNX_SUFFIX:
         raise UserError(f"{out}: this name is for the graph beside the engine; use .engine")
@@ -76,8 +86,8 @@ def write_engine(
 ) -> Sidecar:
     """Build an engine from a graph and write it, the graph beside it, and both sidecars.
 
-    The graph has the engine's name with ``.onnx``: verification runs it where the engine cannot
-    run. All files are written, or none.
+    The graph has the engine's name with ``.onnx``, attention in plain operations: verification runs
+    it where the engine cannot run. All files are written, or none.
 
     Raises:
         UserError: the builder lacks what is asked for or refuses the graph, or the disk refuses.
@@ -86,17 +96,17 @@ def write_engine(
     check_options(options, out)
     builder = Builder(options.flavour)
     targets = builder.choose_targets(options.targets)
-    built = builder.build(
-        export.content,
-        BuildRequest(
-            export.sidecar.profile,
-            targets,
-            _read_timing_cache(options.timing_cache),
-            options.version_compatible,
-            options.hardware_compatible,
-        ),
-        on_progress,
+    request = BuildRequest(
+        export.sidecar.profile,
+        targets,
+        _read_timing_cache(options.timing_cache),
+        options.version_compatible,
+        options.hardware_compatible,
+        options.plugin,
     )
+    content = export.plugin_content if options.plugin else export.content
+    assert content is not None, "the plugin's graph was not made"
+    built = builder.build(content, request, on_progress)
     if built.tensors != export.sidecar.tensors:
         raise RuntimeError(f"the builder sees {built.tensors}, not {export.sidecar.tensors}")
     graph_path = out.with_suffix(ONNX_SUFFIX)
@@ -113,6 +123,7 @@ def write_engine(
             options.version_compatible,
             options.hardware_compatible,
             graph.file,
+            options.plugin,
         ),
     )
     write_artefacts([(graph_path, export.content, graph), (out, built.content, sidecar)])

@@ -16,6 +16,8 @@ from hmc_fast.data import Preprocessing
 from hmc_fast.environment import installed_version
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.predict import precision_dtype
+from hmc_fast.export import plugin_graph
+from hmc_fast.export.aot import attention_calls
 from hmc_fast.export.attention import decompositions
 from hmc_fast.export.packages import need
 from hmc_fast.export.precision import PreciseModel
@@ -45,6 +47,8 @@ class OnnxExport:
 
     content: bytes
     sidecar: Sidecar
+    plugin_content: bytes | None = None
+    """The same graph with attention as nodes of our TensorRT plugin, where that was asked for."""
 
 
 def export_onnx(
@@ -87,6 +91,7 @@ def make_onnx(
     precision: str = "fp32",
     profile: Profile | None = None,
     size: int | None = None,
+    plugin: bool = False,
     on_progress: Progress = lambda what, done, total: None,
 ) -> OnnxExport:
     """The ONNX graph of a checkpoint, images ``[batch, 3, H, W]`` to logits, both fp32.
@@ -99,13 +104,52 @@ def make_onnx(
         precision: ``fp32``, ``fp16`` or ``bf16``.
         profile: batch sizes, by default ``1,8,64``.
         size: side of the image; by default as trained.
+        plugin: also make the graph with attention as nodes of our TensorRT plugin.
         on_progress: told of the steps.
 
     Raises:
         UserError: the checkpoint cannot be read, the model does not take that size, a parameter
-            does not fit into the precision, or the packages of the extra ``export`` are missing.
+            does not fit into the precision, the model has no attention for a plugin, or the
+            packages of the extra ``export`` are missing.
     """
     need("onnx", "onnxscript", extra="export")
+    traced = trace_checkpoint(
+        checkpoint, precision=precision, profile=profile, size=size, on_progress=on_progress
+    )
+    if plugin and not attention_calls(traced.program):
+        raise UserError(f"{checkpoint}: this model has no attention for a plugin")
+    on_progress("writing the graph", 1, 3)
+    content = _to_onnx(_decompose(traced.program, decompositions()), OPSETS[precision])
+    plugin_content = None
+    if plugin:
+        table = plugin_graph.decompositions()
+        plugin_content = _to_onnx(_decompose(traced.program, table), OPSETS[precision])
+    on_progress("writing the graph", 1, 3)
+    sidecar = _sidecar(
+        checkpoint, traced.metadata, traced.preprocessing, precision, traced.profile, content
+    )
+    return OnnxExport(content, sidecar, plugin_content)
+
+
+@dataclass(frozen=True)
+class TracedCheckpoint:
+    """A checkpoint's model at its precision as an exported program, our operators still whole."""
+
+    program: torch.export.ExportedProgram
+    metadata: CheckpointMetadata
+    preprocessing: Preprocessing
+    profile: Profile
+
+
+def trace_checkpoint(
+    checkpoint: Path,
+    *,
+    precision: str = "fp32",
+    profile: Profile | None = None,
+    size: int | None = None,
+    on_progress: Progress = lambda what, done, total: None,
+) -> TracedCheckpoint:
+    """Trace a checkpoint; arguments and errors as :func:`make_onnx`."""
     dtype = precision_dtype(precision)
     profile = profile or Profile()
     on_progress("reading the checkpoint", 0, 3)
@@ -119,12 +163,7 @@ def make_onnx(
     precise = PreciseModel(model, dtype, metadata.model.num_classes, torch.zeros(shape)).eval()
     _check_finite(precise, checkpoint, precision)
     program = _trace(precise, torch.zeros(shape), profile)
-    on_progress("writing the graph", 1, 3)
-    content = _to_onnx(program, OPSETS[precision])
-    on_progress("writing the graph", 1, 3)
-    return OnnxExport(
-        content, _sidecar(checkpoint, metadata, preprocessing, precision, profile, content)
-    )
+    return TracedCheckpoint(program, metadata, preprocessing, profile)
 
 
 def _check_size(model: nn.Module, shape: tuple[int, ...]) -> None:
@@ -152,10 +191,15 @@ def _trace(
     largest = max(profile.maximum, EXAMPLE_BATCH)
     batch = torch.export.Dim("batch", min=1, max=largest)
     with torch.no_grad():
-        program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},), strict=False)
-    table = decompositions()
+        return torch.export.export(model, (images,), dynamic_shapes=({0: batch},), strict=False)
+
+
+def _decompose(
+    program: torch.export.ExportedProgram, table: dict[Any, Callable[..., Any]]
+) -> torch.export.ExportedProgram:
+    """Replace our operators by what ``table`` makes of them; other models stay as traced."""
     if any(node.target in table for node in program.graph.nodes):
-        program = program.run_decompositions(table)
+        return program.run_decompositions(table)
     return program
 
 

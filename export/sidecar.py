@@ -77,7 +77,8 @@ class EngineInfo:
     """How an engine was built.
 
     ``flavour`` is ``tensorrt`` or ``tensorrt-rtx``, ``targets`` are architectures such as
-    ``sm_89``, ``onnx`` is the graph it was built from.
+    ``sm_89``, ``onnx`` is the graph it was built from, and ``plugin`` says that its attention is our
+    kernels, in place of that graph's plain operations.
     """
 
     flavour: str
@@ -86,6 +87,7 @@ class EngineInfo:
     version_compatible: bool
     hardware_compatible: bool
     onnx: FileIdentity
+    plugin: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def rebuild_command(sidecar: Sidecar, *, target: str | None = None) -> str:
     if sidecar.engine:
         targets = target or ",".join(sidecar.engine.targets)
         words += [f"--flavour {sidecar.engine.flavour}", f"--target {targets}"]
+        words += ["--plugin"] if sidecar.engine.plugin else []
     return " ".join(words)
 
 

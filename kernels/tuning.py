@@ -6,12 +6,11 @@ time beside it for the reviewer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hmc_fast.kernels.fused import operators
 from hmc_fast.kernels.fused.tiles import (
@@ -21,6 +20,11 @@ from hmc_fast.kernels.fused.tiles import (
     architecture_of,
     load_tiles,
     use_tiles,
+)
+from hmc_fast.kernels.model_problems import (
+    AttentionProblem,
+    cross_attention_problem,
+    self_attention_problem,
 )
 from hmc_fast.kernels.testing import parity
 
@@ -33,44 +37,20 @@ Measure = Callable[[Callable[[], object]], float]
 """Milliseconds of a call, such as the median of ``triton.testing.do_bench``."""
 
 
-@dataclass(frozen=True)
-class TuningProblem:
-    """A problem to be fast on: ``sources`` are pairs of tokens ``N_s`` and ``Dv_s``."""
-
-    name: str
-    batch: int
-    queries: int
-    heads: int
-    sources: tuple[tuple[int, int], ...]
-    qk_head_dim: int = 64
-    dtype: torch.dtype = torch.bfloat16
-
-    def tensors(self, device: torch.device) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Random ``q``, ``ks`` and ``vs``, as :func:`hmc_fast.kernels.multi_scale_attention`."""
-
-        def draw(tokens: int, width: int) -> Tensor:
-            shape = (self.batch, tokens, self.heads, width)
-            return torch.randn(shape, device=device, dtype=self.dtype)
-
-        q = draw(self.queries, self.qk_head_dim)
-        ks = [draw(n, self.qk_head_dim) for n, _ in self.sources]
-        return q, ks, [draw(n, d) for n, d in self.sources]
-
-
-MODEL_PROBLEMS = (
-    TuningProblem("hsa_c3@1024", 8, 16384, 2, ((16384, 256),)),
-    TuningProblem("hsa_c4@1024", 8, 4096, 4, ((4096, 256),)),
-    TuningProblem("hsa_c5@224", 64, 49, 8, ((49, 256),)),
-    TuningProblem("msca_c5@1024", 8, 1024, 4, ((16384, 128), (4096, 256))),
+TUNING_PROBLEMS = (
+    self_attention_problem("c3", 1024, batch=8),
+    self_attention_problem("c4", 1024, batch=8),
+    self_attention_problem("c5", 224, batch=64),
+    cross_attention_problem(1024, batch=8),
 )
-"""The model's own blocks (its C5 asks at 4 heads, values 128 of C3 and 256 of C4)."""
+"""Problems to be fast on, which differ most."""
 
 
 def propose_tiles(
     device: torch.device,
     measure: Measure,
     *,
-    problems: Sequence[TuningProblem] = MODEL_PROBLEMS,
+    problems: Sequence[AttentionProblem] = TUNING_PROBLEMS,
     candidates: Callable[[Tile], Iterator[Tile]] | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, list[dict[str, Any]]]:
@@ -99,7 +79,7 @@ def propose_tiles(
     return document
 
 
-def _entry_used(entries: Sequence[TileEntry], problem: TuningProblem, *, forward: bool) -> int:
+def _entry_used(entries: Sequence[TileEntry], problem: AttentionProblem, *, forward: bool) -> int:
     widths = [d for _, d in problem.sources]
     columns = sum(widths) if forward else max(widths)
     bits = problem.dtype.itemsize * 8
@@ -125,7 +105,7 @@ def _time_tiles(
     kernel: str,
     index: int,
     tiles: Sequence[Tile],
-    problem: TuningProblem,
+    problem: AttentionProblem,
     measure: Measure,
 ) -> dict[Tile, float]:
     q, ks, vs = problem.tensors(device)
@@ -149,7 +129,7 @@ def _time_tiles(
     return timed
 
 
-def _is_right(device: torch.device, problem: TuningProblem) -> bool:
+def _is_right(device: torch.device, problem: AttentionProblem) -> bool:
     """Whether the tiles in use build and keep the error budget on a small problem of this kind."""
     small = replace(
         problem,

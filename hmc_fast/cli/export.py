@@ -1,13 +1,14 @@
-"""``hmc-fast export``: ONNX files, TensorRT engines and Triton model repositories."""
+"""``hmc-fast export``: ONNX files, TensorRT engines, kernels and Triton model repositories."""
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hmc_fast.cli import options
-from hmc_fast.cli.output import Report, console, print_json, progress_bar
+from hmc_fast.cli.output import Report, console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ def tensorrt(
     hardware_compatible: Annotated[
         bool, typer.Option(help="Runs on any GPU from Ampere on; full TensorRT.")
     ] = False,
+    plugin: Annotated[
+        bool, typer.Option("--plugin", help="Attention by our own kernels; full TensorRT.")
+    ] = False,
     quantise: Quantise = None,
     calibration: Calibration = None,
     calibration_films: CalibrationFilms = 64,
@@ -106,16 +110,87 @@ def tensorrt(
 
     path = out or checkpoint.with_suffix(".engine")
     targets = tuple(part.strip() for part in target.split(",")) if target is not None else ()
-    chosen = EngineOptions(flavour, targets, timing_cache, version_compatible, hardware_compatible)
+    chosen = EngineOptions(
+        flavour, targets, timing_cache, version_compatible, hardware_compatible, plugin
+    )
+    if plugin and quantise is not None:
+        raise UserError("--plugin and --quantise exclude each other: our kernels take no int8")
     check_options(chosen, path)
     precision = precision or ("fp16" if quantise is None else "fp32")
     with progress_bar("steps") as report:
         graph = _graph(
-            checkpoint, precision, batch, size, quantise, calibration, calibration_films, report
+            checkpoint,
+            precision,
+            batch,
+            size,
+            quantise,
+            calibration,
+            calibration_films,
+            report,
+            plugin=plugin,
         )
     with progress_bar("percent") as report:
         sidecar = write_engine(graph, checkpoint, path, chosen, on_progress=report)
     _print(sidecar, path, as_json)
+
+
+@export.command()
+def kernels(
+    checkpoint: Checkpoint,
+    out: options.Out,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp16",
+    size: Size = None,
+    target: Annotated[
+        str, typer.Option(help="Architectures, for example sm_86,sm_90.")
+    ] = "sm_80,sm_86,sm_89,sm_90,sm_100,sm_120",
+    check: Annotated[
+        bool, typer.Option("--check", help="Launch those for this GPU and compare with fp64.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """The attention kernels of a checkpoint as cubins, and a manifest for any launcher.
+
+    They are what the TensorRT plugin embeds. Compiling needs no GPU.
+
+    Example: [bold]hmc-fast export kernels model.safetensors --target sm_90 --out kernels[/bold]
+    """
+    from hmc_fast.export.aot import attention_calls, read_manifest, write_kernels
+    from hmc_fast.export.driver import check_kernels
+    from hmc_fast.export.onnx_export import trace_checkpoint
+
+    targets = [part.strip() for part in target.split(",")]
+    with progress_bar("steps") as report:
+        traced = trace_checkpoint(checkpoint, precision=precision, size=size, on_progress=report)
+        calls = attention_calls(traced.program)
+        manifest = write_kernels(calls, targets, checkpoint, precision, out)
+    uses = check_kernels(out, read_manifest(out)) if check else []
+    if as_json:
+        print_json(
+            {
+                "folder": str(out),
+                "kernels": [asdict(kernel) for kernel in manifest.kernels],
+                "checks": [{"call": call, **asdict(use)} for call, use in uses],
+            }
+        )
+    else:
+        rows = [
+            [
+                kernel.call,
+                kernel.architecture,
+                "×".join(map(str, kernel.grid_per_image)) + " per image",
+                str(kernel.threads),
+                f"{kernel.shared_bytes / 1024:.0f}",
+                kernel.file.name,
+            ]
+            for kernel in manifest.kernels
+        ]
+        header = ["attention", "target", "grid", "threads", "shared KiB", "file"]
+        print_table(header, rows, title=f"{out}")
+        for call, use in uses:
+            console.print(f"{call} {use}", markup=False, highlight=False, soft_wrap=True)
+    outside = [f"{call} {use}" for call, use in uses if not use.within]
+    if outside:
+        raise UserError(f"outside the error budget: {outside[0]}")
 
 
 @export.command(name="triton-server")
@@ -173,6 +248,8 @@ def _graph(
     calibration: Path | None,
     films: int,
     report: Report,
+    *,
+    plugin: bool = False,
 ) -> "OnnxExport":
     from hmc_fast.export.onnx_export import make_onnx
     from hmc_fast.export.quantize import quantise
@@ -182,7 +259,12 @@ def _graph(
         raise UserError("--quantise and --calibration go together: a format, and films for it")
     profile = Profile.parse(batch)
     graph = make_onnx(
-        checkpoint, precision=precision, profile=profile, size=size, on_progress=report
+        checkpoint,
+        precision=precision,
+        profile=profile,
+        size=size,
+        plugin=plugin,
+        on_progress=report,
     )
     if number_format is None or calibration is None:
         return graph

@@ -84,10 +84,14 @@ def _attention_forward_kernel(
     WHOLE_BLOCKS: tl.constexpr,
     NEGATE_Q: tl.constexpr,
     PRECISION: tl.constexpr,
+    WRITE_STATISTICS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Grid: (query blocks × B·H, value chunks, splits). Split ``i`` takes the ``i``-th span."""
+    """Grid: (query blocks × B·H, value chunks, splits). Split ``i`` takes the ``i``-th span.
+
+    ``lse`` and ``weights`` are written with ``WRITE_STATISTICS`` alone.
+    """
     SOURCES: tl.constexpr = len(k_ptrs)
     query_blocks = tl.cdiv(queries, BLOCK_M)
     first_row = (tl.program_id(0) % query_blocks) * BLOCK_M
@@ -154,12 +158,13 @@ def _attention_forward_kernel(
             D_VS[s],
             BLOCK_DVS[s],
         )
-        if SOURCES > 1:
+        if WRITE_STATISTICS and SOURCES > 1:
             weights_base = weights_ptr + (slab * queries) * SOURCES + s
             inside = (row < queries) & (chunk == 0)
             tl.store(weights_base + row * SOURCES, totals[s] * share, mask=inside)
-    lse = (top + tl.log2(total)) * 0.6931471805599453  # ln 2
-    tl.store(lse_ptr + slab * queries + row, lse, mask=(row < queries) & (chunk == 0))
+    if WRITE_STATISTICS:
+        lse = (top + tl.log2(total)) * 0.6931471805599453  # ln 2
+        tl.store(lse_ptr + slab * queries + row, lse, mask=(row < queries) & (chunk == 0))
 
 
 @triton.jit

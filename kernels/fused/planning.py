@@ -93,6 +93,7 @@ def plan_forward(
             "WHOLE_BLOCKS": tuple(n % tile.blocks["BLOCK_N"] == 0 for n in lengths),
             "NEGATE_Q": scale < 0,
             "PRECISION": target.precision,
+            "WRITE_STATISTICS": True,
         },
     )
     if splits == 1:

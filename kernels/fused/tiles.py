@@ -136,13 +136,19 @@ def parse_tiles(architecture: str, document: Mapping[str, object]) -> TileTable:
 
 @cache
 def architecture_of(device: torch.device) -> str:
-    """The architecture whose tiles fit ``device``; a newer minor version uses the last known one.
-
-    Unknown major versions get the tiles with the smallest shared memory, which fit everywhere.
-    """
+    """The architecture whose tiles fit ``device``; see :func:`fitting_architecture`."""
     if device.type != "cuda":
         return INTERPRETER
     major, minor = torch.cuda.get_device_capability(device)
+    return fitting_architecture(f"sm_{major}{minor}")
+
+
+def fitting_architecture(architecture: str) -> str:
+    """The architecture whose tiles fit another: a newer minor version takes the last known one.
+
+    Unknown major versions get the tiles with the smallest shared memory, which fit everywhere.
+    """
+    major, minor = divmod(int(architecture.removeprefix("sm_")), 10)
     known = [int(name.removeprefix("sm_")) for name in SHARED_MEMORY_KIB]
     fitting = [c for c in known if c // 10 == major and c % 10 <= minor]
     return f"sm_{max(fitting)}" if fitting else "sm_86"

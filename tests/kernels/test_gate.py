@@ -10,6 +10,7 @@ from hmc_fast.kernels import gate
 from hmc_fast.kernels.capability import MAX_SOURCES
 from hmc_fast.kernels.fused.planning import padded, value_block
 from hmc_fast.kernels.fused.tiles import INTERPRETER, Tile, load_tiles
+from hmc_fast.kernels.gate_builds import TileBuild, builds_for
 
 pytestmark = pytest.mark.compile_only
 
@@ -31,9 +32,10 @@ def test_every_shipped_tile_passes_the_gate() -> None:
 
 def test_the_gate_can_fail() -> None:
     """A tile far too large for its architecture is named with what it lacks."""
-    variant = next(v for v in gate._variants("sm_86") if v.kernel == "attention_forward")
+    build = next(b for b in builds_for("sm_86") if b.kernel == "attention_forward")
+    assert isinstance(build, TileBuild)
     huge = Tile({"BLOCK_M": 128, "BLOCK_N": 128}, num_warps=4, num_stages=4)
-    found = gate._compile(replace(variant, tile=huge))
+    found = gate.compile_build(replace(build, tile=huge))
     assert any("shared memory" in fault or "spills" in fault for fault in found.faults)
 
 

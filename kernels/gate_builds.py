@@ -1,0 +1,227 @@
+"""What the cross-compile gate builds: every tile on representative problems, and the model's own.
+
+Each tile is built on the variants that differ most: blocks that divide the tokens in fp16 (tf32 for
+fp32), and ragged ones in bf16 (ieee). Beside them every launch that the model itself makes is built
+with the tile that its planner takes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hmc_fast.kernels.fused import aot
+from hmc_fast.kernels.fused.backward import (
+    _attention_backward_kv_kernel,
+    _attention_backward_q_kernel,
+    _delta_kernel,
+)
+from hmc_fast.kernels.fused.forward import _attention_forward_kernel, _combine_splits_kernel
+from hmc_fast.kernels.fused.launch import Launch
+from hmc_fast.kernels.fused.planning import (
+    Target,
+    plan_backward,
+    plan_forward,
+    plan_gated_projection,
+)
+from hmc_fast.kernels.fused.projection import _gated_projection_kernel
+from hmc_fast.kernels.fused.tiles import Tile, TileEntry, load_tiles
+from hmc_fast.kernels.model_problems import AttentionProblem, model_problems
+
+MATRIX_KERNELS = (
+    "attention_forward",
+    "attention_backward_q",
+    "attention_backward_kv",
+    "attention_backward_k",
+    "gated_projection",
+)
+_RAGGED_TOKENS, _WHOLE_TOKENS = 1000, 1024
+_HEADS = 2
+_FEW_MULTIPROCESSORS, _MANY_MULTIPROCESSORS = 1, 128
+"""Without splits of the keys, and with them on the small problems of the gate."""
+
+
+class Build(Protocol):
+    """One kernel to be built for one architecture; small enough to be sent to another process."""
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def default(self) -> bool: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def problem(self) -> str: ...
+    def launch(self) -> Launch: ...
+
+
+@dataclass(frozen=True)
+class TileBuild:
+    """One tile of one entry on one representative problem."""
+
+    architecture: str
+    kernel: str
+    entry: TileEntry
+    tile: Tile
+    default: bool
+    dtype: torch.dtype
+    precision: str
+    tokens: int
+    d_vs: tuple[int, ...]
+
+    def launch(self) -> Launch:
+        only = TileEntry(self.entry.bits, 256, 512, None, (self.tile,))
+        shipped = load_tiles(self.architecture)
+        tiles = replace(shipped, entries={**shipped.entries, self.kernel: [only]})
+        splits = self.kernel == "combine_splits"
+        multiprocessors = _MANY_MULTIPROCESSORS if splits else _FEW_MULTIPROCESSORS
+        target = Target(tiles, multiprocessors, self.precision)
+        if self.kernel == "gated_projection":
+            return _plan_projection(target, self.tokens, self.d_vs[0], self.dtype)
+        sources = tuple((self.tokens, d_v) for d_v in self.d_vs)
+        shape = AttentionProblem(
+            "", 1, self.tokens, _HEADS, sources, self.entry.max_d_qk, self.dtype
+        )
+        return _find(target, shape, self.kernel)
+
+    @property
+    def problem(self) -> str:
+        shape = f"d_qk {self.entry.max_d_qk}, d_v {'+'.join(map(str, self.d_vs))}"
+        if self.kernel == "gated_projection":
+            shape = f"{self.d_vs[0]} channels"
+        return f"{_dtype_name(self.dtype, self.precision)}, {shape}, {self.tokens} tokens"
+
+
+@dataclass(frozen=True)
+class ModelBuild:
+    """One launch of one attention call of the model, with the tile that its planner takes."""
+
+    architecture: str
+    kernel: str
+    shape: AttentionProblem
+    precision: str
+    default: bool = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.shape.dtype
+
+    @property
+    def problem(self) -> str:
+        return f"{_dtype_name(self.dtype, self.precision)}, {self.shape.name}"
+
+    def launch(self) -> Launch:
+        return _find(_model_target(self.architecture, self.precision), self.shape, self.kernel)
+
+
+def builds_for(architecture: str) -> Iterator[Build]:
+    """Everything that the gate builds for an architecture, nothing twice."""
+    for kernel, entries in load_tiles(architecture).entries.items():
+        for entry in entries:
+            for tile in entry.tiles:
+                yield from _tile_builds(architecture, kernel, entry, tile)
+    yield from _model_builds(architecture)
+
+
+def kernel_of(launch: Launch) -> str:
+    """The name under which a tile file lists the kernel of ``launch``."""
+    if launch.kernel is _attention_backward_kv_kernel and not launch.constants["WRITE_DV"]:
+        return "attention_backward_k"
+    return _NAMES[launch.kernel]
+
+
+_NAMES: dict[Any, str] = {
+    _attention_forward_kernel: "attention_forward",
+    _combine_splits_kernel: "combine_splits",
+    _delta_kernel: "delta",
+    _attention_backward_q_kernel: "attention_backward_q",
+    _attention_backward_kv_kernel: "attention_backward_kv",
+    _gated_projection_kernel: "gated_projection",
+}
+
+
+def _tile_builds(
+    architecture: str, kernel: str, entry: TileEntry, tile: Tile
+) -> Iterator[TileBuild]:
+    if entry.bits == 16:
+        kinds = [(torch.bfloat16, "ieee", _RAGGED_TOKENS), (torch.float16, "ieee", _WHOLE_TOKENS)]
+    else:
+        kinds = [(torch.float32, "ieee", _RAGGED_TOKENS), (torch.float32, "tf32", _WHOLE_TOKENS)]
+    for dtype, precision, tokens in kinds:
+        tokens = min(tokens, (entry.max_queries or tokens) - (tokens % 16 != 0))
+        for d_vs in _value_head_dims(architecture, kernel, entry):
+            default = tile is entry.tiles[0]
+            yield TileBuild(
+                architecture, kernel, entry, tile, default, dtype, precision, tokens, d_vs
+            )
+
+
+def _model_builds(architecture: str) -> Iterator[ModelBuild]:
+    built = set()
+    for shape in model_problems():
+        for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "ieee")):
+            typed = replace(shape, dtype=dtype)
+            planned = plan_passes(_model_target(architecture, precision), typed)
+            for launch in chain(*planned):
+                code = repr((kernel_of(launch), launch.num_warps, aot.specialise(launch)))
+                if code not in built:
+                    built.add(code)
+                    yield ModelBuild(architecture, kernel_of(launch), typed, precision)
+
+
+def _value_head_dims(architecture: str, kernel: str, entry: TileEntry) -> list[tuple[int, ...]]:
+    """Representative heads of an entry; wide heads have launches of their own in the backward."""
+    chunk = load_tiles(architecture).value_columns[entry.bits].chunk
+    if kernel == "gated_projection":
+        return [(512,)]
+    if kernel == "attention_backward_k":
+        return [(2 * chunk,)]
+    if entry.max_d_v > chunk:
+        return [(entry.max_d_v - chunk, chunk)]
+    if kernel == "attention_backward_kv" and entry.bits == 16 and entry.max_d_v == chunk:
+        return [(entry.max_d_v,), (2 * chunk,)]
+    return [(entry.max_d_v,)]
+
+
+def plan_passes(target: Target, shape: AttentionProblem) -> tuple[list[Launch], list[Launch]]:
+    """The launches of a forward and of a backward pass, on tensors without memory."""
+    q, ks, vs = shape.tensors(torch.device("meta"))
+    batch, queries, heads, _ = q.shape
+    outs = [q.new_empty(batch, queries, heads, v.shape[3]) for v in vs]
+    lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
+    weights = q.new_empty(batch, heads, queries, len(vs), dtype=torch.float32)
+    scale = float(shape.qk_head_dim**-0.5)
+    forward = plan_forward(target, q, ks, vs, scale, outs, lse, weights)
+    backward = plan_backward(
+        target, outs, lse, weights, q, ks, vs, outs, lse, weights, scale, q, ks, vs
+    )
+    return forward, backward
+
+
+def _find(target: Target, shape: AttentionProblem, kernel: str) -> Launch:
+    planned = chain(*plan_passes(target, shape))
+    return next(launch for launch in planned if kernel_of(launch) == kernel)
+
+
+def _model_target(architecture: str, precision: str) -> Target:
+    return Target(load_tiles(architecture), _MANY_MULTIPROCESSORS, precision)
+
+
+def _plan_projection(target: Target, rows: int, channels: int, dtype: torch.dtype) -> Launch:
+    def meta(*shape: int, of: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=of, device="meta")
+
+    x, gate = meta(rows, channels), meta(channels, of=torch.float32)
+    return plan_gated_projection(target, x, [x], meta(channels, channels), gate, gate, x)
+
+
+def _dtype_name(dtype: torch.dtype, precision: str) -> str:
+    name = str(dtype).removeprefix("torch.").replace("float", "fp").replace("bfp", "bf")
+    return f"{name} {precision}" if dtype == torch.float32 else name
