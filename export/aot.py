@@ -1,4 +1,4 @@
-"""Attention kernels compiled ahead of time: machine code, and a manifest that says how to launch it.
+"""Attention kernels compiled ahead of time, and a manifest that says how to launch them.
 
 The kernels are those that the TensorRT plugin puts into an engine. A folder made here serves any
 other launcher too: ``manifest.json`` has, for every attention call of a model and every
@@ -37,7 +37,9 @@ class AttentionCall:
     problem: AttentionProblem
     scale: float
 
-    def tensors(self, batch: int, device: torch.device) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def tensors(
+        self, batch: int, device: torch.device
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Random ``q``, ``ks`` and ``vs`` of ``batch`` images."""
         return replace(self.problem, batch=batch).tensors(device)
 

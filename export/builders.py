@@ -62,7 +62,7 @@ class BuildRequest:
     timing_cache: bytes | None
     version_compatible: bool
     hardware_compatible: bool
-    plugin: bool
+    plugin: bool = False
 
 
 @dataclass(frozen=True)

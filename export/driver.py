@@ -42,8 +42,8 @@ def check_kernels(folder: Path, manifest: Manifest) -> list[tuple[str, BudgetUse
         pairs = [t for pair in zip(ks, vs, strict=True) for t in pair]
         launch_kernel(kernel, (folder / kernel.file.name).read_bytes(), [q, *pairs, *outs])
         eager, _, _ = textbook_attention(q, ks, vs, call.scale)
-        exact = ([t.double() for t in ts] for ts in (ks, vs))
-        truth, _, _ = textbook_attention(q.double(), *exact, call.scale)
+        ks64, vs64 = ([t.double() for t in ts] for ts in (ks, vs))
+        truth, _, _ = textbook_attention(q.double(), ks64, vs64, call.scale)
         for i, out in enumerate(outs):
             use = budget_use(f"outs[{i}]", out, eager[i], truth[i])
             uses.append((kernel.call, use))
@@ -101,9 +101,7 @@ def _call_of(kernel: ManifestKernel) -> AttentionCall:
     queries, heads, d_qk = shapes["q"]
     values = [shape for name, shape in shapes.items() if name.startswith("v")]
     sources = tuple((tokens, d_v) for tokens, _, d_v in values)
-    problem = AttentionProblem(
-        kernel.call, 1, queries, heads, sources, d_qk, getattr(torch, dtype)
-    )
+    problem = AttentionProblem(kernel.call, 1, queries, heads, sources, d_qk, getattr(torch, dtype))
     return AttentionCall(kernel.call, problem, kernel.scale)
 
 

@@ -199,7 +199,7 @@ def _decompose(
 ) -> torch.export.ExportedProgram:
     """Replace our operators by what ``table`` makes of them; other models stay as traced."""
     if any(node.target in table for node in program.graph.nodes):
-        return program.run_decompositions(table)
+        program = program.run_decompositions(table)
     return program
 
 

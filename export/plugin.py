@@ -1,7 +1,7 @@
 """Our attention kernels as a TensorRT plugin: compiled ahead of time, no Python at run time.
 
-The graph names the plugins as ONNX nodes in their namespace; while TensorRT builds an engine it asks
-the functions registered here for PTX and launch parameters, and embeds both. Argument order is
+The graph names the plugins as ONNX nodes in their namespace; while TensorRT builds an engine it
+asks the functions registered here for PTX and launch parameters, and embeds both. Argument order is
 inputs, 32-bit integers, outputs (``tensorrt.plugin.aot_impl``), which the engine kernels have.
 
 Registering needs the full TensorRT, whose Python module ``tensorrt.plugin`` TensorRT for RTX lacks.
@@ -9,8 +9,9 @@ No engine with these plugins has been built yet, for want of that TensorRT and a
 the kernels themselves can be checked on any GPU: ``hmc-fast export kernels --check``.
 """
 
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
+from inspect import signature
+from types import GenericAlias, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,7 @@ TWO_SOURCE_ATTENTION = "two_source_attention"
 VERSION = "1"
 _FIXED_SIDES = ("tokens", "heads", "head dim")
 _registered: set[tuple[str, str]] = set()
+
 
 def default_scale(qk_head_dim: int) -> float:
     """``1/√Dqk``, the only scale of the plugins: it is no attribute, as the shapes tell it."""
@@ -57,39 +59,50 @@ def register_plugins(trt: ModuleType, trtp: ModuleType, architecture: str) -> No
 
 
 def _register_attention(trt: ModuleType, trtp: Any, architecture: str) -> None:
-    desc = trtp.TensorDesc
-
-    @trtp.register(f"{NAMESPACE}::{ATTENTION}")
-    def describe(q: desc, k: desc, v: desc) -> desc:
+    def describe(q: Any, k: Any, v: Any) -> Any:
         return _output(q, v)
 
-    @trtp.aot_impl(f"{NAMESPACE}::{ATTENTION}")
-    def implement(q: desc, k: desc, v: desc, outputs: tuple[desc], tactic: int) -> Any:
+    def implement(q: Any, k: Any, v: Any, outputs: Any, tactic: int) -> Any:
         return _implement(trt, trtp, architecture, q, [k], [v])
 
-    del describe, implement
+    _register(trtp, ATTENTION, describe, implement, outputs=1)
 
 
 def _register_two_source_attention(trt: ModuleType, trtp: Any, architecture: str) -> None:
-    desc = trtp.TensorDesc
-
-    @trtp.register(f"{NAMESPACE}::{TWO_SOURCE_ATTENTION}")
-    def describe(q: desc, k0: desc, v0: desc, k1: desc, v1: desc) -> tuple[desc, desc]:
+    def describe(q: Any, k0: Any, v0: Any, k1: Any, v1: Any) -> Any:
         return _output(q, v0), _output(q, v1)
 
-    @trtp.aot_impl(f"{NAMESPACE}::{TWO_SOURCE_ATTENTION}")
-    def implement(
-        q: desc,
-        k0: desc,
-        v0: desc,
-        k1: desc,
-        v1: desc,
-        outputs: tuple[desc, desc],
-        tactic: int,
-    ) -> Any:
+    def implement(q: Any, k0: Any, v0: Any, k1: Any, v1: Any, outputs: Any, tactic: int) -> Any:
         return _implement(trt, trtp, architecture, q, [k0, k1], [v0, v1])
 
-    del describe, implement
+    _register(trtp, TWO_SOURCE_ATTENTION, describe, implement, outputs=2)
+
+
+def _register(
+    trtp: Any,
+    name: str,
+    describe: Callable[..., Any],
+    implement: Callable[..., Any],
+    *,
+    outputs: int,
+) -> None:
+    """Register under ``name``; TensorRT reads the plugin's schema from its own types' annotations.
+
+    They are set here, as those types exist only where TensorRT does.
+    """
+    tensor = trtp.TensorDesc
+    tensors = GenericAlias(tuple, (tensor,) * outputs)
+    inputs = list(signature(describe).parameters)
+    describe.__annotations__ = dict.fromkeys(inputs, tensor) | {
+        "return": tensor if outputs == 1 else tensors
+    }
+    implement.__annotations__ = dict.fromkeys(inputs, tensor) | {
+        "outputs": tensors,
+        "tactic": int,
+        "return": tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs],
+    }
+    trtp.register(f"{NAMESPACE}::{name}")(describe)
+    trtp.aot_impl(f"{NAMESPACE}::{name}")(implement)
 
 
 def _output(q: Any, v: Any) -> Any:
@@ -141,9 +154,7 @@ def _call_of(trt: ModuleType, q: Any, ks: Sequence[Any], vs: Sequence[Any]) -> A
     for s, (k, v) in enumerate(zip(ks, vs, strict=True)):
         tokens, _, _ = _fixed_sides(f"k{s}", k)
         sources.append((tokens, _fixed_sides(f"v{s}", v)[2]))
-    problem = AttentionProblem(
-        ATTENTION, 1, queries, heads, tuple(sources), d_qk, dtypes[q.dtype]
-    )
+    problem = AttentionProblem(ATTENTION, 1, queries, heads, tuple(sources), d_qk, dtypes[q.dtype])
     return AttentionCall(ATTENTION, problem, default_scale(d_qk))
 
 

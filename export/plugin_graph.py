@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from hmc_fast.errors import UserError
-from hmc_fast.export.plugin import ATTENTION, NAMESPACE, TWO_SOURCE_ATTENTION, VERSION, default_scale
+from hmc_fast.export.plugin import (
+    ATTENTION,
+    NAMESPACE,
+    TWO_SOURCE_ATTENTION,
+    VERSION,
+    default_scale,
+)
 from hmc_fast.kernels import ops
 
 

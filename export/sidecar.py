@@ -77,8 +77,8 @@ class EngineInfo:
     """How an engine was built.
 
     ``flavour`` is ``tensorrt`` or ``tensorrt-rtx``, ``targets`` are architectures such as
-    ``sm_89``, ``onnx`` is the graph it was built from, and ``plugin`` says that its attention is our
-    kernels, in place of that graph's plain operations.
+    ``sm_89``, ``onnx`` is the graph it was built from, and ``plugin`` says that its attention is
+    our kernels, in place of that graph's plain operations.
     """
 
     flavour: str

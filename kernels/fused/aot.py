@@ -102,7 +102,8 @@ def _describe(
     """Triton's type of an argument, specialised as Triton's launcher specialises it."""
     if isinstance(value, tuple):
         return tuple(
-            _describe(item, (*path, i), attributes, constants, fold_ones) for i, item in enumerate(value)
+            _describe(item, (*path, i), attributes, constants, fold_ones)
+            for i, item in enumerate(value)
         )
     if isinstance(value, Tensor):
         attributes[path] = DIVISIBLE_BY_16
@@ -160,7 +161,9 @@ def _without_scratch(ptx: str, entry: str, parameters: int) -> str:
     for line in signature[parameters:]:
         name = line.split()[-1]
         if re.search(rf"\b{re.escape(name)}\b", body):
-            raise RuntimeError(f"{entry} reads its scratch pointer {name}; it needs Triton's launcher")
+            raise RuntimeError(
+                f"{entry} reads its scratch pointer {name}; it needs Triton's launcher"
+            )
     return head + opening + ",".join(signature[:parameters]) + "\n" + closing + body
 
 
