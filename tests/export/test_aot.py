@@ -1,0 +1,125 @@
+"""Kernels compiled ahead of time, and the manifest that says how to launch them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmc_fast import UserError, create_model
+from hmc_fast.cli.app import run
+from hmc_fast.export.aot import Manifest, attention_calls, read_manifest, write_kernels
+from hmc_fast.export.driver import check_kernels
+from hmc_fast.export.onnx_export import trace_checkpoint
+from hmc_fast.kernels.fused.aot import parameter_bytes
+from hmc_fast.kernels.fused.tiles import SHARED_MEMORY_KIB
+
+CALLS = ["attention3", "attention4", "attention5", "cross_attention"]
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels of a small HMC-Net at fp16 for two architectures."""
+    out = tmp_path_factory.mktemp("kernels") / "kernels"
+    calls = attention_calls(trace_checkpoint(checkpoint, precision="fp16").program)
+    write_kernels(calls, ["sm_86", "sm_90"], checkpoint, "fp16", out)
+    return out
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """A folder that a test may damage."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def manifest(folder: Path) -> Manifest:
+    return read_manifest(folder)
+
+
+def test_the_manifest_lists_every_call_and_architecture(manifest: Manifest) -> None:
+    pairs = [(kernel.architecture, kernel.call) for kernel in manifest.kernels]
+    assert len(pairs) == len(set(pairs)) == 8
+    assert {architecture for architecture, _ in pairs} == {"sm_86", "sm_90"}
+    assert manifest.precision == "fp16"
+    assert manifest.versions["triton"]
+
+
+def test_the_cubins_take_the_arguments_of_the_manifest(folder: Path, manifest: Manifest) -> None:
+    """By the cubin's own metadata; pointers are 8 bytes, integers 4."""
+    for kernel in manifest.kernels:
+        kinds = [argument.kind for argument in kernel.arguments]
+        assert kinds == sorted(kinds, key=["input", "int32", "output"].index)
+        sizes = [4 if kind == "int32" else 8 for kind in kinds]
+        cubin = (folder / kernel.file.name).read_bytes()
+        assert parameter_bytes(cubin) == sizes
+        assert kernel.entry.encode() in cubin
+        assert kernel.shared_bytes <= SHARED_MEMORY_KIB[kernel.architecture] * 1024
+        assert kernel.threads % 32 == 0
+        queries = kernel.arguments[0].shape
+        assert queries is not None
+        assert kernel.grid_per_image[0] % int(queries[2]) == 0  # a program has one head
+
+
+def test_damaged_folders_are_refused(copy: Path) -> None:
+    cubin = next(copy.glob("*.sm_90.cubin"))
+    content = cubin.read_bytes()
+    cubin.write_bytes(content[:-100])
+    with pytest.raises(UserError, match=cubin.name):
+        read_manifest(copy)
+    cubin.unlink()
+    with pytest.raises(UserError, match="is missing; export the kernels again"):
+        read_manifest(copy)
+    cubin.write_bytes(content)
+    path = copy / "manifest.json"
+    text = path.read_text()
+    for broken, message in (
+        (text[: len(text) // 2], "manifest.json"),
+        ("[1]", "manifest.json"),
+        ("{}", "is no manifest of ours"),
+        (text.replace('"format": 1', '"format": 99'), "another format"),
+        (text.replace(cubin.name, "../" + cubin.name), "is missing"),
+        (text.replace('"threads"', '"thread"'), "is no manifest of ours"),
+    ):
+        path.write_text(broken)
+        with pytest.raises(UserError, match=message):
+            read_manifest(copy)
+
+
+def test_the_command(
+    checkpoint: Path,
+    save_model: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fails: Callable[..., str],
+) -> None:
+    out = tmp_path / "kernels"
+    arguments = ["export", "kernels", str(checkpoint), "--out", str(out), "--target", "sm_89"]
+    assert run([*arguments, "--precision", "bf16", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {kernel["architecture"] for kernel in printed["kernels"]} == {"sm_89"}
+    assert {a["dtype"] for k in printed["kernels"] for a in k["arguments"]} == {"bfloat16", None}
+    assert len(list(out.glob("*.cubin"))) == 4
+    wrong = ["export", "kernels", checkpoint, "--out", tmp_path / "none", "--target"]
+    assert "unknown target 'sm_70'" in fails(*wrong, "sm_70")
+    plain = save_model(create_model("resnet18"), tmp_path / "plain.safetensors")
+    line = fails("export", "kernels", plain, "--out", tmp_path / "none")
+    assert "has no attention kernels" in line
+    assert not (tmp_path / "none").exists()
+    if not torch.cuda.is_available():
+        assert "needs an NVIDIA GPU" in fails(*wrong, "sm_89", "--check")
+
+
+@pytest.mark.gpu
+def test_the_driver_launches_them_and_they_are_right(checkpoint: Path, tmp_path: Path) -> None:
+    major, minor = torch.cuda.get_device_capability()
+    for precision in ("fp16", "bf16", "fp32"):
+        out = tmp_path / precision
+        calls = attention_calls(trace_checkpoint(checkpoint, precision=precision).program)
+        write_kernels(calls, [f"sm_{major}{minor}"], checkpoint, precision, out)
+        uses = check_kernels(out, read_manifest(out))
+        assert len(uses) == 5  # three self-attentions, and two sources of the cross-attention
+        assert all(use.within for _, use in uses), uses
