@@ -57,9 +57,6 @@ def _case_resources(case: Case, precision: str, device: torch.device) -> Iterato
         return
     for what, launch in launches:
         name = launch.kernel.fn.__name__.strip("_").removesuffix("_kernel")
-        blocks = {n: v for n, v in launch.constants.items() if n in ("BLOCK_M", "BLOCK_N")}
-        sizes = "×".join(str(size) for size in blocks.values())
-        tile = f"{sizes}, {launch.num_warps} warps, {launch.num_stages} stages"
         try:
             used = aot.resources(aot.compile_for(launch, architecture))
         except Exception as error:  # Triton raises many kinds of errors for what it cannot build
@@ -71,7 +68,7 @@ def _case_resources(case: Case, precision: str, device: torch.device) -> Iterato
             what,
             name,
             architecture,
-            tile,
+            launch.tile,
             used.registers,
             used.stack_bytes,
             used.shared_kib,

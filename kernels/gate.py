@@ -107,16 +107,11 @@ def compile_build(build: Build) -> CompiledTile:
         # Triton raises many kinds of errors for a tile that cannot be built: all are findings.
         used = aot.Resources(0, 0, 0.0, "none", 0)
         faults = (f"does not build: {str(error).strip().splitlines()[0][:120]}",)
-    blocks = [
-        f"{name} {launch.constants[name]}"
-        for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")
-        if name in launch.constants
-    ]
     return CompiledTile(
         architecture=build.architecture,
         kernel=build.kernel,
         problem=build.problem,
-        tile=f"{', '.join(blocks)}, {launch.num_warps} warps, {launch.num_stages} stages",
+        tile=launch.tile,
         default=build.default,
         registers=used.registers,
         stack_bytes=used.stack_bytes,

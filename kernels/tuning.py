@@ -156,6 +156,7 @@ def _entry_json(entry: TileEntry, timed: Mapping[Tile, float] | None = None) -> 
         limits["max_queries"] = entry.max_queries
     tiles = [
         {**tile.blocks, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
+        | ({"max_registers": tile.max_registers} if tile.max_registers else {})
         | ({"milliseconds": round(timed[tile], 5)} if timed else {})
         for tile in entry.tiles
     ]

@@ -88,6 +88,7 @@ def _options(launch: Launch) -> dict[str, Any]:
     return {
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,
+        "maxnreg": launch.max_registers,
         "enable_fp_fusion": True,
     }
 

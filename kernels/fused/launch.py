@@ -18,6 +18,15 @@ class Launch:
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
+
+    @property
+    def tile(self) -> str:
+        """Block sizes, warps, stages and the limit of registers, for tables."""
+        names = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
+        sizes = "×".join(str(self.constants[name]) for name in names if name in self.constants)
+        limit = f", {self.max_registers} registers" if self.max_registers else ""
+        return f"{sizes}, {self.num_warps} warps, {self.num_stages} stages{limit}"
 
     def run(self) -> None:
         """Queue the kernel on the current stream of the current device."""
@@ -26,5 +35,6 @@ class Launch:
             **self.constants,
             num_warps=self.num_warps,
             num_stages=self.num_stages,
+            maxnreg=self.max_registers,
             enable_fp_fusion=True,
         )

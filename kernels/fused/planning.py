@@ -316,5 +316,11 @@ def _launch(
     constants: dict[str, Any],
 ) -> Launch:
     return Launch(
-        kernel, grid, arguments, {**constants, **tile.blocks}, tile.num_warps, tile.num_stages
+        kernel,
+        grid,
+        arguments,
+        {**constants, **tile.blocks},
+        tile.num_warps,
+        tile.num_stages,
+        tile.max_registers,
     )

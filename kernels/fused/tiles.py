@@ -31,14 +31,20 @@ TILE_FILE = {"sm_89": "sm_86"}
 
 @dataclass(frozen=True)
 class Tile:
-    """Block sizes by name (``BLOCK_M``, …), warps and software-pipelining stages of one kernel."""
+    """Block sizes by name (``BLOCK_M``, …), warps and software-pipelining stages of one kernel.
+
+    ``max_registers`` of a thread, where given, may be used in full. Without it the assembler aims
+    at a number that lets more blocks share a multiprocessor, and spills a few bytes to reach it.
+    """
 
     blocks: Mapping[str, int]
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
     def __hash__(self) -> int:
-        return hash((*sorted(self.blocks.items()), self.num_warps, self.num_stages))
+        sizes = sorted(self.blocks.items())
+        return hash((*sizes, self.num_warps, self.num_stages, self.max_registers))
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,7 @@ def _parse_entry(entry: Mapping[str, object]) -> TileEntry:
                 {name: size for name, size in tile.items() if name.startswith("BLOCK_")},
                 tile["num_warps"],
                 tile["num_stages"],
+                tile.get("max_registers"),
             )
             for tile in tiles
         ),
