@@ -1,0 +1,27 @@
+"""Write a checkpoint of a small untrained HMC-Net with open gates: small_checkpoint.py OUT."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from hmc_fast import create_model
+from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
+from hmc_fast.data import Preprocessing
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    model = create_model("hmc_net_resnet18").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                parameter.fill_(0.5)
+    classes = ("rest", "malignant")
+    preprocessing = Preprocessing.square(224)
+    metadata = CheckpointMetadata(model.config, "malignant", classes, preprocessing, {}, {})
+    save_checkpoint(Path(sys.argv[1]), model, metadata)
+
+
+if __name__ == "__main__":
+    main()
