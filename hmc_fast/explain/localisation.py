@@ -13,23 +13,7 @@ Every method is scored on the annotated films of patients that the checkpoint wa
 Beside them stand two maps that need no model: the same value everywhere (whose energy is the
 lesion's share of the film) and the film's own brightness.
 
-``localisation.json`` holds the results of one model; the module's constants name its fields:
-
-    schema 1, kind "localisation", model, task, checkpoints, films, patients, films_by_severity,
-    settings (methods, steps, shares, sanity_films, score_channels, layer, max_films, seed),
-    methods: {NAME: {
-        layer, films, flat_maps,
-        pointing_game, energy_in_lesion, deletion_auc, insertion_auc: INTERVAL,
-        deletion_curve, insertion_curve: mean probability at each of settings.shares,
-        sanity: {films, undefined, rank_correlation: INTERVAL, changed}}}
-    left_out: {method or film: reason}
-    baselines: {"uniform" | "brightness": {pointing_game, energy_in_lesion: INTERVAL}}
-    per_film: one row for each film and method
-    environment
-
-INTERVAL is {value, low, high}: the mean over films with its patient-cluster bootstrap 95 %
-interval, null where nothing defines it. ``undefined`` counts the films on which either map is flat;
-``changed`` is null where the maps of the model itself are.
+The results are described, and read, in :mod:`hmc_fast.evaluation.localisation`.
 """
 
 from collections import Counter
@@ -45,20 +29,13 @@ from hmc_fast.data import TASKS, Case, FilmCache, Preprocessing
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.bootstrap import mean_interval
+from hmc_fast.evaluation.localisation import KIND, LOCALISATION_FILE, METRICS, SCHEMA
 from hmc_fast.explain.film import check_methods
 from hmc_fast.explain.film_scores import BASELINES, FilmScore, FilmScorer
 from hmc_fast.explain.methods import METHODS, SCALE, ScoreOptions
 from hmc_fast.explain.scale import has_scale_map
-from hmc_fast.files import read_json, write_json
+from hmc_fast.files import write_json
 
-SCHEMA = 1
-KIND = "localisation"
-LOCALISATION_FILE = "localisation.json"
-METRICS = ("pointing_game", "energy_in_lesion", "deletion_auc", "insertion_auc")
-FIELDS = (
-    "schema", "kind", "model", "task", "checkpoints", "films", "patients", "films_by_severity",
-    "settings", "methods", "left_out", "baselines", "per_film", "environment",
-)  # fmt: skip
 UNCHANGED = 0.5
 """From this mean rank correlation on, a map is said not to depend on the learned weights."""
 
@@ -184,19 +161,6 @@ def write_localisation(folder: Path, result: dict[str, Any]) -> Path:
     path = folder / LOCALISATION_FILE
     write_json(path, result)
     return path
-
-
-def read_localisation(path: Path) -> dict[str, Any]:
-    """Reread a result; raises :class:`UserError` where the file is none of this schema."""
-    values = read_json(path)
-    if not isinstance(values, dict) or values.get("kind") != KIND:
-        raise UserError(f"{path}: holds no localisation scores of hmc-fast localise")
-    if values.get("schema") != SCHEMA or set(values) != set(FIELDS):
-        raise UserError(
-            f"{path}: has schema {values.get('schema')} or lacks fields; this release reads "
-            f"schema {SCHEMA}, run hmc-fast localise again"
-        )
-    return values
 
 
 def _unseen_annotated(

@@ -35,6 +35,7 @@ class ModelResult:
     ``folds`` are metrics of all folds of all repeats, ``confusion`` ``[true, predicted]`` counts of
     all repeats. ``ensemble_auc`` is of the mean of a film's held-out probabilities over repeats and
     ``ensemble_gain`` its difference from the mean of the single AUCs; None with one repeat.
+    ``localisation`` has the scores of the model's maps, where they were measured.
     """
 
     label: str
@@ -49,6 +50,7 @@ class ModelResult:
     ensemble_gain: Interval | None
     repeats: list[Predictions]
     histories: list[list[dict[str, float]]]
+    localisation: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ def _model_result(study: StudyRecord, model: str, label: str) -> ModelResult:
         ensemble_gain=ensemble_gain,
         repeats=repeats,
         histories=[job.history for job in study.jobs_of(model)],
+        localisation=study.localisation.get(model),
     )
 
 

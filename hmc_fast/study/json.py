@@ -42,4 +42,5 @@ def _model(result: ModelResult) -> dict[str, Any]:
         "confusion": result.confusion,
         "ensemble_auc": result.ensemble_auc and asdict(result.ensemble_auc),
         "ensemble_gain": result.ensemble_gain and asdict(result.ensemble_gain),
+        "localisation": result.localisation,
     }

@@ -13,7 +13,7 @@ from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.evaluation.roc import roc_band
 from hmc_fast.study.compare import ModelResult
 
-BLUE, ORANGE, GREY = "#4c6a92", "#c98b3a", "#999999"
+BLUE, ORANGE, GREEN, GREY = "#4c6a92", "#c98b3a", "#5b8c5a", "#999999"
 COLUMNS = 4
 
 
@@ -41,6 +41,24 @@ def learning_curves(results: Sequence[ModelResult]) -> bytes:
         axes.legend(fontsize="x-small", frameon=False)
 
     return _grid(results, draw)
+
+
+def deletion_insertion_curves(results: Sequence[ModelResult]) -> bytes:
+    """Mean probability of the class while salient pixels go (solid) and come back (dashed)."""
+
+    def draw(axes: Axes, result: ModelResult) -> None:
+        assert result.localisation is not None
+        shares = result.localisation["settings"]["shares"]
+        methods = result.localisation["methods"].items()
+        for colour, (method, values) in zip((BLUE, ORANGE, GREEN, GREY), methods, strict=False):
+            axes.plot(shares, values["deletion_curve"], color=colour, label=method)
+            axes.plot(shares, values["insertion_curve"], color=colour, linestyle="--")
+        axes.set_xlabel("share of pixels")
+        axes.set_ylabel("probability")
+        axes.set_ylim(0, 1)
+        axes.legend(fontsize="x-small", frameon=False)
+
+    return _grid([result for result in results if result.localisation is not None], draw)
 
 
 def roc_curves(results: Sequence[ModelResult]) -> bytes:

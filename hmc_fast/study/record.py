@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, pool, read_predictions
+from hmc_fast.evaluation.localisation import LOCALISATION_FILE, read_localisation
 from hmc_fast.files import read_json, write_text
 from hmc_fast.models.registry import MODEL_NAMES
 from hmc_fast.training import TrainingConfig
@@ -17,6 +18,7 @@ from hmc_fast.training.study_folder import STUDY_FILE, fold_folder
 from hmc_fast.training.train import PREDICTIONS_FILE, RESULT_FILE
 
 SCHEMA = "hmc-fast-study/1"
+LOCALISATION = "localisation"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,11 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """All finished jobs of a study, its settings, and what it was made on and with."""
+    """All finished jobs of a study, its settings, and what it was made on and with.
+
+    ``localisation`` maps models to what ``hmc-fast localise`` found of their maps (see
+    :mod:`hmc_fast.evaluation.localisation`), without its rows of single films.
+    """
 
     name: str
     settings: dict[str, Any]
@@ -40,6 +46,7 @@ class StudyRecord:
     environment: dict[str, Any]
     class_names: tuple[str, ...]
     jobs: list[JobRecord]
+    localisation: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def protocol(self) -> str:
@@ -87,7 +94,7 @@ def read_study(path: Path) -> StudyRecord:
 
 
 def write_study_record(path: Path, record: StudyRecord) -> None:
-    """First line the study, then one line a job; written atomically."""
+    """First line the study, then one line a job and one for each model's maps; atomically."""
     lines: list[dict[str, Any]] = [
         {
             "schema": SCHEMA,
@@ -113,6 +120,7 @@ def write_study_record(path: Path, record: StudyRecord) -> None:
                 "logits": predictions.logits.tolist(),
             }
         )
+    lines += [{LOCALISATION: result} for result in record.localisation.values()]
     write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
 
@@ -139,7 +147,25 @@ def _read_folder(folder: Path) -> StudyRecord:
     if not jobs:
         raise UserError(f"{folder}: no job of this study is finished yet")
     class_names = jobs[0].predictions.class_names
-    return StudyRecord(folder.name, settings, data, environment, class_names, jobs)
+    localisation = _read_localisation(folder, {job.model for job in jobs}, config.task)
+    return StudyRecord(folder.name, settings, data, environment, class_names, jobs, localisation)
+
+
+def _read_localisation(folder: Path, models: set[str], task: str) -> dict[str, dict[str, Any]]:
+    """What is beside the folds of each model; it must be of the study's task."""
+    found = {}
+    for model in sorted(models):
+        path = folder / model / LOCALISATION_FILE
+        if not path.is_file():
+            continue
+        result = read_localisation(path)
+        if (result["model"], result["task"]) != (model, task):
+            raise UserError(
+                f"{path}: is of {result['model']}, task {result['task']}, in a study of {model}, "
+                f"task {task}; run hmc-fast localise on this study's checkpoints"
+            )
+        found[model] = {key: value for key, value in result.items() if key != "per_film"}
+    return found
 
 
 def _read_file(path: Path) -> StudyRecord:
@@ -149,13 +175,16 @@ def _read_file(path: Path) -> StudyRecord:
         if header["schema"] != SCHEMA:
             raise ValueError(f"the schema is not {SCHEMA}")
         class_names = tuple(header["class_names"])
+        rows = [json.loads(line) for line in lines]
+        maps = [row[LOCALISATION] for row in rows if LOCALISATION in row]
         return StudyRecord(
             header["name"],
             header["settings"],
             header["data"],
             header["environment"],
             class_names,
-            [_job(json.loads(line), class_names) for line in lines],
+            [_job(row, class_names) for row in rows if LOCALISATION not in row],
+            {result["model"]: result for result in maps},
         )
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: is neither a study folder nor a study record ({error})") from None

@@ -160,6 +160,12 @@ def _sections(group: Group, metric: str, number: int) -> list[Section]:
             figure=figure("learning", "Learning curves", plots.learning_curves(results)),
         ),
     ]
+    localisation = tables.localisation_table(group)
+    if localisation is not None:
+        curves = plots.deletion_insertion_curves(results)
+        caption = "Deletion (solid) and insertion (dashed) curves"
+        picture = figure("deletion-insertion", caption, curves)
+        sections.append(Section("How good the maps are", localisation, picture))
     return sections
 
 

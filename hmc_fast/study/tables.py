@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hmc_fast.evaluation import METRIC_NAMES, Interval
 from hmc_fast.evaluation.comparison import FriedmanTest
+from hmc_fast.evaluation.localisation import METRICS
 from hmc_fast.study.compare import Group
 
 DASH = "–"
@@ -152,6 +154,49 @@ def ensemble_table(group: Group) -> Table | None:
         rows,
         "A film's ensemble averages the models of all repeats that held the film out.",
     )
+
+
+def localisation_table(group: Group) -> Table | None:
+    """How good the maps are, a row for each method; None where nothing was measured."""
+    rows = []
+    films = []
+    for result in group.results:
+        scores = result.localisation
+        if scores is None:
+            continue
+        films.append(f"{result.label} {scores['films']} of {scores['patients']} patients")
+        for method, values in scores["methods"].items():
+            cells = [_interval(values[metric]) for metric in METRICS]
+            sanity = values["sanity"]["rank_correlation"]["value"]
+            cells.append(DASH if sanity is None else f"{sanity:+.2f}")
+            rows.append([result.label, method, *cells])
+        for name, values in scores["baselines"].items():
+            cells = [_interval(values[m]) if m in values else DASH for m in METRICS]
+            rows.append([result.label, f"{name}, no model", *cells, DASH])
+    if not rows:
+        return None
+    return Table(
+        [
+            "model",
+            "map",
+            "pointing game",
+            "energy in the lesion",
+            "deletion AUC",
+            "insertion AUC",
+            "sanity",
+        ],
+        rows,
+        "Means over annotated films of patients that a checkpoint was not trained on, with "
+        f"patient-cluster bootstrap 95 % intervals; films: {'; '.join(films)}. Deletion: smaller "
+        "is better. Insertion: larger is better. Sanity: mean rank correlation with the map of "
+        "shuffled weights, near 0 for a map that depends on what was learned.",
+    )
+
+
+def _interval(interval: dict[str, Any]) -> str:
+    if interval["value"] is None:
+        return DASH
+    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
 def _difference(interval: Interval) -> str:

@@ -13,7 +13,7 @@ from hmc_fast import create_model
 from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.cli.app import run
 from hmc_fast.data import Preprocessing
-from hmc_fast.explain.localisation import read_localisation
+from hmc_fast.evaluation.localisation import read_localisation
 
 
 @pytest.fixture(scope="module")
