@@ -70,7 +70,7 @@ class StreamedScoreCAM(BaseCAM):  # type: ignore[misc]  # pytorch-grad-cam ships
     def _chosen(self, maps: Tensor) -> Tensor:
         if self.channels is None or self.channels >= len(maps):
             return torch.arange(len(maps), device=maps.device)
-        variances = maps.flatten(1).var(1)
+        variances = maps.flatten(1).var(1, correction=0)
         return variances.argsort(descending=True, stable=True)[: self.channels].sort().values
 
     def _scores(self, image: Tensor, maps: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:

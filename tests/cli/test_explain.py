@@ -107,3 +107,23 @@ def test_bad_input_is_one_line(
     localise = ("localise", checkpoint, "--data", phantom_folder, "--out", out)
     assert "steps: 1 is too few" in fails(*localise, "--steps", "1")
     assert "no such file" in fails("localise", tmp_path / "no.safetensors", *localise[2:])
+
+
+def test_a_study_reports_how_good_its_maps_are(
+    phantom_folder: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    study, data = tmp_path / "study", str(phantom_folder)
+    settings = ["--folds", "2", "--epochs", "1", "--size", "32", "--batch-size", "16"]
+    arguments = ["cv", "--data", data, "--out", str(study), "--model", "hmc_net_resnet18"]
+    assert run([*arguments, *settings]) == 0
+    checkpoints = [str(path) for path in sorted(study.glob("*/fold*/model.safetensors"))]
+    assert len(checkpoints) == 2
+    scored = ["localise", *checkpoints, "--data", data, "--out", str(study), "--films", "1"]
+    assert run([*scored, "--steps", "2", "--sanity-films", "1", "--score-channels", "4"]) == 0
+    assert run(["study", "report", str(study)]) == 0
+    report = (study / "report" / "report.md").read_text()
+    for method in ("gradcam", "gradcam++", "scorecam", "scale", "brightness, no model"):
+        assert f"| hmc_net_resnet18 | {method} |" in report
+    path = study / "hmc_net_resnet18" / "localisation.json"
+    path.write_text(path.read_text().replace('"task": "malignant"', '"task": "abnormal"'))
+    assert "task abnormal, in a study of" in fails("study", "report", study)

@@ -6,12 +6,14 @@ import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hmc_fast import UserError
 from hmc_fast.evaluation.comparison import FriedmanTest
+from hmc_fast.evaluation.localisation import FIELDS, KIND, METRICS, SCHEMA
 from hmc_fast.study import StudyRecord, compare, read_study, write_study_record, write_study_reports
 from hmc_fast.study.json import comparison_json
 from hmc_fast.study.plots import _indistinguishable
@@ -138,6 +140,51 @@ def test_reports_in_three_formats(study: Draw, tmp_path: Path) -> None:
             ["pdflatex", "-interaction=batchmode", "-halt-on-error", latex.name],
             cwd=tmp_path, check=True, capture_output=True,
         )  # fmt: skip
+
+
+def map_scores(model: str) -> dict[str, Any]:
+    """What ``hmc-fast localise`` writes, drawn."""
+    known, unknown = ({"value": v, "low": v, "high": v} for v in (0.25, None))
+    method = {
+        "layer": "layer4",
+        "films": 4,
+        "flat_maps": 0,
+        **dict.fromkeys(METRICS, known),
+        "deletion_curve": [0.9, 0.5, 0.1],
+        "insertion_curve": [0.1, 0.5, 0.9],
+        "sanity": {"films": 1, "undefined": 1, "rank_correlation": unknown, "changed": None},
+    }
+    baseline = {"pointing_game": known, "energy_in_lesion": unknown}
+    return {
+        **dict.fromkeys(FIELDS, None),
+        "schema": SCHEMA,
+        "kind": KIND,
+        "model": model,
+        "task": "malignant",
+        "films": 4,
+        "patients": 3,
+        "settings": {"shares": [0, 0.5, 1]},
+        "methods": {"gradcam": method, "scale": method},
+        "baselines": {"uniform": baseline},
+        "per_film": [{"film": "mdb001"}],
+    }
+
+
+def test_scores_of_the_maps_enter_records_and_reports(study: Draw, tmp_path: Path) -> None:
+    drawn = study(SKILLS)
+    drawn.localisation["vgg16"] = map_scores("vgg16")
+    write_study_record(tmp_path / "study.jsonl", drawn)
+    again = read_study(tmp_path / "study.jsonl")
+    assert again.localisation == drawn.localisation
+    assert len(again.jobs) == len(drawn.jobs)
+    for path in write_study_reports(compare([again]), tmp_path):
+        assert "How good the maps are" in path.read_text()
+    table = (tmp_path / "report.md").read_text()
+    cell = "0.250 [0.250, 0.250]"
+    assert f"| vgg16 | gradcam | {cell} | {cell} | {cell} | {cell} | – |" in table
+    assert f"| vgg16 | uniform, no model | {cell} | – | – | – | – |" in table
+    assert "films: vgg16 4 of 3 patients" in table
+    assert (tmp_path / "figures" / "deletion-insertion-0.png").is_file()
 
 
 def test_a_leaking_protocol_is_said_in_every_report(study: Draw, tmp_path: Path) -> None:
