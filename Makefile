@@ -4,6 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 SOURCES := $(shell find hmc_fast kernels bench export -name '*.py' -o -name '*.j2') pyproject.toml
 
+# Tests of a file stay in one process: they share what is slow to make. Benchmarks run alone.
+TEST_PROCESSES := 2
+PYTEST := $(VENV)/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+
 .PHONY: bench study test readme-table clean
 
 bench: $(VENV)/installed
@@ -17,8 +21,9 @@ test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	cd tests && ../$(VENV)/bin/mypy -p hmc_fast --config-file ../pyproject.toml
 	cd tests && ../$(VENV)/bin/lint-imports --config ../pyproject.toml
-	HMC_FAST_TEST_WHEEL=1 $(VENV)/bin/pytest --ignore=tests/kernels/interpreter
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/kernels/interpreter
+	HMC_FAST_TEST_WHEEL=1 OMP_NUM_THREADS=1 $(PYTEST) --ignore=tests/kernels/interpreter --ignore=tests/benchmarks
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) tests/kernels/interpreter
+	$(VENV)/bin/pytest tests/benchmarks
 
 # The record of the speed targets that the README shows; without one the table says so.
 TARGETS_RECORD := $(firstword $(wildcard bench/results/targets-*.jsonl))

@@ -1,16 +1,21 @@
 """What is tested is what users install."""
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import hmc_fast
 import hmc_fast.bench
 import hmc_fast.export
 import hmc_fast.kernels
+from hmc_fast.cli.app import app, run
 
 
 @pytest.mark.skipif("HMC_FAST_TEST_WHEEL" not in os.environ, reason="not a run of the built wheel")
@@ -37,23 +42,24 @@ def test_the_reference_works_without_triton() -> None:
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
-def test_help_of_every_command_shows_an_example() -> None:
-    for command in (
-        "bench", "cv", "train", "evaluate", "predict", "explain", "localise", "verify", "doctor",
-        "phantoms",
-    ):  # fmt: skip
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-P",
-                "-c",
-                "from hmc_fast.cli.app import main; main()",
-                command,
-                "--help",
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert "Example" in done.stdout
-        assert f"hmc-fast {command}" in done.stdout
+def command_lines() -> Iterator[list[str]]:
+    """Every command that does something, with the groups that it is in."""
+
+    def walk(group: Any, words: list[str]) -> Iterator[list[str]]:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from walk(command, [*words, name])
+            else:
+                yield [*words, name]
+
+    yield from walk(typer.main.get_command(app), [])
+
+
+@pytest.mark.parametrize("words", list(command_lines()), ids=" ".join)
+def test_help_of_every_command_shows_an_example(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search("Examples?: ", shown)
+    assert f"hmc-fast {' '.join(words)}" in shown

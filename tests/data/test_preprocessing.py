@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
 from hmc_fast import UserError
 from hmc_fast.data import Case, FilmCache, FilmDataset, Preprocessing, read_film, write_phantoms
@@ -71,11 +70,3 @@ def test_augmentation_depends_on_seed_and_index_alone(phantoms: list[Case]) -> N
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(other[3][0], expected)
     assert not torch.equal(plain[3][0], expected)
-
-
-def test_reading_and_preprocessing_a_film(
-    benchmark: BenchmarkFixture, phantom_folder: Path
-) -> None:
-    preprocessing = Preprocessing.square(224)
-    image = benchmark(lambda: preprocessing(read_film(phantom_folder / "mdb001.pgm")))
-    assert image.shape == (3, 224, 224)

@@ -10,12 +10,12 @@ import torch
 from hmc_fast import UserError, load_model
 from hmc_fast.checkpoint import save_checkpoint
 from hmc_fast.data import Case, FilmCache
+from hmc_fast.evaluation.localisation import read_localisation
 from hmc_fast.explain import ActivationMap, film_scores
 from hmc_fast.explain.film_scores import with_shuffled_weights
 from hmc_fast.explain.localisation import (
     LocalisationSettings,
     measure_localisation,
-    read_localisation,
     write_localisation,
 )
 from hmc_fast.models import FilmModel

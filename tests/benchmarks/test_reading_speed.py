@@ -34,3 +34,11 @@ def test_a_cached_film_of_a_dataset(benchmark: BenchmarkFixture, phantoms: list[
     image, label = benchmark(dataset.__getitem__, 0)
     assert image.shape == (3, 224, 224)
     assert label == 0
+
+
+def test_reading_and_preprocessing_a_film(
+    benchmark: BenchmarkFixture, phantom_folder: Path
+) -> None:
+    preprocessing = Preprocessing.square(224)
+    image = benchmark(lambda: preprocessing(read_film(phantom_folder / "mdb001.pgm")))
+    assert image.shape == (3, 224, 224)
