@@ -150,7 +150,13 @@ def write_kernels(
     for architecture in architectures:
         for call in calls:
             launch = plan_call(call, architecture)
-            binary = aot.binary_for(launch, architecture)
+            try:
+                binary = aot.binary_for(launch, architecture)
+            except OSError as error:
+                raise UserError(
+                    f"{call.name} for {architecture}: Triton's cache (TRITON_CACHE_DIR) cannot be "
+                    f"written ({error.strerror or error})"
+                ) from None
             name = f"{call.name}.{architecture}.cubin"
             _write_bytes(folder / name, binary.cubin)
             kernels.append(

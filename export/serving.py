@@ -5,6 +5,7 @@ field the server does not know cannot be written.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ class ServingOptions:
             raise UserError(f"--device {self.device}: choose gpu or cpu")
         if min(self.version, self.instances) < 1 or self.max_queue_delay_us < 0:
             raise UserError("--version and --instances start at 1, --max-queue-delay at 0")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+            raise UserError(
+                f"--name {self.name!r}: names a folder; use letters, digits, _, - and ."
+            )
 
 
 def write_model_repository(artefact: Path, out: Path, options: ServingOptions) -> Path:

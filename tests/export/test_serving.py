@@ -80,7 +80,8 @@ def test_what_the_server_could_not_run(
     with pytest.raises(UserError, match="exists already"):
         write_model_repository(onnx_file, repository, ServingOptions())
     assert [path.name for path in repository.iterdir()] == ["hmc_net_resnet18"]
-    for options in ({"device": "tpu"}, {"version": 0}, {"instances": 0}):
+    wrong = ({"device": "tpu"}, {"version": 0}, {"instances": 0}, {"name": "a/b"}, {"name": ""})
+    for options in wrong:
         with pytest.raises(UserError, match="--"):
             ServingOptions(**options)  # type: ignore[arg-type]  # one field each
 
