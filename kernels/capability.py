@@ -19,15 +19,20 @@ CAPABLE_COMPUTE_CAPABILITY = (8, 0)
 OLDEST_TRITON = (3, 6)
 
 
-def _triton_release() -> tuple[int, int] | None:
+NUMPY_OF_OLD_INTERPRETERS, NEW_INTERPRETER = (2, 4), (3, 7)
+"""NumPy 2.4 made int() of a one-element array an error, on which Triton before 3.7 relies."""
+
+
+def _release(package: str) -> tuple[int, int] | None:
     try:
-        major, minor = version("triton").split(".")[:2]
+        major, minor = version(package).split(".")[:2]
     except PackageNotFoundError:
         return None
     return int(major), int(minor)
 
 
-TRITON_RELEASE = _triton_release()
+TRITON_RELEASE = _release("triton")
+NUMPY_RELEASE = _release("numpy")
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -109,6 +114,13 @@ CAPABILITIES: tuple[Limit, ...] = (
     ),
     Limit(
         "triton",
+        "the installed numpy under Triton's interpreter",
+        "numpy before 2.4 or triton 3.7 and newer",
+        lambda p: not (interpreting() and _breaks_interpreter(TRITON_RELEASE, NUMPY_RELEASE)),
+        lambda p: ".".join(map(str, NUMPY_RELEASE or ())),
+    ),
+    Limit(
+        "triton",
         "number of sources",
         f"1 to {MAX_SOURCES}",
         lambda p: 1 <= p.sources <= MAX_SOURCES,
@@ -156,6 +168,12 @@ def reasons_against(problem: Problem, backend: str) -> list[str]:
 def interpreting() -> bool:
     """Whether Triton runs its kernels in its interpreter (``TRITON_INTERPRET``)."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def _breaks_interpreter(triton: tuple[int, int] | None, numpy: tuple[int, int] | None) -> bool:
+    if triton is None or numpy is None:
+        return False
+    return triton < NEW_INTERPRETER and numpy >= NUMPY_OF_OLD_INTERPRETERS
 
 
 def _is_capable_gpu(device: torch.device) -> bool:

@@ -8,6 +8,7 @@ from hmc_fast.kernels import (
     CAPABILITIES,
     Problem,
     attention,
+    capability,
     multi_scale_attention,
     resolve_backend,
     use_backend,
@@ -89,3 +90,18 @@ def test_why_not_lists_every_limit_hit() -> None:
         assert any(part in reason for reason in reasons)
     assert why_not(q, q, v, backend="reference") == []
     assert {limit.backend for limit in CAPABILITIES} == {"reference", "triton"}
+
+
+def test_an_interpreter_that_a_newer_numpy_breaks_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q = torch.randn(1, 3, 1, 16)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(capability, "TRITON_RELEASE", (3, 6))
+    monkeypatch.setattr(capability, "NUMPY_RELEASE", (2, 4))
+    assert why_not(q, q, q) == [
+        "the installed numpy under Triton's interpreter is 2.4; triton needs numpy before 2.4 or "
+        "triton 3.7 and newer"
+    ]
+    monkeypatch.setattr(capability, "NUMPY_RELEASE", (2, 3))
+    assert why_not(q, q, q) == []
