@@ -53,6 +53,7 @@ def cv(
     face_left: options.FaceLeft = False,
     average_flips: options.AverageFlips = False,
     lesion_weight: options.LesionWeight = 0.0,
+    crop_epochs: options.CropEpochs = 0,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -85,6 +86,7 @@ def cv(
         face_left=face_left,
         average_flips=average_flips,
         lesion_weight=lesion_weight,
+        crop_epochs=crop_epochs,
         seed=seed,
     )
     names = _model_names(model, models)

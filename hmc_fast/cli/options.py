@@ -61,6 +61,10 @@ LesionWeight = Annotated[
         "--lesion-weight", help="Of the loss that draws attention into the lesion's circle."
     ),
 ]
+CropEpochs = Annotated[
+    int,
+    typer.Option("--crop-epochs", help="The first epochs that see crops around lesions instead."),
+]
 FoldCount = Annotated[int, typer.Option("--folds", help="Number of patient-disjoint folds.")]
 
 

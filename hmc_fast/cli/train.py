@@ -31,6 +31,7 @@ def train(
     face_left: options.FaceLeft = False,
     average_flips: options.AverageFlips = False,
     lesion_weight: options.LesionWeight = 0.0,
+    crop_epochs: options.CropEpochs = 0,
     devices: Annotated[str, typer.Option(help="Devices per node, a number or auto.")] = "auto",
     num_nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
     seed: options.Seed = 0,
@@ -60,6 +61,7 @@ def train(
         face_left=face_left,
         average_flips=average_flips,
         lesion_weight=lesion_weight,
+        crop_epochs=crop_epochs,
         seed=seed,
     )
     if (out / RESULT_FILE).exists():

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from hmc_fast.data.cases import Case
+from hmc_fast.data.crops import crop_frame
 from hmc_fast.data.film import read_film
 from hmc_fast.data.lesion import lesion_mask
 from hmc_fast.data.preprocessing import Frame, Preprocessing
@@ -23,6 +24,7 @@ class FilmCache:
         self.preprocessing = preprocessing
         self._films: dict[Path, _CachedFilm] = {}
         self._lesions: dict[Path, Tensor] = {}
+        self._crops: dict[Path, Tensor] = {}
 
     def image(self, path: Path) -> Tensor:
         """``[1, height, width]`` in 0…1, fp32."""
@@ -39,6 +41,14 @@ class FilmCache:
             mask = lesion_mask(case, film.shape)
             self._lesions[case.path] = self.preprocessing.resize(mask, film.frame)
         return self._lesions[case.path]
+
+    def crop(self, case: Case) -> Tensor:
+        """``[1, height, width]`` in 0…1: the film's :func:`crop_frame`, enlarged."""
+        if case.path not in self._crops:
+            film = read_film(case.path)
+            frame = crop_frame(case, film, mirrored=self._load(case.path).frame.mirrored)
+            self._crops[case.path] = self.preprocessing.resize(film, frame)
+        return self._crops[case.path]
 
     def _load(self, path: Path) -> "_CachedFilm":
         if path not in self._films:
@@ -127,6 +137,13 @@ class LesionDataset(FilmDataset):
         both = torch.cat([self._cache.image(case.path), self._cache.lesion(case)])
         both = self._transform(both, index)
         return self.preprocessing.normalise(both[:1]), self.labels[index], both[1:]
+
+
+class CropDataset(FilmDataset):
+    """Samples ``(image [3, H, W], class)`` whose images are crops of the films."""
+
+    def film(self, index: int) -> Tensor:
+        return self._transform(self._cache.crop(self.cases[index]), index)
 
 
 def derive_seed(*parts: int) -> int:

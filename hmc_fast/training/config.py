@@ -31,6 +31,8 @@ class TrainingConfig:
         average_flips: as in :class:`hmc_fast.data.Preprocessing`.
         lesion_weight: of the auxiliary loss that asks the class activation map of a film with a
             known lesion to lie in its circle; 0 leaves it out.
+        crop_epochs: so many of the epochs, the first ones, train on crops around the lesions (see
+            :mod:`hmc_fast.data.crops`) in place of whole films.
         seed: of initialisation, order, augmentation and dropout.
 
     Raises:
@@ -52,6 +54,7 @@ class TrainingConfig:
     face_left: bool = False
     average_flips: bool = False
     lesion_weight: float = 0.0
+    crop_epochs: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,6 +72,11 @@ class TrainingConfig:
                 f"learning rate is {self.learning_rate}, needs to be positive",
             ),
             (0 <= self.dropout < 1, f"dropout is {self.dropout}, needs 0 <= dropout < 1"),
+            (
+                0 <= self.crop_epochs < self.epochs,
+                f"crop epochs are {self.crop_epochs}, need to be fewer than the "
+                f"{self.epochs} epochs, of which they are the first",
+            ),
             (self.lesion_weight >= 0, f"lesion weight is {self.lesion_weight}, needs at least 0"),
         )
         for holds, message in checks:

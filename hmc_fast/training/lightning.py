@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from torchmetrics.classification import MulticlassAUROC
 
 from hmc_fast.data import Case, FilmCache, FilmDataset
-from hmc_fast.data.dataset import LesionDataset, derive_seed
+from hmc_fast.data.dataset import CropDataset, LesionDataset, derive_seed
 from hmc_fast.errors import UserError
 from hmc_fast.models import FilmModel, HMCNet
 from hmc_fast.training.config import TrainingConfig
@@ -119,8 +119,10 @@ class FilmData(pl.LightningDataModule):
         self.fold = fold
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        kind = LesionDataset if self.config.lesion_weight else FilmDataset
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        kind = LesionDataset if self.config.lesion_weight else FilmDataset
+        if epoch < self.config.crop_epochs:
+            kind = CropDataset
         seeds = (self.config.seed, self.fold, epoch)
         cases, labels = self.train_films
         augmentation_seed = derive_seed(*seeds, _AUGMENTATION) if self.config.augment else None

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from hmc_fast import UserError, create_model, load_model
 from hmc_fast.cli.options import trunk_weights
 from hmc_fast.data import Case, FilmCache, FilmDataset, Preprocessing
+from hmc_fast.data.dataset import CropDataset
 from hmc_fast.evaluation import film_logits, predict_logits, read_predictions
 from hmc_fast.training import TrainingConfig, run_cross_validation
 from hmc_fast.training.lesion_target import lesion_loss
@@ -67,6 +69,31 @@ def test_a_checkpoint_predicts_as_its_study_did_with_every_option(
     dataset = FilmDataset(cases, [0] * len(cases), FilmCache(metadata.preprocessing))
     logits = predict_logits(model, dataset, device=torch.device("cpu"))
     torch.testing.assert_close(torch.from_numpy(logits).double(), torch.from_numpy(kept.logits))
+
+
+def test_the_first_epochs_see_crops(
+    phantoms: list[Case], config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    for kind in (CropDataset, FilmDataset):
+        film = kind.film
+
+        def record(
+            self: FilmDataset, index: int, film: Any = film, name: str = kind.__name__
+        ) -> Any:
+            seen.append(name)
+            return film(self, index)
+
+        monkeypatch.setattr(kind, "film", record)
+    chosen = replace(config, epochs=3, crop_epochs=2)
+    whole = tmp_path / "whole"
+    run_cross_validation(["resnet18"], chosen, phantoms, whole, fold_count=2, only_jobs=[0])
+    trained = len(phantoms) // 2
+    assert seen.count("CropDataset") == 2 * trained
+    history = (whole / "resnet18" / "fold0" / "history.csv").read_text()
+    assert len(history.splitlines()) == 4
+    with pytest.raises(UserError, match="crop epochs are 3, need to be fewer than the 3 epochs"):
+        replace(config, epochs=3, crop_epochs=3)
 
 
 def test_a_lesion_target_needs_a_feature_map(

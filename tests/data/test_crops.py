@@ -1,0 +1,78 @@
+"""Crops around lesions, and of breasts without any."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hmc_fast.data import Case, FilmCache, Finding, Preprocessing, read_film, read_mias
+from hmc_fast.data.breast import breast_mask
+from hmc_fast.data.crops import crop_frame
+from hmc_fast.data.dataset import CropDataset
+from hmc_fast.data.lesion import lesion_mask
+
+
+def case(*findings: Finding, name: str = "mdb001") -> Case:
+    return Case(name, "p000", Path(f"{name}.pgm"), findings)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "radius"), [(60, 40, 9), (0, 0, 20), (99, 119, 3), (50, 60, 90)]
+)
+def test_the_crop_is_a_square_in_the_film_that_holds_the_lesion(
+    x: int, y: int, radius: int
+) -> None:
+    film = np.zeros((120, 100), np.float32)
+    found = case(Finding("ASYM", "benign"), Finding("CIRC", "malignant", x, y, radius))
+    frame = crop_frame(found, film, mirrored=True)
+    side = frame.bottom - frame.top
+    assert side == frame.right - frame.left == min(max(4 * radius, 12), 100)
+    assert 0 <= frame.top < frame.bottom <= 120
+    assert 0 <= frame.left < frame.right <= 100
+    assert frame.mirrored
+    mask = lesion_mask(found, film.shape)
+    if 4 * radius <= 100:
+        inside = mask[frame.top : frame.bottom, frame.left : frame.right]
+        assert inside.sum() == mask.sum()
+
+
+def test_a_film_without_a_circle_is_cropped_in_the_breast() -> None:
+    film = np.zeros((160, 160), np.float32)
+    film[20:140, :80] = 0.8
+    frames = {crop_frame(case(name=f"mdb{i:03d}"), film, mirrored=False) for i in range(30)}
+    assert len(frames) > 20
+    for frame in frames:
+        assert frame.bottom - frame.top == 40
+        assert breast_mask(film)[frame.top : frame.bottom, frame.left : frame.right].any()
+    again = crop_frame(case(name="mdb003"), film, mirrored=False)
+    assert again == crop_frame(case(name="mdb003"), film, mirrored=False)
+    assert again in frames
+
+
+def test_crops_enlarge_the_lesion(phantoms: list[Case]) -> None:
+    cache = FilmCache(Preprocessing.square(64))
+    for found in phantoms:
+        if found.severity == "malignant":
+            film = read_film(found.path)
+            crop = cache.crop(found)
+            assert crop.shape == (1, 64, 64)
+            assert crop.mean() > cache.image(found.path).mean()
+            assert crop.max() > 0.9 * film.max()
+    dataset = CropDataset(phantoms[:2], [0, 1], cache)
+    image, label = dataset[1]
+    assert label == 1
+    torch.testing.assert_close(image, cache.preprocessing.normalise(cache.crop(phantoms[1])))
+
+
+@pytest.mark.real_data
+def test_crops_of_real_films_hold_their_lesions(real_data: Path) -> None:
+    films = [c for c in read_mias(real_data / "mias") if any(f.radius for f in c.findings)]
+    for found in films[::6]:
+        film = read_film(found.path)
+        frame = crop_frame(found, film, mirrored=False)
+        first = next(f for f in found.findings if f.radius)
+        mask = lesion_mask(replace(found, findings=(first,)), film.shape)
+        inside = mask[frame.top : frame.bottom, frame.left : frame.right].sum()
+        assert inside > 0.9 * mask.sum()
