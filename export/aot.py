@@ -5,6 +5,9 @@ other launcher too: ``manifest.json`` has, for every attention call of a model a
 architecture, the cubin, its entry, grid, block, shared memory and arguments in order.
 """
 
+import os
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from hmc_fast.environment import installed_version
 from hmc_fast.errors import UserError
 from hmc_fast.export.packages import need
 from hmc_fast.export.sidecar import FileIdentity, check_file
-from hmc_fast.files import make_folder, read_json, write_atomically, write_json
+from hmc_fast.files import make_folder, read_json, write_json
 from hmc_fast.kernels import ops  # noqa: F401  # registers the operators that programs name
 from hmc_fast.kernels.model_problems import AttentionProblem
 
@@ -48,8 +51,8 @@ class AttentionCall:
 class Argument:
     """One kernel argument: ``kind`` is ``input``, ``int32`` or ``output``.
 
-    Tensors are contiguous and have ``dtype`` and ``shape``, whose first side is ``"batch"``;
-    integers have their ``value``.
+    Tensors are contiguous, start at an address divisible by 16, and have ``dtype`` and ``shape``,
+    whose first side is ``"batch"``; integers have their ``value``.
     """
 
     name: str
@@ -123,6 +126,21 @@ def plan_call(call: AttentionCall, architecture: str) -> "Launch":
     return plan_engine_attention(target, q, ks, vs, call.scale, outs)
 
 
+def check_targets(architectures: Sequence[str]) -> list[str]:
+    """``architectures`` without repetitions.
+
+    Raises :class:`UserError` where kernels are not made for one.
+    """
+    from hmc_fast.kernels.fused.tiles import SHARED_MEMORY_KIB, fitting_architecture
+
+    for name in architectures:
+        number = re.fullmatch(r"sm_(\d{2,3})", name)
+        if number is None or fitting_architecture(name)[:-1] != f"sm_{number[1][:-1]}":
+            known = ", ".join(SHARED_MEMORY_KIB)
+            raise UserError(f"unknown target {name!r}; kernels exist for {known}")
+    return list(dict.fromkeys(architectures))
+
+
 def write_kernels(
     calls: Sequence[AttentionCall],
     architectures: Sequence[str],
@@ -130,52 +148,88 @@ def write_kernels(
     precision: str,
     folder: Path,
 ) -> Manifest:
-    """Compile ``calls`` for every architecture into ``folder``; the manifest is written last.
+    """Compile ``calls`` for every architecture into ``folder``: all of its files, or none.
 
-    Needs no GPU. Raises :class:`UserError` where the model has no attention of ours, Triton is
-    missing, an architecture is unknown, or the folder cannot be written.
+    Needs no GPU. A folder of an earlier export is replaced. Raises :class:`UserError` where the
+    model has no attention of ours or one without a kernel, Triton is missing, an architecture is
+    unknown, or the folder holds something else or cannot be written.
     """
     need("triton", extra="export")
-    from hmc_fast.kernels.fused import aot
-    from hmc_fast.kernels.fused.tiles import SHARED_MEMORY_KIB
-
+    targets = check_targets(architectures)
     if not calls:
         raise UserError(f"{checkpoint}: this model has no attention kernels")
-    for architecture in architectures:
-        if architecture not in SHARED_MEMORY_KIB:
-            known = ", ".join(SHARED_MEMORY_KIB)
-            raise UserError(f"unknown target {architecture!r}; kernels exist for {known}")
-    make_folder(folder)
-    kernels = []
-    for architecture in architectures:
+    if folder.exists() and not _is_ours(folder):
+        raise UserError(f"{folder}: holds other files; name a new folder for the kernels")
+    kernels, contents = [], {}
+    for architecture in targets:
         for call in calls:
-            launch = plan_call(call, architecture)
-            try:
-                binary = aot.binary_for(launch, architecture)
-            except OSError as error:
-                raise UserError(
-                    f"{call.name} for {architecture}: Triton's cache (TRITON_CACHE_DIR) cannot be "
-                    f"written ({error.strerror or error})"
-                ) from None
             name = f"{call.name}.{architecture}.cubin"
-            _write_bytes(folder / name, binary.cubin)
-            kernels.append(
-                ManifestKernel(
-                    call=call.name,
-                    architecture=architecture,
-                    entry=binary.entry,
-                    file=FileIdentity.of_bytes(name, binary.cubin),
-                    grid_per_image=grid_per_image(launch),
-                    threads=binary.threads,
-                    shared_bytes=binary.shared_bytes,
-                    scale=call.scale,
-                    arguments=tuple(_arguments(launch)),
-                )
-            )
+            kernel, contents[name] = _compile(call, architecture, name)
+            kernels.append(kernel)
     versions = {name: installed_version(name) for name in ("hmc-fast", "torch", "triton")}
     manifest = Manifest(FileIdentity.of(checkpoint), precision, tuple(kernels), versions)
-    write_json(folder / MANIFEST_FILE, {"format": FORMAT, **asdict(manifest)})
+    _write_folder(folder, contents, {"format": FORMAT, **asdict(manifest)})
     return manifest
+
+
+def _compile(call: AttentionCall, architecture: str, name: str) -> tuple[ManifestKernel, bytes]:
+    from triton.errors import TritonError
+
+    from hmc_fast.kernels.fused import aot
+
+    where = f"{call.name} for {architecture}"
+    try:
+        launch = plan_call(call, architecture)
+        binary = aot.binary_for(launch, architecture)
+    except OSError as error:
+        raise UserError(
+            f"{where}: could not be compiled, as {error.filename or 'a temporary file'} could not "
+            f"be written ({error.strerror or error}); Triton's cache is at TRITON_CACHE_DIR"
+        ) from None
+    except (LookupError, ValueError, RuntimeError, TritonError) as error:
+        raise UserError(f"{where}: has no kernel ({str(error).strip().splitlines()[0]})") from None
+    kernel = ManifestKernel(
+        call=call.name,
+        architecture=architecture,
+        entry=binary.entry,
+        file=FileIdentity.of_bytes(name, binary.cubin),
+        grid_per_image=grid_per_image(launch),
+        threads=binary.threads,
+        shared_bytes=binary.shared_bytes,
+        scale=call.scale,
+        arguments=tuple(_arguments(launch)),
+    )
+    return kernel, binary.cubin
+
+
+def _is_ours(folder: Path) -> bool:
+    """An empty folder, or one with a manifest and cubins alone."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not names or (
+        MANIFEST_FILE in names and all(n == MANIFEST_FILE or n.endswith(".cubin") for n in names)
+    )
+
+
+def _write_folder(folder: Path, contents: dict[str, bytes], manifest: dict[str, Any]) -> None:
+    """Write beside ``folder`` and exchange them, so that no half of an export is ever there."""
+    make_folder(folder.parent)
+    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("new", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        for name, content in contents.items():
+            (partial / name).write_bytes(content)
+        write_json(partial / MANIFEST_FILE, manifest)
+        if folder.exists():
+            folder.replace(old)
+        partial.replace(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: could not be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -234,7 +288,3 @@ def _parse_kernel(values: dict[str, Any]) -> ManifestKernel:
         raise ValueError(f"grid_per_image {grid}")
     fields = {"file": FileIdentity(**values["file"]), "grid_per_image": grid}
     return ManifestKernel(**{**values, **fields, "arguments": arguments})
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))

@@ -7,7 +7,6 @@ says so: nothing that was asked for is left out in silence.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -126,6 +125,11 @@ class Builder:
         plugin: bool,
     ) -> None:
         """Raises :class:`UserError` where a feature is asked for that this builder lacks."""
+        if plugin and (version_compatible or hardware_compatible):
+            raise UserError(
+                "--plugin: its kernels are compiled for one GPU and release; leave "
+                "--version-compatible and --hardware-compatible out"
+            )
         name = self.flavour.name
         if timing_cache is not None and not self.flavour.times_tactics:
             raise UserError(
@@ -165,7 +169,7 @@ class Builder:
         logger = _collecting_logger(trt)
         builder = trt.Builder(logger)
         if request.plugin:
-            plugins = import_module(f"{self.flavour.module}.plugin")
+            (plugins,) = need(f"{self.flavour.module}.plugin", extra=self.flavour.name)
             register_plugins(trt, plugins, gpu_architecture())
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmc_fast.errors import UserError
 from hmc_fast.export.aot import BATCH, AttentionCall, Manifest, ManifestKernel
 from hmc_fast.export.packages import CannotRunHereError, need
 from hmc_fast.kernels.model_problems import AttentionProblem
@@ -56,7 +57,7 @@ def launch_kernel(kernel: ManifestKernel, cubin: bytes, tensors: Sequence[Tensor
     ``tensors`` are the inputs and outputs in the order of the kernel's arguments, contiguous and
     on the current device.
 
-    Raises ``RuntimeError`` where the driver refuses.
+    Raises :class:`UserError` where the driver refuses, such as one older than the cubin.
     """
     (driver,) = need("cuda.bindings.driver", extra="export")
     torch.cuda.current_stream()  # makes torch's context current before the driver is called
@@ -78,6 +79,16 @@ def launch_kernel(kernel: ManifestKernel, cubin: bytes, tensors: Sequence[Tensor
             values.append(tensor.data_ptr())
             types.append(ctypes.c_void_p)
     module = _checked(driver, driver.cuModuleLoadData(cubin))
+    try:
+        _launch(driver, module, kernel, batch, (tuple(values), tuple(types)))
+        torch.cuda.synchronize()
+    finally:
+        _checked(driver, driver.cuModuleUnload(module))
+
+
+def _launch(
+    driver: Any, module: Any, kernel: ManifestKernel, batch: int, parameters: tuple[Any, Any]
+) -> None:
     function = _checked(driver, driver.cuModuleGetFunction(module, kernel.entry.encode()))
     if kernel.shared_bytes > SHARED_BYTES_WITHOUT_ASKING:
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -85,9 +96,7 @@ def launch_kernel(kernel: ManifestKernel, cubin: bytes, tensors: Sequence[Tensor
     x, y, z = kernel.grid_per_image
     stream = torch.cuda.current_stream().cuda_stream
     shape = (x * batch, y, z, kernel.threads, 1, 1, kernel.shared_bytes, stream)
-    _checked(driver, driver.cuLaunchKernel(function, *shape, (tuple(values), tuple(types)), 0))
-    torch.cuda.synchronize()
-    _checked(driver, driver.cuModuleUnload(module))
+    _checked(driver, driver.cuLaunchKernel(function, *shape, parameters, 0))
 
 
 def _call_of(kernel: ManifestKernel) -> AttentionCall:
@@ -108,5 +117,5 @@ def _call_of(kernel: ManifestKernel) -> AttentionCall:
 def _checked(driver: Any, result: tuple[Any, ...]) -> Any:
     error, *values = result
     if error != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"the CUDA driver refuses: {error.name}")
+        raise UserError(f"the CUDA driver refuses the kernel: {error.name}")
     return values[0] if values else None

@@ -105,7 +105,8 @@ def write_engine(
         options.plugin,
     )
     content = export.plugin_content if options.plugin else export.content
-    assert content is not None, "the plugin's graph was not made"
+    if content is None:
+        raise UserError("the graph for the plugin is missing; make it with make_onnx(plugin=True)")
     built = builder.build(content, request, on_progress)
     if built.tensors != export.sidecar.tensors:
         raise RuntimeError(f"the builder sees {built.tensors}, not {export.sidecar.tensors}")

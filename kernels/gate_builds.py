@@ -170,7 +170,8 @@ def _model_builds(architecture: str) -> Iterator[ModelBuild]:
             typed = replace(shape, dtype=dtype)
             planned = plan_passes(_model_target(architecture, precision), typed)
             for launch in chain(*planned):
-                code = repr((kernel_of(launch), launch.num_warps, aot.specialise(launch)))
+                options = (launch.num_warps, launch.num_stages, launch.max_registers)
+                code = repr((kernel_of(launch), options, aot.specialise(launch)))
                 if code not in built:
                     built.add(code)
                     yield ModelBuild(architecture, kernel_of(launch), typed, precision)

@@ -30,7 +30,7 @@ from hmc_fast.kernels.testing import parity
 
 TILES_PROPOSED = 3
 """Tiles kept for each entry of a proposal."""
-BLOCK_SIZES = {"BLOCK_M": (32, 64, 128), "BLOCK_N": (32, 64, 128), "BLOCK_K": (32, 64)}
+BLOCK_SIZES = {"BLOCK_M": (16, 32, 64, 128), "BLOCK_N": (32, 64, 128), "BLOCK_K": (32, 64)}
 WARPS, STAGES = (4, 8), (1, 2, 3, 4)
 
 Measure = Callable[[Callable[[], object]], float]
@@ -94,7 +94,8 @@ def _neighbours(default: Tile) -> Iterator[Tile]:
     yield default
     names = list(default.blocks)
     for *sizes, warps, stages in product(*(BLOCK_SIZES[name] for name in names), WARPS, STAGES):
-        tile = Tile(dict(zip(names, sizes, strict=True)), warps, stages)
+        blocks = dict(zip(names, sizes, strict=True))
+        tile = Tile(blocks, warps, stages, default.max_registers)
         if tile != default:
             yield tile
 

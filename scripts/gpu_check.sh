@@ -1,24 +1,26 @@
 #!/bin/sh
-# gpu_check.sh OUT [PART…]: all that needs a GPU, in one call of about ten minutes; each part leaves its log in OUT.
+# gpu_check.sh OUT [PART…]: all that needs a GPU, in one call; each part leaves its log in OUT.
 #
 #   facts      GPU, driver and versions
 #   parity     tests marked gpu: error budgets, long sequences, determinism, CUDA graphs, more than 2³¹ elements
-#   sanitizer  compute-sanitizer over one small forward and backward pass
-#   driver     cubins of the export, launched through the CUDA driver
-#   rtx        whether an engine of TensorRT for RTX runs on this GPU
 #   speed      hmc-fast bench targets: the record behind the README's table (MINUTES=5 by default)
+#   sanitizer  compute-sanitizer over one small forward and backward pass and an engine kernel
+#   driver     cubins of the export, launched through the CUDA driver
+#   rtx        whether an engine of TensorRT for RTX runs on this GPU; either answer is a result
 #   tune       hmc-fast kernels tune (not among the default parts: it takes long)
 #
 # PYTHON has hmc-fast and its dev extra. With WHEELS, a folder with hmc-fast's wheel and those of whatever PYTHON
 # lacks, they are installed into a venv that also sees what PYTHON has: for machines that reach no index.
+# PROCESSES (4) run the tests.
 set -u
-out=$1
+mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 1
 shift
-parts=${*:-facts parity sanitizer driver rtx speed}
-python=${PYTHON:-.venv/bin/python}
-root=$(cd "$(dirname "$0")/.." && pwd)
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
+parts=${*:-facts parity speed sanitizer driver rtx}
+root=$(cd "$(dirname "$0")/.." && pwd) || exit 1
+python=${PYTHON:-$root/.venv/bin/python}
+case $python in
+*/*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") || exit 1 ;;
+esac
 if [ -n "${WHEELS:-}" ]; then
     "$python" -m venv --system-site-packages "$out/venv" || exit 1
     # A venv made from a venv does not see the packages of the outer one.
@@ -27,10 +29,8 @@ if [ -n "${WHEELS:-}" ]; then
     python=$out/venv/bin/python
     "$python" -m pip install --quiet --no-index --no-deps --ignore-installed "$WHEELS"/*.whl || exit 1
 fi
-hmc_fast="$python -P -m hmc_fast"
-
-facts() {
-    nvidia-smi && $hmc_fast doctor
+hmc_fast() {
+    "$python" -P -m hmc_fast "$@"
 }
 need_gpu() {
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
@@ -38,28 +38,41 @@ need_gpu() {
         return 1
     }
 }
+small_checkpoint() {
+    [ -f "$out/small.safetensors" ] || "$python" -P "$root/scripts/small_checkpoint.py" "$out/small.safetensors"
+}
+
+facts() {
+    nvidia-smi && hmc_fast doctor
+}
 parity() {
-    need_gpu && cd "$root" && "$python" -P -m pytest -m gpu tests
+    need_gpu && cd "$root" && "$python" -P -m pytest -m gpu tests --numprocesses "${PROCESSES:-4}"
+}
+speed() {
+    hmc_fast bench targets --out "$out/targets" --minutes "${MINUTES:-5}"
 }
 sanitizer() {
-    compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -P "$root/scripts/small_pass.py"
+    # Every tensor in an allocation of its own: in PyTorch's pools a stray access hits another tensor.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \
+        "$python" -P "$root/scripts/small_pass.py"
 }
 driver() {
-    need_gpu && "$python" -P "$root/scripts/small_checkpoint.py" "$out/small.safetensors" &&
-        $hmc_fast export kernels "$out/small.safetensors" --out "$out/kernels" --check \
+    need_gpu && small_checkpoint &&
+        hmc_fast export kernels "$out/small.safetensors" --out "$out/kernels" --check \
             --target "$("$python" -c 'import torch; print("sm_%d%d" % torch.cuda.get_device_capability())')"
 }
 rtx() {
-    "$python" -P "$root/scripts/small_checkpoint.py" "$out/small.safetensors" &&
-        $hmc_fast phantoms --out "$out/phantoms" --patients 12 --size 256 &&
-        $hmc_fast export tensorrt "$out/small.safetensors" --flavour tensorrt-rtx &&
-        $hmc_fast verify "$out/small.engine" --data "$out/phantoms" --require-engine
-}
-speed() {
-    $hmc_fast bench targets --out "$out/targets" --minutes "${MINUTES:-5}"
+    small_checkpoint || return 1
+    [ -d "$out/phantoms" ] || hmc_fast phantoms --out "$out/phantoms" --patients 12 --size 256 || return 1
+    hmc_fast export tensorrt "$out/small.safetensors" --flavour tensorrt-rtx || return 1
+    if hmc_fast verify "$out/small.engine" --data "$out/phantoms" --require-engine; then
+        echo "answer: TensorRT for RTX runs on this GPU"
+    else
+        echo "answer: TensorRT for RTX does not run on this GPU, or is wrong there; the reason is above"
+    fi
 }
 tune() {
-    $hmc_fast kernels tune --out "$out/proposed.json"
+    hmc_fast kernels tune --out "$out/proposed.json"
 }
 
 failed=""

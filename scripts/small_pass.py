@@ -1,12 +1,26 @@
-"""One forward and backward pass of every fused kernel on odd shapes, for compute-sanitizer."""
+"""A pass of every fused kernel on odd shapes, engine kernels included, for compute-sanitizer."""
 
 import torch
 
+from hmc_fast.kernels.fused.engine_kernels import plan_engine_attention
+from hmc_fast.kernels.fused.planning import Target
+from hmc_fast.kernels.fused.tiles import architecture_of, load_tiles
 from hmc_fast.kernels.testing import assert_parity, assert_projection_parity
 
 
 def draw(*shape: int) -> torch.Tensor:
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+
+
+def engine_kernels() -> None:
+    """Those that TensorRT's plugin takes."""
+    target = Target(load_tiles(architecture_of(torch.device("cuda", 0))), 1, "ieee")
+    for widths in ((40,), (40, 64)):
+        ks = [draw(2, 131, 3, 64) for _ in widths]
+        vs = [draw(2, 131, 3, width) for width in widths]
+        outs = [draw(2, 49, 3, width) for width in widths]
+        plan_engine_attention(target, draw(2, 49, 3, 64), ks, vs, 0.125, outs).run()
+    torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -21,6 +35,7 @@ def main() -> None:
     assert_projection_parity(
         draw(67, 130), attended, draw(130, 98), gate, gate.clone(), backend="triton"
     )
+    engine_kernels()
     print("every kernel ran and kept the error budget")
 
 

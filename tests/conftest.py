@@ -44,8 +44,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line("none skipped")
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count} skipped: {reason}")
-    for report in skipped:
-        terminalreporter.write_line(f"  {report.nodeid}")
+    for test, count in Counter(report.nodeid.split("[")[0] for report in skipped).items():
+        terminalreporter.write_line(f"  {test}" + (f" ({count} times)" if count > 1 else ""))
 
 
 @pytest.fixture(scope="session")

@@ -154,11 +154,11 @@ def kernels(
 
     Example: [bold]hmc-fast export kernels model.safetensors --target sm_90 --out kernels[/bold]
     """
-    from hmc_fast.export.aot import attention_calls, read_manifest, write_kernels
+    from hmc_fast.export.aot import attention_calls, check_targets, read_manifest, write_kernels
     from hmc_fast.export.driver import check_kernels
     from hmc_fast.export.onnx_export import trace_checkpoint
 
-    targets = [part.strip() for part in target.split(",")]
+    targets = check_targets([part.strip() for part in target.split(",")])
     with progress_bar("steps") as report:
         traced = trace_checkpoint(checkpoint, precision=precision, size=size, on_progress=report)
         calls = attention_calls(traced.program)

@@ -1,6 +1,7 @@
 """What ``hmc-fast localise`` measured of one model's maps, as ``localisation.json`` holds it.
 
-    schema 1, kind "localisation", model, task, checkpoints, films, patients, films_by_severity,
+    schema 1, kind "localisation", model, task, checkpoints, training (protocol, config), films,
+    patients, films_by_severity,
     settings (methods, steps, shares, sanity_films, score_channels, layer, max_films, seed),
     methods: {NAME: {
         layer, films, flat_maps,
@@ -28,7 +29,8 @@ KIND = "localisation"
 LOCALISATION_FILE = "localisation.json"
 METRICS = ("pointing_game", "energy_in_lesion", "deletion_auc", "insertion_auc")
 FIELDS = (
-    "schema", "kind", "model", "task", "checkpoints", "films", "patients", "films_by_severity",
+    "schema", "kind", "model", "task", "checkpoints", "training", "films", "patients",
+    "films_by_severity",
     "settings", "methods", "left_out", "baselines", "per_film", "environment",
 )  # fmt: skip
 

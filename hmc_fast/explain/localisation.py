@@ -200,6 +200,7 @@ def _result(
         "model": metadata.model.name,
         "task": metadata.task,
         "checkpoints": len(checkpoints),
+        "training": {key: metadata.training.get(key) for key in ("protocol", "config")},
         "films": len(films),
         "patients": len({patient for _, patient, _ in films}),
         "films_by_severity": dict(sorted(Counter(severity for *_, severity in films).items())),

@@ -147,22 +147,27 @@ def _read_folder(folder: Path) -> StudyRecord:
     if not jobs:
         raise UserError(f"{folder}: no job of this study is finished yet")
     class_names = jobs[0].predictions.class_names
-    localisation = _read_localisation(folder, {job.model for job in jobs}, config.task)
+    localisation = _read_localisation(folder, {job.model for job in jobs}, settings)
     return StudyRecord(folder.name, settings, data, environment, class_names, jobs, localisation)
 
 
-def _read_localisation(folder: Path, models: set[str], task: str) -> dict[str, dict[str, Any]]:
-    """What is beside the folds of each model; it must be of the study's task."""
+def _read_localisation(
+    folder: Path, models: set[str], settings: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What is beside the folds of each model; it must be of models trained as the study's."""
+    trained = {key: settings[key] for key in ("protocol", "config")}
     found = {}
     for model in sorted(models):
         path = folder / model / LOCALISATION_FILE
         if not path.is_file():
             continue
         result = read_localisation(path)
-        if (result["model"], result["task"]) != (model, task):
+        seeds = settings["config"]["seed"] + np.arange(settings["repeats"])
+        own = [{**trained, "config": {**trained["config"], "seed": int(s)}} for s in seeds]
+        if result["model"] != model or result["training"] not in own:
             raise UserError(
-                f"{path}: is of {result['model']}, task {result['task']}, in a study of {model}, "
-                f"task {task}; run hmc-fast localise on this study's checkpoints"
+                f"{path}: is of other checkpoints than this study's; run hmc-fast localise on "
+                f"{folder / model}"
             )
         found[model] = {key: value for key, value in result.items() if key != "per_film"}
     return found

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,8 @@ class Resources:
     """Local memory per thread: more than zero means spilled registers."""
     shared_kib: float
     mma: str
-    """``wgmma``, ``tcgen05``, ``mma`` or ``fma``: what computes the products."""
+    """``wgmma``, ``tcgen05``, ``mma`` or ``fma``: what computes the products; ``wgmma and mma`` and
+    the like where some take older instructions."""
     tensor_memory_columns: int
     """Columns of tensor memory on a Blackwell data-centre GPU, 0 elsewhere."""
 
@@ -212,13 +212,9 @@ def resources(compiled: Any) -> Resources:
 
 
 def _mma_kind(ptx: str) -> str:
-    kinds: list[tuple[str, Callable[[str], bool]]] = [
-        ("tcgen05", lambda text: "tcgen05.mma" in text),
-        ("wgmma", lambda text: "wgmma.mma_async" in text),
-        ("mma", lambda text: "mma.sync" in text),
-        ("fma", lambda text: "fma.rn" in text),
-    ]
-    return next((name for name, present in kinds if present(ptx)), "none")
+    kinds = {"tcgen05": "tcgen05.mma", "wgmma": "wgmma.mma_async", "mma": "mma.sync"}
+    found = [name for name, instruction in kinds.items() if instruction in ptx]
+    return " and ".join(found) or ("fma" if "fma.rn" in ptx else "none")
 
 
 def _cuobjdump(option: str, cubin: Path) -> str:

@@ -125,5 +125,5 @@ def test_a_study_reports_how_good_its_maps_are(
     for method in ("gradcam", "gradcam++", "scorecam", "scale", "brightness, no model"):
         assert f"| hmc_net_resnet18 | {method} |" in report
     path = study / "hmc_net_resnet18" / "localisation.json"
-    path.write_text(path.read_text().replace('"task": "malignant"', '"task": "abnormal"'))
-    assert "task abnormal, in a study of" in fails("study", "report", study)
+    path.write_text(path.read_text().replace('"protocol": "patient"', '"protocol": "image"'))
+    assert "is of other checkpoints than this study's" in fails("study", "report", study)

@@ -9,13 +9,20 @@ import torch
 
 from hmc_fast import UserError, create_model
 from hmc_fast.cli.app import run
-from hmc_fast.export.aot import Manifest, attention_calls, read_manifest, write_kernels
+from hmc_fast.export.aot import (
+    AttentionCall,
+    Manifest,
+    attention_calls,
+    read_manifest,
+    write_kernels,
+)
 from hmc_fast.export.driver import check_kernels
 from hmc_fast.export.onnx_export import trace_checkpoint
 from hmc_fast.kernels.fused.aot import parameter_bytes
 from hmc_fast.kernels.fused.tiles import SHARED_MEMORY_KIB
+from hmc_fast.kernels.model_problems import AttentionProblem
 
-CALLS = ["attention3", "attention4", "attention5", "cross_attention"]
+CALLS = ["hsa.C3", "hsa.C4", "hsa.C5", "msca"]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +49,7 @@ def manifest(folder: Path) -> Manifest:
 
 def test_the_manifest_lists_every_call_and_architecture(manifest: Manifest) -> None:
     pairs = [(kernel.architecture, kernel.call) for kernel in manifest.kernels]
-    assert len(pairs) == len(set(pairs)) == 8
-    assert {architecture for architecture, _ in pairs} == {"sm_86", "sm_90"}
+    assert pairs == [(target, call) for target in ("sm_86", "sm_90") for call in CALLS]
     assert manifest.precision == "fp16"
     assert manifest.versions["triton"]
 
@@ -103,14 +109,34 @@ def test_the_command(
     assert {kernel["architecture"] for kernel in printed["kernels"]} == {"sm_89"}
     assert {a["dtype"] for k in printed["kernels"] for a in k["arguments"]} == {"bfloat16", None}
     assert len(list(out.glob("*.cubin"))) == 4
+    (out / "manifest.json").write_text("{}")  # an earlier export is replaced, whatever its state
+    assert run([*arguments, "--target", "sm_90,sm_90"]) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "manifest.json",
+        *(f"{call}.sm_90.cubin" for call in CALLS),
+    }
+    (out / "notes.txt").write_text("mine")
+    assert "holds other files" in fails(*arguments)
+    assert (out / "notes.txt").read_text() == "mine"
     wrong = ["export", "kernels", checkpoint, "--out", tmp_path / "none", "--target"]
     assert "unknown target 'sm_70'" in fails(*wrong, "sm_70")
+    assert "unknown target 'sm_9'" in fails(*wrong, "sm_9")
     plain = save_model(create_model("resnet18"), tmp_path / "plain.safetensors")
     line = fails("export", "kernels", plain, "--out", tmp_path / "none")
     assert "has no attention kernels" in line
     assert not (tmp_path / "none").exists()
     if not torch.cuda.is_available():
         assert "needs an NVIDIA GPU" in fails(*wrong, "sm_89", "--check")
+
+
+def test_a_call_without_a_kernel_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    wide = AttentionProblem("wide", 1, 49, 1, ((49, 256),), 512, torch.float16)
+    many = AttentionProblem("many", 1, 49, 1, ((49, 64),) * 3, 64, torch.float16)
+    for problem, message in ((wide, "wide for sm_90: has no kernel"), (many, "3 sources")):
+        calls = [AttentionCall(problem.name, problem, 0.125)]
+        with pytest.raises(UserError, match=message):
+            write_kernels(calls, ["sm_90"], checkpoint, "fp16", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu

@@ -206,6 +206,8 @@ def test_a_plugin_where_there_is_none(
     out = tmp_path / "m.engine"
     line = fails("export", "tensorrt", checkpoint, "--out", out, "--plugin", "--target", "sm_89")
     assert "--plugin: tensorrt-rtx embeds no kernels of others" in line
+    line = fails("export", "tensorrt", checkpoint, "--out", out, "--plugin", "--version-compatible")
+    assert "its kernels are compiled for one GPU" in line
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="has no attention for a plugin"):
         make_onnx(save_model(create_model("resnet18"), tmp_path / "plain.st"), plugin=True)

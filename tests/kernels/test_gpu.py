@@ -32,12 +32,13 @@ def _poison_uninitialised_memory() -> Iterator[None]:
     """Fill what ``torch.empty`` returns with NaN, so that a gap in an output cannot hide."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3, device="cuda").isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("problem", draw_problems(seed=7, count=66), ids=str)
+@pytest.mark.parametrize("problem", draw_problems(seed=7, count=36), ids=str)
 def test_drawn_problems(problem: DrawnProblem, dtype: torch.dtype) -> None:
     q, ks, vs = problem.tensors(dtype, "cuda")
     assert_parity(q, ks, vs, scale=problem.scale, backend="triton")
@@ -64,7 +65,8 @@ def test_long_sequences(tokens: int, dtype: torch.dtype) -> None:
     then leave no trace in any gradient, and the truth needs 64 rows of them.
     """
     torch.manual_seed(tokens)
-    chosen = torch.randperm(tokens, device="cuda")[:64]
+    inner = 1 + torch.randperm(tokens - 2, device="cuda")[:62]
+    chosen = torch.cat([inner.new_tensor([0, tokens - 1]), inner])
     q, k = (torch.randn(1, tokens, 1, 64, device="cuda", dtype=dtype) for _ in range(2))
     v = torch.randn(1, tokens, 1, 256, device="cuda", dtype=dtype)
     d_out = torch.randn(1, 64, 1, 256, device="cuda", dtype=dtype)
@@ -73,6 +75,8 @@ def test_long_sequences(tokens: int, dtype: torch.dtype) -> None:
     leaves = [t.clone().requires_grad_() for t in (q, k, v)]
     out, lse = attention(*leaves, backend="triton")
     dq, dk, dv = torch.autograd.grad([out[:, chosen], lse[:, :, chosen]], leaves, [d_out, d_lse])
+    assert out.isfinite().all()
+    assert lse.isfinite().all()
     others = torch.ones(tokens, dtype=torch.bool, device="cuda")
     others[chosen] = False
     assert torch.count_nonzero(dq[:, others]) == 0
@@ -123,6 +127,7 @@ def test_cuda_graphs_replay_on_new_inputs() -> None:
 
     x, v = draw(64).requires_grad_(), draw(256).requires_grad_()
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             step_and_gradients(x, v)
@@ -138,7 +143,8 @@ def test_cuda_graphs_replay_on_new_inputs() -> None:
         assert torch.equal(replayed, eager)
 
 
-def test_the_model_compiles_whole_and_trains() -> None:
+def test_the_model_compiles_whole_and_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
     model = create_model("hmc_net_resnet18", backend="triton").cuda()
     with torch.no_grad():

@@ -163,6 +163,7 @@ def map_scores(model: str) -> dict[str, Any]:
         "task": "malignant",
         "films": 4,
         "patients": 3,
+        "training": {},
         "settings": {"shares": [0, 0.5, 1]},
         "methods": {"gradcam": method, "scale": method},
         "baselines": {"uniform": baseline},
