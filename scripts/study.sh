@@ -15,8 +15,8 @@ mkdir -p "$results"
     --size "${SIZE:-224}" --epochs "${EPOCHS:-2}" --batch-size "${BATCH:-8}"
 "$bin" study record "$folder/patient" --out "$results/mias-seven-models.jsonl"
 "$bin" study report "$results/mias-seven-models.jsonl" --out "$folder/report"
-"$bin" leakage-probe --data "$data" --out "$folder/leakage" --model "${LEAK_MODEL:-hmc_net_resnet18}" \
-    --copies 45 --folds 2 --size "${LEAK_SIZE:-32}" --epochs "${LEAK_EPOCHS:-20}" --batch-size 32 \
-    --learning-rate 1e-3 --json >"$folder/leakage.json"
+"$bin" leakage-probe --data "$data" --out "$folder/leakage" --model "${LEAK_MODEL:-hmc_net}" \
+    --weights "resnet50=$weights" --copies 45 --folds 2 --size "${LEAK_SIZE:-64}" --epochs "${LEAK_EPOCHS:-4}" \
+    --batch-size 64 --learning-rate 3e-4 --json >"$folder/leakage.json"
 mv "$folder/leakage.json" "$results/mias-leakage.json"
 "$(dirname "$bin")/python" scripts/readme_study.py README.md
