@@ -77,8 +77,12 @@ def contact_sheet(explanations: Sequence[FilmExplanation]) -> Figure:
     """
     columns = 1 + max(len(_layers(explanation)) for explanation in explanations)
     inches = 2.4
-    figure = Figure(figsize=(columns * inches, len(explanations) * (inches + 0.28) + 0.5))
-    figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.02)
+    height = len(explanations) * (inches + 0.28) + 0.5
+    figure = Figure(figsize=(columns * inches, height))
+    # The strip at the top is for the first row's titles, which the engine places too high.
+    figure.set_layout_engine(
+        "constrained", h_pad=0.02, w_pad=0.02, rect=(0, 0, 1, 1 - 0.1 / height)
+    )
     axes = figure.subplots(len(explanations), columns, squeeze=False)
     for row, explanation in zip(axes, explanations, strict=True):
         _show_film(row[0], explanation)
