@@ -225,11 +225,13 @@ def _write_folder(folder: Path, contents: dict[str, bytes], manifest: dict[str, 
         if folder.exists():
             folder.replace(old)
         partial.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{folder}: could not be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.replace(folder)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -140,8 +140,8 @@ def targets(
 ) -> None:
     """Measure everything that the speed targets name: operators, block and models in one record.
 
-    Within ten minutes on a GPU. `--preset gpu` adds the other stages and sizes as far as the time
-    goes.
+    Stops by itself after nine minutes. `--preset gpu` adds the other stages and sizes as far as
+    the time goes.
 
     Example: [bold]hmc-fast bench targets --out bench-h200[/bold]
     """

@@ -51,6 +51,7 @@ def leakage_probe(
     [bold]hmc-fast leakage-probe --data mias --split split.csv[/bold]
     """
     from hmc_fast.data import read_mias
+    from hmc_fast.environment import environment
     from hmc_fast.study.leakage import run_probe
     from hmc_fast.training import TrainingConfig, run_cross_validation
 
@@ -107,6 +108,9 @@ def leakage_probe(
                     "accuracy": accuracy and accuracy[0],
                     "auc": summary.pooled_auc.value,
                     "auc_interval": asdict(summary.pooled_auc),
+                    "folds": folds,
+                    "config": {**config.to_json(), "weights": config.weights_label()},
+                    "environment": environment(),
                 }
             )
     if as_json:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, pool, read_predictions
-from hmc_fast.evaluation.localisation import LOCALISATION_FILE, read_localisation
+from hmc_fast.evaluation.localisation import FIELDS, LOCALISATION_FILE, read_localisation
 from hmc_fast.files import read_json, write_text
 from hmc_fast.models.registry import MODEL_NAMES
 from hmc_fast.training import TrainingConfig
@@ -19,6 +19,7 @@ from hmc_fast.training.train import PREDICTIONS_FILE, RESULT_FILE
 
 SCHEMA = "hmc-fast-study/1"
 LOCALISATION = "localisation"
+PER_FILM = "per_film"
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _read_localisation(
                 f"{path}: is of other checkpoints than this study's; run hmc-fast localise on "
                 f"{folder / model}"
             )
-        found[model] = {key: value for key, value in result.items() if key != "per_film"}
+        found[model] = {key: value for key, value in result.items() if key != PER_FILM}
     return found
 
 
@@ -182,6 +183,8 @@ def _read_file(path: Path) -> StudyRecord:
         class_names = tuple(header["class_names"])
         rows = [json.loads(line) for line in lines]
         maps = [row[LOCALISATION] for row in rows if LOCALISATION in row]
+        if any(set(result) != {*FIELDS} - {PER_FILM} for result in maps):
+            raise ValueError("scores of maps lack fields")
         return StudyRecord(
             header["name"],
             header["settings"],

@@ -129,6 +129,25 @@ def test_the_command(
         assert "needs an NVIDIA GPU" in fails(*wrong, "sm_89", "--check")
 
 
+def test_an_earlier_export_survives_a_failing_one(
+    copy: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def fail_for_the_new_one(path: Path, target: Path) -> Path:
+        if path.name.endswith(".new"):
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    calls = attention_calls(trace_checkpoint(checkpoint, precision="fp16").program)
+    monkeypatch.setattr(Path, "replace", fail_for_the_new_one)
+    with pytest.raises(UserError, match="could not be written"):
+        write_kernels(calls[:1], ["sm_90"], checkpoint, "fp16", copy)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert [path.name for path in copy.parent.iterdir() if copy.name in path.name] == [copy.name]
+
+
 def test_a_call_without_a_kernel_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     wide = AttentionProblem("wide", 1, 49, 1, ((49, 256),), 512, torch.float16)
     many = AttentionProblem("many", 1, 49, 1, ((49, 64),) * 3, 64, torch.float16)

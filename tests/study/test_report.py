@@ -156,7 +156,7 @@ def map_scores(model: str) -> dict[str, Any]:
     }
     baseline = {"pointing_game": known, "energy_in_lesion": unknown}
     return {
-        **dict.fromkeys(FIELDS, None),
+        **dict.fromkeys(field for field in FIELDS if field != "per_film"),
         "schema": SCHEMA,
         "kind": KIND,
         "model": model,
@@ -167,7 +167,6 @@ def map_scores(model: str) -> dict[str, Any]:
         "settings": {"shares": [0, 0.5, 1]},
         "methods": {"gradcam": method, "scale": method},
         "baselines": {"uniform": baseline},
-        "per_film": [{"film": "mdb001"}],
     }
 
 
@@ -178,6 +177,10 @@ def test_scores_of_the_maps_enter_records_and_reports(study: Draw, tmp_path: Pat
     again = read_study(tmp_path / "study.jsonl")
     assert again.localisation == drawn.localisation
     assert len(again.jobs) == len(drawn.jobs)
+    damaged = tmp_path / "damaged.jsonl"
+    damaged.write_text((tmp_path / "study.jsonl").read_text().replace('"left_out"', '"left"'))
+    with pytest.raises(UserError, match="scores of maps lack fields"):
+        read_study(damaged)
     for path in write_study_reports(compare([again]), tmp_path):
         assert "How good the maps are" in path.read_text()
     table = (tmp_path / "report.md").read_text()
