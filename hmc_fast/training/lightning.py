@@ -81,6 +81,7 @@ class FilmClassifier(pl.LightningModule):
             self.model.parameters(),
             self.config.learning_rate,
             weight_decay=self.config.weight_decay,
+            fused=True,
         )
 
 
