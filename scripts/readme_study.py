@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 from hmc_fast.data.folds import PROTOCOL_TITLES
-from hmc_fast.study import compare, read_study
+from hmc_fast.evaluation import Interval
+from hmc_fast.models.registry import trunk_of
+from hmc_fast.study import StudyRecord, compare, read_study
 from hmc_fast.study.tables import Table, detectable_gap, metrics_table
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results" / "study"
@@ -23,21 +25,32 @@ def markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def facts(record: StudyRecord, protocol: str) -> str:
+    """What a study was trained on, and with what."""
+    config, data, environment = record.config, record.data, record.environment
+    return (
+        f"{protocol}; {data['films']} films of {data['patients']} patients, task "
+        f"{config['task']}, {config['size']}², {config['epochs']} epochs, {_start(record)}, "
+        f"{environment['gpu'] or environment['cpu']}, torch {environment['packages']['torch']}."
+    )
+
+
+def _start(record: StudyRecord) -> str:
+    """The weights before training, and which models have none of them."""
+    weights = record.config["weights"]
+    if weights is None:
+        return "random weights"
+    others = [m for m in record.models if "=" in weights and f"{trunk_of(m)}=" not in weights]
+    return f"weights `{weights}`" + (f" ({', '.join(others)} start at random)" if others else "")
+
+
 def study_block() -> str:
     """Metrics over folds of the seven models, what they were trained on, and what can be told."""
     record = read_study(RESULTS / "mias-seven-models.jsonl")
     (group,) = compare([record]).groups
-    config, data, environment = record.config, record.data, record.environment
     test = group.friedman["auc_roc"]
-    weights = config["weights"]
-    start = f"weights {weights} (other trunks start at random)" if weights else "random weights"
-    facts = (
-        f"{group.title}; {data['films']} films of {data['patients']} patients, task "
-        f"{config['task']}, {config['size']}², {config['epochs']} epochs, {start}, "
-        f"{environment['gpu'] or environment['cpu']}."
-    )
     gap = test if isinstance(test, str) else detectable_gap(test)
-    return f"{facts}\n\n{markdown(metrics_table(group))}\n\n{gap}"
+    return f"{facts(record, group.title)}\n\n{markdown(metrics_table(group))}\n\n{gap}"
 
 
 def leakage_block() -> str:
@@ -55,8 +68,34 @@ def leakage_block() -> str:
     return markdown(Table(["what", "protocol", "rotated copies", "accuracy", "AUC"], cells))
 
 
+def ablations_block() -> str:
+    """The pooled AUC with each option changed alone, and what it gains."""
+    first = RESULTS / "ablations" / "base.jsonl"
+    others = sorted(path for path in first.parent.glob("*.jsonl") if path != first)
+    records = [read_study(path) for path in (first, *others)]
+    (group,) = compare(records).groups
+    base, *changed = group.results
+    differences = {p.second: p.auc_difference for p in group.pairs if p.first == base.label}
+    rows = [["as it is", str(base.pooled_auc), "–"]]
+    for result in changed:
+        label = result.label.removeprefix(f"{result.model}, ")
+        rows.append([label, str(result.pooled_auc), gain(differences[result.label])])
+    header = ["setting", "pooled AUC [95 % CI]", "gain [95 % CI]"]
+    table = markdown(Table(header, rows))
+    return f"{base.model} with one option changed. {facts(records[0], group.title)}\n\n{table}"
+
+
+def gain(loss: Interval) -> str:
+    """What a setting adds to the AUC, from what the plain setting has more."""
+    assert loss.value is not None
+    assert loss.low is not None
+    assert loss.high is not None
+    return f"{-loss.value:+.3f} [{-loss.high:+.3f}, {-loss.low:+.3f}]"
+
+
 BLOCKS = {
     "study": ("mias-seven-models.jsonl", study_block),
+    "ablations": ("ablations/base.jsonl", ablations_block),
     "leakage": ("mias-leakage.json", leakage_block),
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.evaluation.roc import roc_band
@@ -37,6 +38,7 @@ def learning_curves(results: Sequence[ModelResult]) -> bytes:
                     label=name,
                 )
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         axes.legend(fontsize="x-small", frameon=False)
 
@@ -109,7 +111,14 @@ def critical_difference_diagram(labels: Sequence[str], test: FriedmanTest) -> by
         height = -depth - place
         axes.plot([rank, rank], [0, height], color=GREY, linewidth=0.8)
         axes.plot([rank], [0], marker="o", color=BLUE, markersize=4)
-        axes.text(rank, height, f" {labels[index]} ({rank:.2f})", va="center", fontsize="small")
+        axes.text(
+            rank + 0.04,
+            height,
+            f"{labels[index]} ({rank:.2f})",
+            va="center",
+            fontsize="small",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
     for level, (low, high) in enumerate(bars):
         axes.plot([low - 0.03, high + 0.03], [-0.7 - level] * 2, color="black", linewidth=3)
     axes.plot([1, 1 + test.critical_difference], [1.2, 1.2], color=ORANGE, linewidth=3)

@@ -4,6 +4,7 @@ Processes that run the same study at the same time, on one machine or on several
 system, take different jobs.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -312,6 +313,8 @@ def _run_job(
         )
     except UserError as error:
         failures.append(f"{job.label}: {error}")
+    # Trainer, module and model refer to each other: gigabytes that would outlive the job.
+    gc.collect()
 
 
 def _describe(cases: list[Case]) -> dict[str, Any]:

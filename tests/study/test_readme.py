@@ -32,7 +32,7 @@ def test_the_readme_is_up_to_date(script: ModuleType) -> None:
 
 
 def test_committed_records_are_readable() -> None:
-    for path in RESULTS.glob("*.jsonl"):
+    for path in RESULTS.rglob("*.jsonl"):
         assert compare([read_study(path)]).groups, path.name
     rows = json.loads((RESULTS / "mias-leakage.json").read_text())
     assert {row["protocol"] for row in rows} >= {"patient", "augment-first"}
@@ -63,3 +63,29 @@ def test_tables_are_written_between_their_markers(
     (tmp_path / "mias-leakage.json").write_text(json.dumps(rows))
     text = script.updated("<!-- leakage:begin -->\n<!-- leakage:end -->")
     assert "| x | Folds of films, patients on both sides (leaks) | 1 | 0.500 | – |" in text
+
+
+def test_ablations_are_compared_with_the_plain_setting(
+    script: ModuleType,
+    study: Callable[..., StudyRecord],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "ablations").mkdir()
+    for file, skill, config in (
+        ("base", 0.0, {}),
+        ("a-target", 2.0, {"lesion_weight": 0.5, "weights": "resnet50=w.safetensors"}),
+    ):
+        record = study({"hmc_net": skill}, name=file, **config)
+        write_study_record(tmp_path / "ablations" / f"{file}.jsonl", record)
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    text = script.updated("<!-- ablations:begin -->\n<!-- ablations:end -->")
+    plain, changed = (line.split(" | ") for line in text.splitlines()[-3:-1])
+    assert "hmc_net with one option changed. Patient-disjoint folds" in text
+    assert plain[0] == "| as it is"
+    assert plain[2] == "– |"
+    assert changed[0] == "| weights resnet50=w.safetensors, lesion_weight 0.5"
+    assert float(changed[2].split()[0]) == pytest.approx(
+        float(changed[1].split()[0]) - float(plain[1].split()[0]), abs=0.0011
+    )
+    assert float(changed[2].split()[0]) > 0.2

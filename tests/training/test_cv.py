@@ -1,6 +1,7 @@
 """Cross-validation: complete, repeatable, resumable after kill -9, never mixed."""
 
 import csv
+import gc
 import json
 import os
 import shutil
@@ -8,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -39,6 +42,28 @@ def outcome(study: Path) -> tuple[list[str], list[object]]:
     """Every out-of-fold logit and every learning curve of a study."""
     oof = (study / MODEL / "out_of_fold.csv").read_text().splitlines()
     return oof, [(study / MODEL / f"fold{k}" / "history.csv").read_text() for k in (0, 1)]
+
+
+def test_a_finished_job_leaves_no_model_in_memory(
+    phantoms: list[Case], config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[FilmClassifier] = weakref.WeakSet()
+    most = 0
+
+    def counted(module: FilmClassifier, *arguments: Any) -> None:
+        nonlocal most
+        initialise(module, *arguments)
+        alive.add(module)
+        most = max(most, len(alive))
+
+    initialise = FilmClassifier.__init__
+    monkeypatch.setattr(FilmClassifier, "__init__", counted)
+    gc.disable()  # else a collection by chance would hide what the jobs leave
+    try:
+        run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=2)
+    finally:
+        gc.enable()
+    assert (most, len(alive)) == (1, 0)
 
 
 def test_a_study_is_complete(phantoms: list[Case], config: TrainingConfig, tmp_path: Path) -> None:
