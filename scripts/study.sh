@@ -16,7 +16,7 @@ mkdir -p "$results"
 "$bin" study record "$folder/patient" --out "$results/mias-seven-models.jsonl"
 "$bin" study report "$results/mias-seven-models.jsonl" --out "$folder/report"
 "$bin" leakage-probe --data "$data" --out "$folder/leakage" --model "${LEAK_MODEL:-hmc_net}" \
-    --weights "resnet50=$weights" --copies 45 --folds 2 --size "${LEAK_SIZE:-64}" --epochs "${LEAK_EPOCHS:-8}" \
-    --batch-size 32 --learning-rate 3e-4 --json >"$folder/leakage.json"
+    --weights "resnet50=$weights" --copies 90 --folds 2 --size "${LEAK_SIZE:-64}" --epochs "${LEAK_EPOCHS:-4}" \
+    --batch-size 64 --learning-rate 3e-4 --json >"$folder/leakage.json"
 mv "$folder/leakage.json" "$results/mias-leakage.json"
 "$(dirname "$bin")/python" scripts/readme_study.py README.md
