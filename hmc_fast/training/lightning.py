@@ -66,13 +66,21 @@ class FilmClassifier(pl.LightningModule):
                 f"the loss became {loss.item()} in epoch {self.current_epoch}, step {batch_index}; "
                 "lower --learning-rate or use --precision fp32"
             )
-        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels))
+        self.log(
+            "train_loss",
+            loss,
+            on_epoch=True,
+            on_step=False,
+            batch_size=len(labels),
+            sync_dist=True,
+        )
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         images, labels = batch
         logits = self(images).float()
-        self.log("val_loss", self.loss(logits, labels), batch_size=len(labels))
+        loss = self.loss(logits, labels)
+        self.log("val_loss", loss, batch_size=len(labels), sync_dist=True)
         self.val_auc.update(logits.softmax(-1), labels)
         self.log("val_auc", self.val_auc, on_epoch=True)
 
