@@ -9,7 +9,7 @@ folder=${3:-runs/ablations}
 results=bench/results/study/ablations
 bin=${HMC_FAST:-.venv/bin/hmc-fast}
 size=${SIZE:-64}
-epochs=${EPOCHS:-12}
+epochs=${EPOCHS:-6}
 mkdir -p "$results"
 for option in ${OPTIONS:-base no-augmentation no-balance breast-facing-left lesion-target lesion-crops flips larger}; do
     case $option in
