@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 from hmc_fast.data.folds import PROTOCOL_TITLES
+from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Interval
+from hmc_fast.files import write_text
 from hmc_fast.models.registry import trunk_of
 from hmc_fast.study import StudyRecord, compare, read_study
 from hmc_fast.study.tables import Table, detectable_gap, metrics_table
@@ -116,12 +118,16 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     before = arguments.readme.read_text(encoding="utf-8")
-    after = updated(before)
+    try:
+        after = updated(before)
+    except UserError as error:
+        print(f"readme_study.py: {error}", file=sys.stderr)
+        return 1
     if arguments.check:
         if after != before:
             print(f"{arguments.readme}: its tables are not those of the records", file=sys.stderr)
         return int(after != before)
-    arguments.readme.write_text(after, encoding="utf-8")
+    write_text(arguments.readme, after)
     return 0
 
 
