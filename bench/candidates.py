@@ -10,7 +10,7 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from hmc_fast.evaluation.predict import autocast, precision_dtype
+from hmc_fast.devices import autocast, precision_dtype
 from hmc_fast.kernels.capability import Problem, reasons_against
 from hmc_fast.models import (
     FilmModel,

@@ -34,11 +34,6 @@ class DeviceFacts:
         return asdict(self)
 
 
-def benchmark_device() -> torch.device:
-    """The current GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def device_facts(device: torch.device) -> DeviceFacts:
     """Facts of ``device``."""
     if device.type == "cuda":

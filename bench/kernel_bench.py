@@ -27,8 +27,8 @@ from hmc_fast.bench.profiler import annotated
 from hmc_fast.bench.rows import with_parity, with_speed_ups, with_times
 from hmc_fast.bench.timing import Clock, TimedCall, time_side_by_side
 from hmc_fast.bench.work import PASSES, Pass, work_of
+from hmc_fast.devices import precision_dtype
 from hmc_fast.errors import UserError
-from hmc_fast.evaluation.predict import precision_dtype
 
 OPERATOR_PEERS: tuple[Peer, ...] = (TRITON, *SDPA_PEERS, FLEX, COMPILED, EAGER)
 PEER_NAMES = tuple(peer.name for peer in OPERATOR_PEERS)

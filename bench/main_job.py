@@ -19,11 +19,11 @@ from hmc_fast.bench.memory import MemoryProbeError, measure_memory
 from hmc_fast.bench.parity import PARITY_FILMS, PARITY_PIXELS, LogitTruth
 from hmc_fast.bench.record import BenchRecord, Row
 from hmc_fast.checkpoint import LoadedModel, load_model
-from hmc_fast.data import TASKS, Case, FilmCache, FilmDataset, Preprocessing, read_folds
+from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset, Preprocessing, read_folds
+from hmc_fast.devices import default_device, precision_dtype
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, mean_and_std, pool, predict_logits
-from hmc_fast.evaluation.predict import precision_dtype
 from hmc_fast.kernels.testing import BudgetUse
 from hmc_fast.models import FilmModel, build_model
 from hmc_fast.models.registry import FIXED_SIZE_MODELS
@@ -88,13 +88,13 @@ class _Fold:
     """A fold's parameters and held-out films."""
 
     state: dict[str, Tensor]
-    cases: list[Case]
+    cases: list[Film]
     labels: list[int]
 
 
 def run_bench(
     options: BenchOptions,
-    cases: list[Case],
+    cases: list[Film],
     data: dict[str, Any],
     out: Path,
     *,
@@ -117,7 +117,7 @@ def run_bench(
         fold_count=options.folds,
         on_progress=on_training,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     first, folds = _load_folds(study, options, cases)
     checkpoint = fold_checkpoints(study, options.model)[0]
     rows: list[Row] = []
@@ -301,7 +301,7 @@ class _SizeBench:
 
 
 def _load_folds(
-    study: Path, options: BenchOptions, cases: list[Case]
+    study: Path, options: BenchOptions, cases: list[Film]
 ) -> tuple[LoadedModel, list[_Fold]]:
     cases, labels = TASKS[options.training.task].select(cases)
     folds = read_folds(study / FOLDS_FILE)

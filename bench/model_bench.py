@@ -30,8 +30,8 @@ from hmc_fast.bench.profile_record import Measurement
 from hmc_fast.bench.profiler import annotated
 from hmc_fast.bench.rows import with_parity, with_speed_ups, with_times
 from hmc_fast.bench.timing import Clock, TimedCall, time_side_by_side
+from hmc_fast.devices import precision_dtype
 from hmc_fast.errors import UserError
-from hmc_fast.evaluation.predict import precision_dtype
 
 INPUT_SETS = 3
 GRAPH_BELOW_MS = 20.0

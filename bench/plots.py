@@ -1,11 +1,9 @@
 """Plots of a benchmark record, as base64 PNG for the HTML report."""
 
-import base64
-import io
-
 from matplotlib.figure import Figure
 
 from hmc_fast.bench.record import BenchRecord, Row
+from hmc_fast.reporting import png_base64
 
 COLOURS = {"eager": "#4c6a92", "compiled": "#c98b3a", "triton": "#5b8c5a"}
 
@@ -29,7 +27,7 @@ def speed_memory_plot(record: BenchRecord) -> str | None:
     right.barh(labels, [row.inference_peak_mib or 0 for row in rows], color=colours)
     right.set_xlabel("peak memory while inferring, MiB")
     left.invert_yaxis()
-    return encode(figure)
+    return png_base64(figure)
 
 
 def accuracy_plot(record: BenchRecord) -> str | None:
@@ -55,15 +53,8 @@ def accuracy_plot(record: BenchRecord) -> str | None:
     right.set_xlim(0, 1)
     right.set_xlabel("accuracy, mean ± std over folds")
     left.invert_yaxis()
-    return encode(figure)
+    return png_base64(figure)
 
 
 def _label(row: Row) -> str:
     return f"{row.size}² {row.implementation} {row.precision}"
-
-
-def encode(figure: Figure) -> str:
-    """``figure`` as a base64 PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from hmc_fast.bench.plots import encode
 from hmc_fast.bench.profile_record import Measurement, ProfileRecord
-from hmc_fast.bench.profile_tables import kernel_rows, milliseconds, model_rows
+from hmc_fast.bench.profile_tables import kernel_rows, model_rows
+from hmc_fast.reporting import milliseconds, png_base64
 
 PEER_COLOURS = {
     "triton": "#2f7d4f",
@@ -65,7 +65,7 @@ def roofline(record: ProfileRecord) -> str | None:
         axis.grid(True, which="both", color="#eeeeee")
     axes[0].set_ylabel("TFLOP/s")
     figure.legend(handles=_legend(rows), loc="outside lower center", ncols=6, frameon=False)
-    return encode(figure)
+    return png_base64(figure)
 
 
 def _case_positions(rows: Sequence[Measurement], intensities: Sequence[float]) -> dict[str, float]:
@@ -127,7 +127,7 @@ def speed_up_bars(record: ProfileRecord) -> str | None:
         ncols=5,
         frameon=False,
     )
-    return encode(figure)
+    return png_base64(figure)
 
 
 def waterfall(records: Sequence[tuple[str, ProfileRecord]]) -> str | None:
@@ -161,7 +161,7 @@ def waterfall(records: Sequence[tuple[str, ProfileRecord]]) -> str | None:
     axis.set_ylim(0, 1.2 * max(value for _, value in steps))
     axis.set_ylabel("median, ms")
     axis.set_title(f"{case[0]} {case[1]} forward")
-    return encode(figure)
+    return png_base64(figure)
 
 
 def _waterfall_case(record: ProfileRecord) -> tuple[str, str] | None:
@@ -277,4 +277,4 @@ def _curves(
     axis.set_ylabel(y_label)
     axis.grid(True, color="#eeeeee")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
-    return encode(figure)
+    return png_base64(figure)

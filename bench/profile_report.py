@@ -6,9 +6,9 @@ from typing import Any
 
 from hmc_fast.bench import profile_plots, profile_tables
 from hmc_fast.bench.profile_record import ProfileRecord
-from hmc_fast.bench.report import template_environment
 from hmc_fast.bench.targets import TARGET_HEADER, target_rows
 from hmc_fast.files import write_text
+from hmc_fast.reporting import templates
 
 
 def write_profile_reports(
@@ -20,9 +20,9 @@ def write_profile_reports(
     """
     markdown, html = folder / "report.md", folder / "report.html"
     record = records[-1][1]
-    templates = template_environment()
+    environment = templates("hmc_fast.bench")
     context = _context(record)
-    write_text(markdown, templates.get_template("profile.md.j2").render(context))
+    write_text(markdown, environment.get_template("profile.md.j2").render(context))
     plots = [
         ("Roofline", profile_plots.roofline(record)),
         ("Speed over the eager reference", profile_plots.speed_up_bars(record)),
@@ -31,7 +31,9 @@ def write_profile_reports(
         ("Latency by batch", profile_plots.latency_by_batch(record)),
     ]
     drawn = [(title, image) for title, image in plots if image is not None]
-    write_text(html, templates.get_template("profile.html.j2").render({**context, "plots": drawn}))
+    write_text(
+        html, environment.get_template("profile.html.j2").render({**context, "plots": drawn})
+    )
     return markdown, html
 
 

@@ -7,23 +7,12 @@ from hmc_fast.bench.compare import Comparison
 from hmc_fast.bench.model_variants import OURS
 from hmc_fast.bench.profile_record import Measurement, ProfileRecord
 from hmc_fast.bench.work import PASSES
+from hmc_fast.reporting import milliseconds, number
 
 Cells = tuple[list[str], list[list[str]]]
 """Header and rows."""
 
 _Column = tuple[str, Callable[[Measurement], str]]
-
-
-def _form(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
-
-
-def milliseconds(value: float | None) -> str:
-    """Three significant digits."""
-    if value is None:
-        return "–"
-    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:.{digits}f}"
 
 
 def _times(row: Measurement) -> str:
@@ -46,7 +35,7 @@ def _budget(row: Measurement) -> str:
     return f"{row.budget_units:.2f} ({row.budget_tensor})"
 
 
-_SPEED_UP: _Column = ("against the best other", lambda r: _form(r.speed_up, "{:.2f}×"))
+_SPEED_UP: _Column = ("against the best other", lambda r: number(r.speed_up, "{:.2f}×"))
 _COMMON: tuple[_Column, ...] = (
     ("p20 / p50 / p80, ms", _times),
     ("outliers", _outliers),
@@ -55,9 +44,9 @@ _KERNEL_COLUMNS: tuple[_Column, ...] = (
     ("pass", lambda r: r.what),
     ("backend", _peer),
     *_COMMON,
-    ("TFLOP/s", lambda r: _form(r.tflops, "{:.3g}")),
-    ("share of ceiling", lambda r: _form(r.ceiling_share and 100 * r.ceiling_share, "{:.0f} %")),
-    ("peak memory, MiB", lambda r: _form(r.peak_mib, "{:.0f}")),
+    ("TFLOP/s", lambda r: number(r.tflops, "{:.3g}")),
+    ("share of ceiling", lambda r: number(r.ceiling_share and 100 * r.ceiling_share, "{:.0f} %")),
+    ("peak memory, MiB", lambda r: number(r.peak_mib, "{:.0f}")),
     ("error, budgets", _budget),
     _SPEED_UP,
 )
@@ -66,8 +55,8 @@ _MODEL_COLUMNS: tuple[_Column, ...] = (
     ("what", lambda r: r.what),
     ("implementation", _peer),
     *_COMMON,
-    ("images/s", lambda r: _form(r.throughput_per_s, "{:.1f}")),
-    ("peak memory, MiB", lambda r: _form(r.peak_mib, "{:.0f}")),
+    ("images/s", lambda r: number(r.throughput_per_s, "{:.1f}")),
+    ("peak memory, MiB", lambda r: number(r.peak_mib, "{:.0f}")),
     ("error, budgets", _budget),
     _SPEED_UP,
 )
@@ -243,8 +232,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Cells:
             c.label,
             milliseconds(c.old_ms),
             milliseconds(c.new_ms),
-            _form(c.ratio, "{:.3f}"),
-            _form(c.band and 100 * c.band, "± {:.0f} %"),
+            number(c.ratio, "{:.3f}"),
+            number(c.band and 100 * c.band, "± {:.0f} %"),
             c.verdict,
             c.note or "",
         ]

@@ -9,7 +9,7 @@ from hmc_fast.bench.cases import Case
 from hmc_fast.bench.failures import describe
 from hmc_fast.bench.kernel_bench import KernelBenchOptions
 from hmc_fast.bench.profile_record import KernelResources
-from hmc_fast.evaluation.predict import precision_dtype
+from hmc_fast.devices import precision_dtype
 
 if TYPE_CHECKING:
     from hmc_fast.kernels.fused.launch import Launch

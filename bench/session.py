@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from hmc_fast.bench.ceilings import measure_ceiling
-from hmc_fast.bench.device import benchmark_device, clocks_seen, device_facts
+from hmc_fast.bench.device import clocks_seen, device_facts
 from hmc_fast.bench.kernel_bench import KernelBenchOptions, run_kernel_bench
 from hmc_fast.bench.model_bench import ModelBenchOptions, run_model_bench
 from hmc_fast.bench.profile_record import Measurement, ProfileRecord, write_profile
 from hmc_fast.bench.resources import resources_of
 from hmc_fast.bench.timing import clock_for
+from hmc_fast.devices import default_device, precision_dtype
 from hmc_fast.environment import environment
-from hmc_fast.evaluation.predict import precision_dtype
 from hmc_fast.files import make_folder
 
 RECORD_FILE = "record.jsonl"
@@ -66,7 +66,7 @@ def run_profile(
     """
     deadline_s = time.perf_counter() + 60 * plan.minutes
     path = make_folder(folder) / RECORD_FILE
-    device = benchmark_device()
+    device = default_device()
     clock = clock_for(device)
     record = ProfileRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 
-from hmc_fast.bench.device import benchmark_device
 from hmc_fast.bench.failures import describe
 from hmc_fast.bench.kernel_bench import KernelBenchOptions, case_peers
 from hmc_fast.bench.peers import BoundCall
 from hmc_fast.bench.profiler import ncu_command, write_trace
-from hmc_fast.evaluation.predict import precision_dtype
+from hmc_fast.devices import default_device, precision_dtype
 
 
 def write_traces(
@@ -21,7 +20,7 @@ def write_traces(
 
     A trace holds a forward pass and, where the peer can do it, a backward pass.
     """
-    device = benchmark_device()
+    device = default_device()
     commands = []
     for case, precision in options.plan():
         dtype = precision_dtype(precision)

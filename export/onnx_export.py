@@ -13,9 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hmc_fast.checkpoint import CheckpointMetadata, load_model
 from hmc_fast.data import Preprocessing
+from hmc_fast.devices import precision_dtype
 from hmc_fast.environment import installed_version
 from hmc_fast.errors import UserError
-from hmc_fast.evaluation.predict import precision_dtype
 from hmc_fast.export import plugin_graph
 from hmc_fast.export.aot import attention_calls
 from hmc_fast.export.attention import decompositions

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hmc_fast.checkpoint import load_model
-from hmc_fast.data import TASKS, Case, FilmCache, FilmDataset
+from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, predict_logits
@@ -98,7 +98,7 @@ class Verification:
 
 def verify(
     artefact: Path,
-    cases: list[Case],
+    cases: list[Film],
     *,
     checkpoint: Path | None = None,
     bounds: Bounds | None = None,

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from hmc_fast.data import Preprocessing
-from hmc_fast.data.cases import task_by_name
+from hmc_fast.data.tasks import task_by_name
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_atomically
 from hmc_fast.models import FilmModel, ModelConfig, build_model

@@ -21,6 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from hmc_fast.devices import default_device
 from hmc_fast.environment import cpu_name, installed_version
 from hmc_fast.kernels.capability import Problem, reasons_against
 from hmc_fast.models.blocks import HSA_VALUE_HEAD_DIM, QK_HEAD_DIM
@@ -98,7 +99,7 @@ def _reference() -> Check:
 
 
 def _triton() -> Check:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     problem = Problem(device, torch.float16, 1, QK_HEAD_DIM, (HSA_VALUE_HEAD_DIM,))
     reasons = reasons_against(problem, "triton")
     if not reasons:

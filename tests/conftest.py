@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hmc_fast.cli.app import run
-from hmc_fast.data import Case, read_mias, write_phantoms
+from hmc_fast.data import Film, read_mias, write_phantoms
 from hmc_fast.kernels.capability import interpreting
 
 DATA_VARIABLE = "HMC_FAST_TEST_DATA"
@@ -63,7 +63,7 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def phantoms(phantom_folder: Path) -> list[Case]:
+def phantoms(phantom_folder: Path) -> list[Film]:
     return read_mias(phantom_folder)
 
 

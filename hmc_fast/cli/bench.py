@@ -82,9 +82,10 @@ def bench(
     from hmc_fast.bench import BenchOptions, run_bench, write_reports
     from hmc_fast.bench.candidates import IMPLEMENTATIONS
     from hmc_fast.bench.record import write_record
-    from hmc_fast.bench.report import PHANTOM_NOTICE, table
+    from hmc_fast.bench.report import table
     from hmc_fast.data import read_mias
     from hmc_fast.files import make_folder
+    from hmc_fast.reporting import PHANTOM_NOTICE
     from hmc_fast.training import TrainingConfig
 
     defaults = _preset(preset)

@@ -31,13 +31,12 @@ def evaluate(
 
     Example: [bold]hmc-fast evaluate --checkpoint runs/a/model.safetensors --data mias[/bold]
     """
-    import torch
-
     from hmc_fast.checkpoint import load_ensemble
     from hmc_fast.data import TASKS, FilmCache, FilmDataset, read_mias
+    from hmc_fast.devices import default_device
     from hmc_fast.evaluation import Predictions, ensemble, predict_logits
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     members = load_ensemble(checkpoint, backend=backend, device=device)
     metadata = members[0].metadata
     cases, labels = TASKS[metadata.task].select(read_mias(data))

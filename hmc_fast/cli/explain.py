@@ -11,7 +11,7 @@ from hmc_fast.cli import options
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from hmc_fast.data import Case
+    from hmc_fast.data import Film
     from hmc_fast.explain import FilmExplanation
 
 INFO_FILE = "Info.txt"
@@ -56,18 +56,18 @@ def explain(
 
     Example: [bold]hmc-fast explain mias/mdb028.pgm --checkpoint runs/a/model.safetensors[/bold]
     """
-    import torch
-
     from hmc_fast.checkpoint import load_model
+    from hmc_fast.devices import default_device
     from hmc_fast.explain import ScoreOptions, explain_film
     from hmc_fast.explain.film import check_methods
     from hmc_fast.explain.methods import TITLES
     from hmc_fast.explain.page import PageEntry, render_page
-    from hmc_fast.explain.pictures import contact_sheet, encode_png, film_figure, save_png
+    from hmc_fast.explain.pictures import contact_sheet, film_figure, save_png
     from hmc_fast.files import make_folder, write_json, write_text
+    from hmc_fast.reporting import png_base64
 
     methods = check_methods(method or ["gradcam"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     loaded = load_model(checkpoint, backend=backend, device=device)
     cases = list(_cases(files, annotations))
     make_folder(out)
@@ -86,7 +86,7 @@ def explain(
             )
             figure = film_figure(explanation)
             save_png(figure, out / f"{name}.png")
-            entries.append(PageEntry(explanation, encode_png(figure)))
+            entries.append(PageEntry(explanation, png_base64(figure)))
             if maps:
                 _save_maps(out / f"{name}.npz", explanation)
             explanations.append(explanation)
@@ -120,9 +120,9 @@ def explain(
     console.print("Research software: these are no diagnoses.", style="dim")
 
 
-def _cases(files: Sequence[Path], annotations: Path | None) -> Iterator["Case"]:
+def _cases(files: Sequence[Path], annotations: Path | None) -> Iterator["Film"]:
     """The films with their findings: from ``annotations``, or the Info.txt beside a MIAS film."""
-    from hmc_fast.data import Case
+    from hmc_fast.data import Film
     from hmc_fast.data.mias import is_film_id, patient_of, read_findings
 
     known = {} if annotations is None else {annotations: read_findings(annotations)}
@@ -132,10 +132,10 @@ def _cases(files: Sequence[Path], annotations: Path | None) -> Iterator["Case"]:
         if is_mias and info not in known and info.is_file():
             known[info] = read_findings(info)
         findings = known.get(info, {}).get(path.stem, ()) if is_mias else ()
-        yield Case(path.stem, patient_of(path.stem) if is_mias else path.stem, path, findings)
+        yield Film(path.stem, patient_of(path.stem) if is_mias else path.stem, path, findings)
 
 
-def _file_names(cases: Sequence["Case"]) -> list[str]:
+def _file_names(cases: Sequence["Film"]) -> list[str]:
     """A name for each film's files: its own, numbered where several films share it."""
     count = Counter(case.film_id for case in cases)
     return [

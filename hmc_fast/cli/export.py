@@ -275,11 +275,11 @@ def _graph(
 
 
 def _calibration_images(graph: "OnnxExport", folder: Path, count: int) -> list["Tensor"]:
-    from hmc_fast.data import read_film, read_mias
+    from hmc_fast.data import read_mias, read_pixels
 
     cases = read_mias(folder)
     step = max(1, len(cases) // count)
-    return [graph.sidecar.preprocessing(read_film(case.path)) for case in cases[::step][:count]]
+    return [graph.sidecar.preprocessing(read_pixels(case.path)) for case in cases[::step][:count]]
 
 
 def _print(sidecar: "Sidecar", path: Path, as_json: bool) -> None:

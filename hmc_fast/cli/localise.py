@@ -44,10 +44,9 @@ def localise(
 
     Example: [bold]hmc-fast localise study/*/fold*/model.safetensors --data mias --out study[/bold]
     """
-    import torch
-
     from hmc_fast.checkpoint import load_model
     from hmc_fast.data import read_mias
+    from hmc_fast.devices import default_device
     from hmc_fast.explain.localisation import (
         LocalisationSettings,
         measure_localisation,
@@ -76,7 +75,7 @@ def localise(
                 cases,
                 settings,
                 backend=backend,
-                device="cuda" if torch.cuda.is_available() else "cpu",
+                device=default_device(),
                 on_film=report,
             )
             write_localisation(make_folder(out / name), result)

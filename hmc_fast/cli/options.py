@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hmc_fast.data.cases import TASKS
+from hmc_fast.data.tasks import TASKS
 from hmc_fast.errors import UserError
 from hmc_fast.models.registry import MODEL_NAMES, trunk_of
 

@@ -26,17 +26,17 @@ def predict(
     import torch
 
     from hmc_fast.checkpoint import load_ensemble
-    from hmc_fast.data import read_film
+    from hmc_fast.data import read_pixels
+    from hmc_fast.devices import autocast, default_device
     from hmc_fast.evaluation import film_logits
-    from hmc_fast.evaluation.predict import autocast
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     members = load_ensemble(checkpoint, backend=backend, device=device)
     metadata = members[0].metadata
     films: list[dict[str, Any]] = []
     with progress_bar("films") as report, torch.inference_mode(), autocast(device, precision):
         for path in files:
-            image = metadata.preprocessing(read_film(path)).to(device)[None]
+            image = metadata.preprocessing(read_pixels(path)).to(device)[None]
             logits = torch.cat(
                 [film_logits(member.model, image, metadata.preprocessing) for member in members]
             )

@@ -1,17 +1,18 @@
 """Films, their labels and their folds."""
 
-from hmc_fast.data.cases import TASKS, Case, Finding, Task, rotated_copies
 from hmc_fast.data.dataset import FilmCache, FilmDataset
-from hmc_fast.data.film import read_film
+from hmc_fast.data.films import Film, Finding, rotated_copies
 from hmc_fast.data.folds import PROTOCOLS, Folds, make_folds, read_folds
 from hmc_fast.data.mias import read_mias
 from hmc_fast.data.phantom import write_phantoms
+from hmc_fast.data.pixels import read_pixels
 from hmc_fast.data.preprocessing import Preprocessing
+from hmc_fast.data.tasks import TASKS, Task
 
 __all__ = [
     "PROTOCOLS",
     "TASKS",
-    "Case",
+    "Film",
     "FilmCache",
     "FilmDataset",
     "Finding",
@@ -19,9 +20,9 @@ __all__ = [
     "Preprocessing",
     "Task",
     "make_folds",
-    "read_film",
     "read_folds",
     "read_mias",
+    "read_pixels",
     "rotated_copies",
     "write_phantoms",
 ]

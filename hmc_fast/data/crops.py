@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmc_fast.data.breast import breast_mask
-from hmc_fast.data.cases import Case
+from hmc_fast.data.films import Film
 from hmc_fast.data.preprocessing import Frame
 
 SIDE_IN_RADII = 4
@@ -20,7 +20,7 @@ LEAST_SHARE, USUAL_SHARE = 1 / 8, 1 / 4
 """Of the film's shorter side: the smallest crop, and the crop of a film without a circle."""
 
 
-def crop_frame(case: Case, film: NDArray[np.float32], *, mirrored: bool) -> Frame:
+def crop_frame(case: Film, film: NDArray[np.float32], *, mirrored: bool) -> Frame:
     """The square around the case's first circle, or around a place in the breast without one.
 
     That place is drawn by the film's name, the same every time. The square lies inside the film.

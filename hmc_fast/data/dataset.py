@@ -10,10 +10,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from hmc_fast.data.cases import Case
 from hmc_fast.data.crops import crop_frame
-from hmc_fast.data.film import read_film
+from hmc_fast.data.films import Film
 from hmc_fast.data.lesion import lesion_mask
+from hmc_fast.data.pixels import read_pixels
 from hmc_fast.data.preprocessing import Frame, Preprocessing
 
 
@@ -34,7 +34,7 @@ class FilmCache:
         """SHA-256 of the decoded full-size pixels, the same for PGM and PNG of one film."""
         return self._load(path).digest
 
-    def lesion(self, case: Case) -> Tensor:
+    def lesion(self, case: Film) -> Tensor:
         """``[1, height, width]`` in 0…1, the case's lesion circles resized like its film."""
         if case.path not in self._lesions:
             film = self._load(case.path)
@@ -42,17 +42,17 @@ class FilmCache:
             self._lesions[case.path] = self.preprocessing.resize(mask, film.frame)
         return self._lesions[case.path]
 
-    def crop(self, case: Case) -> Tensor:
+    def crop(self, case: Film) -> Tensor:
         """``[1, height, width]`` in 0…1: the film's :func:`crop_frame`, enlarged."""
         if case.path not in self._crops:
-            film = read_film(case.path)
+            film = read_pixels(case.path)
             frame = crop_frame(case, film, mirrored=self._load(case.path).frame.mirrored)
             self._crops[case.path] = self.preprocessing.resize(film, frame)
         return self._crops[case.path]
 
     def _load(self, path: Path) -> "_CachedFilm":
         if path not in self._films:
-            film = read_film(path)
+            film = read_pixels(path)
             digest = hashlib.sha256(film.tobytes()).hexdigest()
             frame = self.preprocessing.frame(film)
             image = self.preprocessing.resize(film, frame)
@@ -81,7 +81,7 @@ class FilmDataset(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        cases: list[Case],
+        cases: list[Film],
         labels: list[int],
         cache: FilmCache,
         augmentation_seed: int | None = None,

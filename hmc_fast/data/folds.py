@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from hmc_fast.data.cases import Case, Task
+from hmc_fast.data.films import Film
+from hmc_fast.data.tasks import Task
 from hmc_fast.errors import UserError
 from hmc_fast.files import read_json, write_json, write_text
 
@@ -79,7 +80,7 @@ class Folds:
                     "(each class needs at least one patient a fold)"
                 )
 
-    def split(self, cases: list[Case], fold: int) -> tuple[list[int], list[int]]:
+    def split(self, cases: list[Film], fold: int) -> tuple[list[int], list[int]]:
         """Indices into ``cases`` for training and for testing in ``fold``.
 
         Raises :class:`UserError` where cases and folds are not about the same films and patients.
@@ -132,7 +133,7 @@ def check_protocol(protocol: str) -> str:
 
 
 def make_folds(
-    cases: list[Case],
+    cases: list[Film],
     labels: list[int],
     task: Task,
     count: int,
@@ -171,7 +172,7 @@ def make_folds(
     )
 
 
-def _check_enough_patients(cases: list[Case], labels: list[int], task: Task, count: int) -> None:
+def _check_enough_patients(cases: list[Film], labels: list[int], task: Task, count: int) -> None:
     patients = [case.patient_id for case in cases]
     if len(set(patients)) < count:
         raise UserError(

@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from hmc_fast.data.cases import Case
+from hmc_fast.data.films import Film
 
 
-def lesion_mask(case: Case, shape: tuple[int, int]) -> NDArray[np.float32]:
+def lesion_mask(case: Film, shape: tuple[int, int]) -> NDArray[np.float32]:
     """1 inside the circles of the case's findings and 0 outside, for a film of ``shape [H, W]``.
 
     MIAS counts y upwards from the lowest row. Findings without a circle leave no trace.

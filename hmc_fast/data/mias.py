@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hmc_fast.data.cases import Case, Finding, Severity
+from hmc_fast.data.films import Film, Finding, Severity
 from hmc_fast.errors import UserError
 
 TISSUES = {"F": "fatty", "G": "fatty-glandular", "D": "dense-glandular"}
@@ -19,7 +19,7 @@ SUFFIXES = (".pgm", ".png")
 _FILM_ID = re.compile(r"mdb(\d{3,})")
 
 
-def read_mias(folder: Path) -> list[Case]:
+def read_mias(folder: Path) -> list[Film]:
     """All films of a MIAS folder with their findings, in the order of their numbers.
 
     Raises :class:`UserError` for a missing folder or ``Info.txt``, an unknown code, a row without
@@ -46,7 +46,7 @@ def read_mias(folder: Path) -> list[Case]:
     if not films:
         raise UserError(f"{folder}: holds no mdbNNN.pgm or mdbNNN.png film")
     return [
-        Case(film_id, patient_of(film_id), films[film_id], tuple(findings[film_id]))
+        Film(film_id, patient_of(film_id), films[film_id], tuple(findings[film_id]))
         for film_id in sorted(films, key=_number)
     ]
 

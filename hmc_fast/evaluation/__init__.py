@@ -2,7 +2,7 @@
 
 from hmc_fast.evaluation.bootstrap import Interval, auc_interval
 from hmc_fast.evaluation.metrics import METRIC_NAMES, classification_metrics, mean_and_std
-from hmc_fast.evaluation.predict import PRECISIONS, film_logits, predict_logits
+from hmc_fast.evaluation.predict import film_logits, predict_logits
 from hmc_fast.evaluation.predictions import (
     Predictions,
     ensemble,
@@ -13,7 +13,6 @@ from hmc_fast.evaluation.predictions import (
 
 __all__ = [
     "METRIC_NAMES",
-    "PRECISIONS",
     "Interval",
     "Predictions",
     "auc_interval",

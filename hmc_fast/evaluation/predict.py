@@ -9,28 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hmc_fast.data import FilmDataset, Preprocessing
+from hmc_fast.devices import autocast
 from hmc_fast.errors import UserError
-
-PRECISIONS: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-"""Autocast dtypes by name; ``fp32`` is no autocast."""
-
-
-def precision_dtype(name: str) -> torch.dtype:
-    """Raises :class:`UserError` for an unknown name."""
-    if name not in PRECISIONS:
-        raise UserError(f"unknown precision {name!r}; choose one of {', '.join(PRECISIONS)}")
-    return PRECISIONS[name]
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which a model runs at the named precision on ``device``."""
-    dtype = precision_dtype(precision)
-    enabled = dtype != torch.float32
-    return torch.autocast(device.type, dtype if enabled else torch.bfloat16, enabled=enabled)
 
 
 def predict_logits(

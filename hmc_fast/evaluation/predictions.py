@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from hmc_fast.data import Case
+from hmc_fast.data import Film
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.bootstrap import (
     Interval,
@@ -37,7 +37,7 @@ class Predictions:
     @classmethod
     def of(
         cls,
-        cases: Sequence[Case],
+        cases: Sequence[Film],
         labels: Sequence[int],
         fold: int,
         logits: NDArray[np.floating],

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from hmc_fast.checkpoint import CheckpointMetadata, LoadedModel
-from hmc_fast.data import Case, Preprocessing, read_film
+from hmc_fast.data import Film, Preprocessing, read_pixels
 from hmc_fast.data.lesion import lesion_mask
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.predict import film_logits
@@ -45,7 +45,7 @@ class FilmExplanation:
         notes: what a reader has to know: methods left out, and why.
     """
 
-    case: Case
+    case: Film
     class_names: tuple[str, ...]
     probabilities: tuple[float, ...]
     class_index: int
@@ -98,7 +98,7 @@ class FilmExplanation:
 
 def explain_film(
     loaded: LoadedModel,
-    case: Case,
+    case: Film,
     methods: Sequence[str] = ("gradcam",),
     *,
     class_name: str | None = None,
@@ -122,7 +122,7 @@ def explain_film(
     """
     model, metadata = loaded
     methods = check_methods(methods)
-    film = read_film(case.path)
+    film = read_pixels(case.path)
     device = next(model.parameters()).device
     image = metadata.preprocessing(film).to(device)
     with torch.no_grad():
@@ -168,7 +168,7 @@ def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
 
 
 def lesion_in(
-    preprocessing: Preprocessing, film: NDArray[np.float32], case: Case
+    preprocessing: Preprocessing, film: NDArray[np.float32], case: Film
 ) -> NDArray[np.bool_] | None:
     """The annotated lesions as a mask of the model's input ``[H, W]``, or None without any.
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmc_fast.checkpoint import LoadedModel
-from hmc_fast.data import TASKS, Case, read_film
+from hmc_fast.data import TASKS, Film, read_pixels
 from hmc_fast.errors import UserError
 from hmc_fast.explain.film import lesion_in
 from hmc_fast.explain.methods import SCALE, ScoreOptions, activation_map
@@ -63,13 +63,13 @@ class FilmScorer:
         self.device = next(self.model.parameters()).device
         self.shuffled = with_shuffled_weights(self.model, seed)
 
-    def sees_lesion(self, case: Case) -> bool:
+    def sees_lesion(self, case: Film) -> bool:
         """Whether an annotated circle lies in what the model sees of the film."""
-        return lesion_in(self.metadata.preprocessing, read_film(case.path), case) is not None
+        return lesion_in(self.metadata.preprocessing, read_pixels(case.path), case) is not None
 
-    def baselines(self, case: Case) -> list[FilmScore]:
+    def baselines(self, case: Film) -> list[FilmScore]:
         """The two maps that need no model, for a film whose lesion the model sees."""
-        film = read_film(case.path)
+        film = read_pixels(case.path)
         lesion = self._lesion(case, film)
         brightness = self.metadata.preprocessing.resize(film)[0].numpy()
         maps = {UNIFORM: np.ones_like(brightness), BRIGHTNESS: brightness}
@@ -88,7 +88,7 @@ class FilmScorer:
 
     def score(
         self,
-        case: Case,
+        case: Film,
         method: str,
         *,
         layer: str | None,
@@ -100,7 +100,7 @@ class FilmScorer:
 
         Raises :class:`UserError` where the model's output is not finite.
         """
-        film = read_film(case.path)
+        film = read_pixels(case.path)
         lesion = self._lesion(case, film)
         image = self.metadata.preprocessing(film).to(self.device)
         class_index = max(1, TASKS[self.metadata.task].classes[case.severity])
@@ -130,7 +130,7 @@ class FilmScorer:
             sanity_rank_correlation=correlation,
         )
 
-    def _lesion(self, case: Case, film: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def _lesion(self, case: Film, film: NDArray[np.float32]) -> NDArray[np.bool_]:
         lesion = lesion_in(self.metadata.preprocessing, film, case)
         if lesion is None:
             raise ValueError(f"{case.film_id}: the model sees no annotated lesion")

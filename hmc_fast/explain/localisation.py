@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from hmc_fast.checkpoint import CheckpointMetadata, load_model
-from hmc_fast.data import TASKS, Case, FilmCache, Preprocessing
+from hmc_fast.data import TASKS, Film, FilmCache, Preprocessing
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.bootstrap import mean_interval
@@ -87,7 +87,7 @@ class LocalisationSettings:
 
 def measure_localisation(
     checkpoints: Sequence[Path],
-    cases: Sequence[Case],
+    cases: Sequence[Film],
     settings: LocalisationSettings,
     *,
     backend: str = "auto",
@@ -164,8 +164,8 @@ def write_localisation(folder: Path, result: dict[str, Any]) -> Path:
 
 
 def _unseen_annotated(
-    metadata: CheckpointMetadata, cases: Sequence[Case], cache: FilmCache
-) -> list[Case]:
+    metadata: CheckpointMetadata, cases: Sequence[Film], cache: FilmCache
+) -> list[Film]:
     """Films with a circle that the task is posed on, of patients not seen in training."""
     digests = set(metadata.training_films.values())
     classes = TASKS[metadata.task].classes
@@ -179,7 +179,7 @@ def _unseen_annotated(
     ]
 
 
-def _spread(cases: Sequence[Case], count: int | None) -> list[Case]:
+def _spread(cases: Sequence[Film], count: int | None) -> list[Film]:
     """``count`` of the cases, evenly spread over their order."""
     if count is None or count >= len(cases):
         return list(cases)

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from hmc_fast.explain.film import FilmExplanation
 from hmc_fast.explain.methods import SCALE, TITLES
+from hmc_fast.reporting import RESEARCH_NOTICE, templates
 
-RESEARCH_NOTICE = (
-    "Research software, not a medical device. A map shows what moved the model, which need not be "
-    "where the disease is."
+NOTICE = (
+    f"{RESEARCH_NOTICE} A map shows what moved the model, which need not be where the disease is."
 )
 
 
@@ -25,18 +23,12 @@ class PageEntry:
 
 def render_page(title: str, facts: Sequence[str], entries: Sequence[PageEntry]) -> str:
     """The page's HTML, with all pictures inside; ``facts`` are lines below the title."""
-    environment = Environment(
-        loader=PackageLoader("hmc_fast.explain"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("explanations.html.j2").render(
+    template = templates("hmc_fast.explain").get_template("explanations.html.j2")
+    return template.render(
         title=title,
         facts=list(facts),
         films=[_film(entry) for entry in entries],
-        notice=RESEARCH_NOTICE,
+        notice=NOTICE,
     )
 
 

@@ -1,7 +1,5 @@
 """Pictures: film, heat map and overlay side by side, and a contact sheet of many films."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,13 +97,6 @@ def contact_sheet(explanations: Sequence[FilmExplanation]) -> Figure:
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
-
-
-def encode_png(figure: Figure) -> str:
-    """A figure as base64 PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _layers(explanation: FilmExplanation) -> list[_Layer]:

@@ -15,8 +15,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hmc_fast.data import TASKS, Case, FilmCache, FilmDataset, Preprocessing, make_folds
-from hmc_fast.data.cases import rotated_copies
+from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset, Preprocessing, make_folds
+from hmc_fast.data.films import rotated_copies
 from hmc_fast.data.folds import AUGMENT_FIRST
 
 PROBE_SIZE = 128
@@ -52,7 +52,7 @@ def probe_features(image: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def run_probe(
-    cases: list[Case],
+    cases: list[Film],
     task_name: str,
     *,
     protocols: Sequence[str],
@@ -96,7 +96,7 @@ def run_probe(
     return results
 
 
-def _features(cases: list[Case], on_films: OnFilms) -> dict[str, NDArray[np.float64]]:
+def _features(cases: list[Film], on_films: OnFilms) -> dict[str, NDArray[np.float64]]:
     dataset = FilmDataset(cases, [0] * len(cases), FilmCache(Preprocessing.square(PROBE_SIZE)))
     features = {}
     for number, case in enumerate(cases):

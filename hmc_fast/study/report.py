@@ -5,22 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment
 
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import METRIC_NAMES
 from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.files import make_folder, write_atomically, write_text
+from hmc_fast.reporting import PHANTOM_NOTICE, RESEARCH_NOTICE, templates
 from hmc_fast.study import plots, tables
 from hmc_fast.study.compare import Comparison, Group
 from hmc_fast.study.record import StudyRecord
 from hmc_fast.study.tables import Table
 
-PHANTOM_NOTICE = (
-    "These films are procedural phantoms: the figures show that the software runs, and say "
-    "nothing about mammograms."
-)
-RESEARCH_NOTICE = "Research software, not a medical device."
 LEAK_NOTICE = (
     "This protocol leaks: films or patients of the test side are on the training side as well. Its "
     "figures say nothing about new patients."
@@ -189,19 +185,12 @@ def _write_figure(path: Path, png: bytes) -> None:
 
 def _templates(suffix: str) -> Environment:
     """LaTeX has its own delimiters: its braces are many."""
-    latex: dict[str, Any] = {
+    latex = {
         "block_start_string": "<%",
         "block_end_string": "%>",
         "variable_start_string": "<<",
         "variable_end_string": ">>",
     }
-    environment = Environment(
-        loader=PackageLoader("hmc_fast.study"),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        **(latex if suffix == "tex" else {}),
-    )
+    environment = templates("hmc_fast.study", **(latex if suffix == "tex" else {}))
     environment.filters["tex"] = escape_latex
     return environment

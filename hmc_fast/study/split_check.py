@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from hmc_fast.data import Case, Preprocessing, read_film
+from hmc_fast.data import Film, Preprocessing, read_pixels
 from hmc_fast.data.mias import patient_in_name
 from hmc_fast.errors import UserError
 from hmc_fast.files import read_json
@@ -57,7 +57,7 @@ class SplitReport:
 def check_split(
     path: Path,
     folder: Path,
-    cases: list[Case],
+    cases: list[Film],
     on_films: OnFilms = lambda what, done, total: None,
 ) -> SplitReport:
     """Check a split file about the films of ``folder``.
@@ -80,7 +80,7 @@ def check_split(
     preprocessing = Preprocessing.square(SIDE)
     pixels = []
     for film in films:
-        pixels.append(preprocessing.resize(read_film(film.path))[0].numpy())
+        pixels.append(preprocessing.resize(read_pixels(film.path))[0].numpy())
         on_films("comparing films", 1, len(films))
     pairs = near_duplicates(pixels, [film.side for film in films])
     return SplitReport(
@@ -100,7 +100,7 @@ def check_split(
     )
 
 
-def read_split(path: Path, folder: Path, cases: list[Case]) -> list[SplitFilm]:
+def read_split(path: Path, folder: Path, cases: list[Film]) -> list[SplitFilm]:
     """The rows of a split file with the films that they name."""
     by_id = {case.film_id: case for case in cases}
     films = []

@@ -7,9 +7,8 @@ from typing import Any
 from hmc_fast.evaluation import METRIC_NAMES, Interval
 from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.evaluation.localisation import METRICS
+from hmc_fast.reporting import DASH
 from hmc_fast.study.compare import Group
-
-DASH = "–"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hmc_fast.data import TASKS, Preprocessing
+from hmc_fast.devices import PRECISIONS
 from hmc_fast.errors import UserError
-from hmc_fast.evaluation import PRECISIONS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from hmc_fast.data import (
     TASKS,
-    Case,
+    Film,
     FilmCache,
     Folds,
     Task,
@@ -115,7 +115,7 @@ class StudyPlan:
 def plan_study(
     models: Sequence[str],
     config: TrainingConfig,
-    cases: list[Case],
+    cases: list[Film],
     folder: Path,
     *,
     fold_count: int = 5,
@@ -172,7 +172,7 @@ def plan_study(
 def run_cross_validation(
     models: Sequence[str],
     config: TrainingConfig,
-    cases: list[Case],
+    cases: list[Film],
     folder: Path,
     *,
     fold_count: int = 5,
@@ -317,7 +317,7 @@ def _run_job(
     gc.collect()
 
 
-def _describe(cases: list[Case]) -> dict[str, Any]:
+def _describe(cases: list[Film]) -> dict[str, Any]:
     folder = cases[0].path.parent
     return {
         "name": folder.name,
@@ -342,7 +342,7 @@ def _write_summary(folder: Path, plan: StudyPlan, summaries: list[StudySummary])
     )
 
 
-def _check_labels(cases: list[Case], labels: list[int], folds: Folds, task: Task) -> None:
+def _check_labels(cases: list[Film], labels: list[int], folds: Folds, task: Task) -> None:
     """Folds read from a file must be about this task and these labels."""
     if folds.task != task.name:
         raise UserError(f"{folds.source}: folds of task {folds.task}, but {task.name} is asked for")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from torchmetrics.classification import MulticlassAUROC
 
-from hmc_fast.data import Case, FilmCache, FilmDataset
+from hmc_fast.data import Film, FilmCache, FilmDataset
 from hmc_fast.data.dataset import CropDataset, LesionDataset, derive_seed
 from hmc_fast.errors import UserError
 from hmc_fast.models import FilmModel, HMCNet
@@ -114,8 +114,8 @@ class FilmData(pl.LightningDataModule):
 
     def __init__(
         self,
-        train: tuple[list[Case], list[int]],
-        val: tuple[list[Case], list[int]],
+        train: tuple[list[Film], list[int]],
+        val: tuple[list[Film], list[int]],
         cache: FilmCache,
         config: TrainingConfig,
         fold: int,

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
-from hmc_fast.data import TASKS, Case, FilmCache, FilmDataset
+from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, predict_logits
@@ -50,14 +50,14 @@ class TrainingJob:
 
     model_name: str
     config: TrainingConfig
-    cases: list[Case]
+    cases: list[Film]
     labels: list[int]
     train_index: list[int]
     test_index: list[int]
     fold: int
     protocol: str
 
-    def films(self, index: list[int]) -> tuple[list[Case], list[int]]:
+    def films(self, index: list[int]) -> tuple[list[Film], list[int]]:
         return [self.cases[i] for i in index], [self.labels[i] for i in index]
 
 

@@ -11,7 +11,7 @@ from hmc_fast import UserError
 from hmc_fast.bench import BenchOptions, BenchRecord, read_record, run_bench, write_reports
 from hmc_fast.bench.candidates import PreparedModel
 from hmc_fast.bench.record import write_record
-from hmc_fast.data import Case
+from hmc_fast.data import Film
 from hmc_fast.training import TrainingConfig
 
 OPTIONS = BenchOptions(
@@ -33,7 +33,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def record(phantoms: list[Case], out: Path) -> BenchRecord:
+def record(phantoms: list[Film], out: Path) -> BenchRecord:
     return run_bench(OPTIONS, phantoms, DATA, out)
 
 
@@ -55,7 +55,7 @@ def test_one_row_per_candidate_and_size(record: BenchRecord) -> None:
 
 
 def test_no_parity_no_speed(
-    phantoms: list[Case], record: BenchRecord, out: Path, monkeypatch: pytest.MonkeyPatch
+    phantoms: list[Film], record: BenchRecord, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = PreparedModel.__call__
     calls = {"count": 0}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hmc_fast import UserError
-from hmc_fast.data import Case, FilmCache, Finding, Preprocessing, read_film, read_mias
+from hmc_fast.data import Film, FilmCache, Finding, Preprocessing, read_mias, read_pixels
 from hmc_fast.data.breast import breast_box, breast_mask, lies_right
 from hmc_fast.data.dataset import LesionDataset
 from hmc_fast.data.lesion import lesion_mask
@@ -67,7 +67,7 @@ def test_a_lesion_stays_on_its_film_through_crop_mirror_and_augmentation(tmp_pat
     y, x = np.ogrid[:200, :160]
     film[(y - 90) ** 2 + (x - 120) ** 2 <= 12**2] = 1.0
     Image.fromarray((film * 255).astype(np.uint8)).save(tmp_path / "mdb001.png")
-    case = Case(
+    case = Film(
         "mdb001",
         "p000",
         tmp_path / "mdb001.png",
@@ -91,7 +91,7 @@ def test_real_films_face_the_side_that_mias_numbers_them_by(real_data: Path) -> 
     cases = read_mias(real_data / "mias")[::4] + read_mias(real_data / "mias")[1::8]
     right = []
     for case in cases:
-        film = read_film(case.path)
+        film = read_pixels(case.path)
         mask = breast_mask(film)
         right.append(lies_right(mask) == (int(case.film_id[3:]) % 2 == 1))
         top, bottom, left, rightmost = breast_box(mask)

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from hmc_fast.data import Case, FilmCache, Finding, Preprocessing, read_film, read_mias
+from hmc_fast.data import Film, FilmCache, Finding, Preprocessing, read_mias, read_pixels
 from hmc_fast.data.breast import breast_mask
 from hmc_fast.data.crops import crop_frame
 from hmc_fast.data.dataset import CropDataset
 from hmc_fast.data.lesion import lesion_mask
 
 
-def case(*findings: Finding, name: str = "mdb001") -> Case:
-    return Case(name, "p000", Path(f"{name}.pgm"), findings)
+def case(*findings: Finding, name: str = "mdb001") -> Film:
+    return Film(name, "p000", Path(f"{name}.pgm"), findings)
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def test_a_film_without_a_circle_is_cropped_in_the_breast() -> None:
     assert again in frames
 
 
-def test_crops_enlarge_the_lesion(phantoms: list[Case]) -> None:
+def test_crops_enlarge_the_lesion(phantoms: list[Film]) -> None:
     cache = FilmCache(Preprocessing.square(64))
     for found in phantoms:
         if found.severity == "malignant":
-            film = read_film(found.path)
+            film = read_pixels(found.path)
             crop = cache.crop(found)
             assert crop.shape == (1, 64, 64)
             assert crop.mean() > cache.image(found.path).mean()
@@ -70,7 +70,7 @@ def test_crops_enlarge_the_lesion(phantoms: list[Case]) -> None:
 def test_crops_of_real_films_hold_their_lesions(real_data: Path) -> None:
     films = [c for c in read_mias(real_data / "mias") if any(f.radius for f in c.findings)]
     for found in films[::6]:
-        film = read_film(found.path)
+        film = read_pixels(found.path)
         frame = crop_frame(found, film, mirrored=False)
         first = next(f for f in found.findings if f.radius)
         mask = lesion_mask(replace(found, findings=(first,)), film.shape)

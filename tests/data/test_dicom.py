@@ -11,7 +11,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from hmc_fast import UserError
-from hmc_fast.data import Preprocessing, read_film
+from hmc_fast.data import Preprocessing, read_pixels
 from hmc_fast.data.dicom import greyscale
 
 STORED = np.arange(0, 4096, 13, dtype=np.uint16)[:315].reshape(-1, 5)
@@ -94,7 +94,7 @@ def test_a_modality_lut_sets_the_range(tmp_path: Path) -> None:
     stored = np.array([[0, 1, 2, 9]], np.uint16)
     dataset = mammogram(stored, ModalityLUTSequence=Sequence([item]))
     np.testing.assert_allclose(
-        read_film(save(dataset, tmp_path / "lut.dcm")),
+        read_pixels(save(dataset, tmp_path / "lut.dcm")),
         np.array([[0, 500, 65535, 65535]]) / 65535,
         atol=1e-6,
     )
@@ -104,7 +104,7 @@ def test_a_modality_lut_sets_the_range(tmp_path: Path) -> None:
 def test_transforms_without_a_range_are_refused(tmp_path: Path, slope: int) -> None:
     dataset = mammogram(RescaleSlope=slope, RescaleIntercept=0)
     with pytest.raises(UserError, match="is damaged .*is not positive"):
-        read_film(save(dataset, tmp_path / "a.dcm"))
+        read_pixels(save(dataset, tmp_path / "a.dcm"))
 
 
 def test_files_that_are_no_mammogram(tmp_path: Path) -> None:
@@ -112,19 +112,19 @@ def test_files_that_are_no_mammogram(tmp_path: Path) -> None:
         Modality="CT", BodyPartExamined="CHEST", SOPClassUID="1.2.840.10008.5.1.4.1.1.2"
     )
     with pytest.raises(UserError, match="no mammogram .modality CT, body part CHEST"):
-        read_film(save(chest, tmp_path / "chest.dcm"))
+        read_pixels(save(chest, tmp_path / "chest.dcm"))
     report = mammogram()
     del report.PixelData
     with pytest.raises(UserError, match="has no pixels"):
-        read_film(save(report, tmp_path / "report.dcm"))
+        read_pixels(save(report, tmp_path / "report.dcm"))
     colour = mammogram(PhotometricInterpretation="RGB")
     with pytest.raises(UserError, match="photometric interpretation RGB"):
-        read_film(save(colour, tmp_path / "colour.dcm"))
+        read_pixels(save(colour, tmp_path / "colour.dcm"))
     frames = mammogram(NumberOfFrames=2, PixelData=STORED.tobytes() * 2)
     with pytest.raises(UserError, match="holds 2 frames"):
-        read_film(save(frames, tmp_path / "frames.dcm"))
+        read_pixels(save(frames, tmp_path / "frames.dcm"))
     radiograph = mammogram(Modality="RG", BodyPartExamined="BREAST", SOPClassUID=generate_uid())
-    assert read_film(save(radiograph, tmp_path / "rg.dcm")).shape == STORED.shape
+    assert read_pixels(save(radiograph, tmp_path / "rg.dcm")).shape == STORED.shape
 
 
 @pytest.mark.parametrize("keep", [10, 132, 140, 200, 400, 900])
@@ -133,7 +133,7 @@ def test_truncated_files(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "cut.dcm"
     path.write_bytes(whole[:keep])
     with pytest.raises(UserError, match="cut.dcm") as caught:
-        read_film(path)
+        read_pixels(path)
     assert "\n" not in str(caught.value)
 
 
@@ -143,7 +143,7 @@ def test_one_picture_in_every_transfer_syntax_and_polarity(real_data: Path) -> N
     for stem, count in (("malign_P00820_LCC", 6), ("benign_P00173_LMLO", 2)):
         paths = sorted((real_data / "dicom").glob(f"{stem}_*.dcm"))
         assert len(paths) == count
-        films = [read_film(path) for path in paths]
+        films = [read_pixels(path) for path in paths]
         for path, film in zip(paths, films, strict=True):
             np.testing.assert_array_equal(film, films[0], err_msg=path.name)
             assert preprocessing(film).equal(preprocessing(films[0]))
@@ -159,7 +159,7 @@ def test_one_picture_in_every_transfer_syntax_and_polarity(real_data: Path) -> N
     ],
 )
 def test_real_full_size_mammograms(real_data: Path, name: str, shape: tuple[int, int]) -> None:
-    film = read_film(real_data / "dicom" / name)
+    film = read_pixels(real_data / "dicom" / name)
     assert film.shape == shape
     assert film.min() >= 0
     assert 0.9 < film.max() <= 1
@@ -173,7 +173,7 @@ def test_the_vendors_first_voi_lut_is_used(real_data: Path) -> None:
     length, first, bits = dataset.VOILUTSequence[0].LUTDescriptor
     table = np.asarray(dataset.VOILUTSequence[0].LUTData)
     expected = table[np.clip(dataset.pixel_array.astype(int) - first, 0, length - 1)]
-    np.testing.assert_allclose(read_film(path), expected / (2**bits - 1), atol=1e-6)
+    np.testing.assert_allclose(read_pixels(path), expected / (2**bits - 1), atol=1e-6)
     del dataset.VOILUTSequence
     sigmoid = 1 / (1 + np.exp(-4 * (dataset.pixel_array.astype(float) - 2653) / 900))
     np.testing.assert_allclose(greyscale(dataset.pixel_array, dataset), sigmoid, atol=1e-4)

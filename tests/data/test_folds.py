@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmc_fast import UserError
-from hmc_fast.data import TASKS, Case, Finding, Folds, make_folds, read_folds
+from hmc_fast.data import TASKS, Film, Finding, Folds, make_folds, read_folds
 
 TASK = TASKS["malignant"]
 
 
-def films(labels: list[tuple[int, ...]]) -> tuple[list[Case], list[int]]:
+def films(labels: list[tuple[int, ...]]) -> tuple[list[Film], list[int]]:
     """One patient an entry, one film a label."""
     cases, flat = [], []
     for patient, patient_labels in enumerate(labels):
         for side, label in enumerate(patient_labels):
             findings = (Finding("MISC", "malignant"),) if label else ()
-            cases.append(Case(f"f{patient}_{side}", f"p{patient}", Path("x"), findings))
+            cases.append(Film(f"f{patient}_{side}", f"p{patient}", Path("x"), findings))
             flat.append(label)
     return cases, flat
 
@@ -52,7 +52,7 @@ def test_no_patient_on_both_sides_ever(
     assert len(held_out) == len(cases)
 
 
-def good_folds() -> tuple[list[Case], Folds]:
+def good_folds() -> tuple[list[Film], Folds]:
     cases, labels = films([(0, 1), (1, 0), (0, 0), (1, 1), (0, 1), (0, 0)])
     return cases, make_folds(cases, labels, TASK, 2, seed=7)
 
@@ -98,8 +98,8 @@ def test_folds_about_other_films_are_refused() -> None:
     with pytest.raises(UserError, match="is missing from the data"):
         folds.split(cases[:-1], 0)
     with pytest.raises(UserError, match="film new is in no fold"):
-        folds.split([*cases, Case("new", "p0", Path("x"), ())], 0)
-    moved = [Case(cases[0].film_id, "p5", Path("x"), ()), *cases[1:]]
+        folds.split([*cases, Film("new", "p0", Path("x"), ())], 0)
+    moved = [Film(cases[0].film_id, "p5", Path("x"), ()), *cases[1:]]
     with pytest.raises(UserError, match="is of patient p0 there, p5 in the data"):
         folds.split(moved, 0)
 

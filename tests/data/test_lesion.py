@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmc_fast.data import Case, Finding, read_film, read_mias
+from hmc_fast.data import Film, Finding, read_mias, read_pixels
 from hmc_fast.data.lesion import lesion_mask
 from hmc_fast.data.mias import read_findings
 
 
-def case(*findings: Finding) -> Case:
-    return Case("mdb001", "p000", Path("mdb001.pgm"), findings)
+def case(*findings: Finding) -> Film:
+    return Film("mdb001", "p000", Path("mdb001.pgm"), findings)
 
 
 def test_y_counts_from_the_bottom() -> None:
@@ -32,10 +32,10 @@ def test_several_findings_and_findings_without_a_circle() -> None:
     assert not lesion_mask(case(Finding("CIRC", "benign", 500, 500, 3)), (40, 40)).any()
 
 
-def test_phantom_lesions_are_where_the_mask_is(phantoms: list[Case]) -> None:
+def test_phantom_lesions_are_where_the_mask_is(phantoms: list[Film]) -> None:
     malignant = [c for c in phantoms if c.severity == "malignant"]
     for found in malignant:
-        film = read_film(found.path)
+        film = read_pixels(found.path)
         inside = lesion_mask(found, film.shape) > 0
         assert film[inside].max() == film.max()
         assert film[inside].mean() > 1.5 * film[~inside].mean()
@@ -48,13 +48,13 @@ def test_findings_are_read_without_their_films(phantom_folder: Path, tmp_path: P
 
 @pytest.mark.real_data
 def test_real_lesions_stand_out_where_the_mask_is_and_not_upside_down(real_data: Path) -> None:
-    def widened(found: Case) -> Case:
+    def widened(found: Film) -> Film:
         findings = (replace(f, radius=f.radius and 2 * f.radius) for f in found.findings)
         return replace(found, findings=tuple(findings))
 
     upright, upside_down = [], []
     for found in read_mias(real_data / "mias"):
-        film = read_film(found.path)
+        film = read_pixels(found.path)
         mask = lesion_mask(found, film.shape) > 0
         if mask.any():
             ring = (lesion_mask(widened(found), film.shape) > 0) & ~mask

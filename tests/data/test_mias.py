@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hmc_fast import UserError
-from hmc_fast.data import TASKS, read_film, read_mias
+from hmc_fast.data import TASKS, read_mias, read_pixels
 from hmc_fast.data.mias import patient_of
 
 HEADER = "MIAS\n1st column: MIAS database reference number.\n\n"
@@ -98,14 +98,14 @@ def test_the_real_films(real_data: Path, tmp_path: Path) -> None:
     }
     assert {t: len(TASKS[t].select(cases)[0]) for t in TASKS}["benign_malignant"] == 93
     pgm = real_data / "mias" / "mdb001.pgm"
-    film = read_film(pgm)
+    film = read_pixels(pgm)
     header, pixels = pgm.read_bytes().split(b"\n255\n", 1)
     assert header == b"P5\n1024 1024"
     np.testing.assert_array_equal(
         film, np.frombuffer(pixels, np.uint8).reshape(1024, 1024).astype(np.float32) / 255
     )
     Image.open(pgm).save(tmp_path / "mdb001.png")
-    np.testing.assert_array_equal(read_film(tmp_path / "mdb001.png"), film)
+    np.testing.assert_array_equal(read_pixels(tmp_path / "mdb001.png"), film)
     shutil.copy(real_data / "mias" / "Info.txt", tmp_path)
     with pytest.raises(UserError, match="has a row but no film"):
         read_mias(tmp_path)

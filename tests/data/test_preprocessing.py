@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hmc_fast import UserError
-from hmc_fast.data import Case, FilmCache, FilmDataset, Preprocessing, read_film, write_phantoms
+from hmc_fast.data import Film, FilmCache, FilmDataset, Preprocessing, read_pixels, write_phantoms
 
 
 def test_a_film_is_centred_on_a_black_square() -> None:
@@ -46,9 +46,9 @@ def test_phantoms_repeat_with_the_seed_and_need_an_empty_folder(tmp_path: Path) 
         write_phantoms(tmp_path / "a", 3, 64)
 
 
-def test_phantom_lesions_are_where_info_txt_says(phantoms: list[Case]) -> None:
+def test_phantom_lesions_are_where_info_txt_says(phantoms: list[Film]) -> None:
     for case in phantoms:
-        film = read_film(case.path)
+        film = read_pixels(case.path)
         for finding in case.findings:
             assert finding.x is not None
             row = film.shape[0] - 1 - finding.y
@@ -56,7 +56,7 @@ def test_phantom_lesions_are_where_info_txt_says(phantoms: list[Case]) -> None:
             assert near.mean() > np.median(film[film > 0.2]) * 1.1
 
 
-def test_augmentation_depends_on_seed_and_index_alone(phantoms: list[Case]) -> None:
+def test_augmentation_depends_on_seed_and_index_alone(phantoms: list[Film]) -> None:
     cache = FilmCache(Preprocessing.square(64))
     labels = [0] * len(phantoms)
     plain, first, again, other = (

@@ -10,28 +10,29 @@ import torch
 
 from hmc_fast import UserError, create_model
 from hmc_fast.checkpoint import CheckpointMetadata, LoadedModel
-from hmc_fast.data import Case, Finding, Preprocessing, read_film, read_mias
+from hmc_fast.data import Film, Finding, Preprocessing, read_mias, read_pixels
 from hmc_fast.explain import METHODS, ScoreOptions, explain_film
 from hmc_fast.explain.film import check_methods, lesion_in
 from hmc_fast.explain.page import PageEntry, render_page
-from hmc_fast.explain.pictures import contact_sheet, encode_png, film_figure, save_png
+from hmc_fast.explain.pictures import contact_sheet, film_figure, save_png
+from hmc_fast.reporting import png_base64
 
 FEW = ScoreOptions(channels=4)
 
 
 @pytest.fixture(scope="module")
-def malignant(phantoms: list[Case]) -> Case:
+def malignant(phantoms: list[Film]) -> Film:
     return next(case for case in phantoms if case.severity == "malignant")
 
 
 @pytest.fixture(scope="module")
-def normal(phantoms: list[Case]) -> Case:
+def normal(phantoms: list[Film]) -> Film:
     return next(case for case in phantoms if case.severity == "normal")
 
 
-def test_prediction_and_maps_belong_together(loaded: LoadedModel, malignant: Case) -> None:
+def test_prediction_and_maps_belong_together(loaded: LoadedModel, malignant: Film) -> None:
     found = explain_film(loaded, malignant, ["all"], score=FEW)
-    image = loaded.metadata.preprocessing(read_film(malignant.path))
+    image = loaded.metadata.preprocessing(read_pixels(malignant.path))
     with torch.no_grad():
         expected = loaded.model(image[None]).softmax(1)[0]
     assert found.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
@@ -47,15 +48,15 @@ def test_prediction_and_maps_belong_together(loaded: LoadedModel, malignant: Cas
     assert other.explained == "rest"
 
 
-def test_a_film_without_annotation(loaded: LoadedModel, normal: Case) -> None:
+def test_a_film_without_annotation(loaded: LoadedModel, normal: Film) -> None:
     found = explain_film(loaded, normal)
     assert found.lesion is None
     assert found.outline is None
     assert found.to_json()["maps"][0]["energy_in_lesion"] is None
-    assert encode_png(film_figure(found))
+    assert png_base64(film_figure(found))
 
 
-def test_what_a_model_cannot_do_is_said(malignant: Case, loaded: LoadedModel) -> None:
+def test_what_a_model_cannot_do_is_said(malignant: Film, loaded: LoadedModel) -> None:
     plain = LoadedModel(create_model("resnet18").eval(), loaded.metadata)
     plain = LoadedModel(plain.model, replace(loaded.metadata, model=plain.model.config))
     found = explain_film(plain, malignant, ["gradcam", "scale"])
@@ -79,7 +80,7 @@ def test_the_lesion_lands_where_the_preprocessing_puts_it(shape: tuple[int, int]
     height, width = shape
     finding = Finding("CIRC", "malignant", x=200, y=100, radius=40)
     film = np.zeros(shape, np.float32)
-    lesion = lesion_in(Preprocessing(96, 96), film, Case("f", "p", Path("f"), (finding,)))
+    lesion = lesion_in(Preprocessing(96, 96), film, Film("f", "p", Path("f"), (finding,)))
     side = max(shape)
     rows, columns = np.nonzero(lesion)
     expected_row = (height - 1 - 100 + (side - height) // 2 + 0.5) * 96 / side - 0.5
@@ -89,8 +90,8 @@ def test_the_lesion_lands_where_the_preprocessing_puts_it(shape: tuple[int, int]
     assert lesion.sum() == pytest.approx(np.pi * (40 * 96 / side) ** 2, rel=0.15)
 
 
-def test_framed_and_mirrored_films_keep_their_lesion(loaded: LoadedModel, malignant: Case) -> None:
-    film = read_film(malignant.path)
+def test_framed_and_mirrored_films_keep_their_lesion(loaded: LoadedModel, malignant: Film) -> None:
+    film = read_pixels(malignant.path)
     framed = Preprocessing(96, 96, crop_breast=True, face_left=True)
     upright = lesion_in(framed, film, malignant)
     picture = framed.resize(film)[0].numpy()
@@ -102,11 +103,11 @@ def test_framed_and_mirrored_films_keep_their_lesion(loaded: LoadedModel, malign
     )
 
 
-def test_averaged_flips_are_said(loaded: LoadedModel, malignant: Case) -> None:
+def test_averaged_flips_are_said(loaded: LoadedModel, malignant: Film) -> None:
     preprocessing = replace(loaded.metadata.preprocessing, average_flips=True)
     metadata = replace(loaded.metadata, preprocessing=preprocessing)
     found = explain_film(LoadedModel(loaded.model, metadata), malignant)
-    image = preprocessing(read_film(malignant.path))
+    image = preprocessing(read_pixels(malignant.path))
     with torch.no_grad():
         logits = (loaded.model(image[None]) + loaded.model(image.flip(-1)[None])) / 2
     assert found.probabilities == pytest.approx(logits.softmax(1)[0].tolist(), abs=1e-6)
@@ -117,14 +118,14 @@ def test_averaged_flips_are_said(loaded: LoadedModel, malignant: Case) -> None:
 
 def test_a_lesion_smaller_than_a_pixel_keeps_one() -> None:
     finding = Finding("CALC", "malignant", x=500, y=500, radius=2)
-    case = Case("f", "p", Path("f"), (finding,))
+    case = Film("f", "p", Path("f"), (finding,))
     lesion = lesion_in(Preprocessing(32, 32), np.zeros((1024, 1024), np.float32), case)
     assert lesion is not None
     assert 1 <= lesion.sum() <= 4
 
 
 def test_pictures_show_film_lesion_and_marks(
-    loaded: LoadedModel, malignant: Case, normal: Case, tmp_path: Path
+    loaded: LoadedModel, malignant: Film, normal: Film, tmp_path: Path
 ) -> None:
     found = explain_film(loaded, malignant, ["gradcam", "scale"])
     figure = film_figure(found)
@@ -146,10 +147,10 @@ def test_pictures_show_film_lesion_and_marks(
     assert len(sheet.axes) == 6
 
 
-def test_the_page_is_self_contained(loaded: LoadedModel, malignant: Case, normal: Case) -> None:
+def test_the_page_is_self_contained(loaded: LoadedModel, malignant: Film, normal: Film) -> None:
     odd = replace(malignant, film_id="<script>alert(1)</script>")
     entries = [
-        PageEntry(found := explain_film(loaded, case), encode_png(film_figure(found)))
+        PageEntry(found := explain_film(loaded, case), png_base64(film_figure(found)))
         for case in (odd, normal)
     ]
     page = render_page("Two films", ["a fact"], entries)

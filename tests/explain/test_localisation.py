@@ -9,7 +9,7 @@ import torch
 
 from hmc_fast import UserError, load_model
 from hmc_fast.checkpoint import save_checkpoint
-from hmc_fast.data import Case, FilmCache
+from hmc_fast.data import Film, FilmCache
 from hmc_fast.evaluation.localisation import read_localisation
 from hmc_fast.explain import ActivationMap, film_scores
 from hmc_fast.explain.film_scores import with_shuffled_weights
@@ -24,7 +24,7 @@ QUICK = LocalisationSettings(("gradcam", "scale"), steps=4, sanity_films=2, max_
 
 
 @pytest.fixture(scope="module")
-def result(checkpoint: Path, phantoms: list[Case]) -> dict:
+def result(checkpoint: Path, phantoms: list[Film]) -> dict:
     return measure_localisation([checkpoint], phantoms, QUICK)
 
 
@@ -57,7 +57,7 @@ def test_the_file_reads_back(result: dict, tmp_path: Path) -> None:
 
 
 def test_known_maps_get_known_scores(
-    checkpoint: Path, phantoms: list[Case], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, phantoms: list[Film], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def brightest_pixel(
         model: FilmModel, image: torch.Tensor, method: str, class_index: int, **_: object
@@ -79,7 +79,7 @@ def test_known_maps_get_known_scores(
 
 
 def test_patients_seen_in_training_are_left_out(
-    checkpoint: Path, phantoms: list[Case], tmp_path: Path
+    checkpoint: Path, phantoms: list[Film], tmp_path: Path
 ) -> None:
     model, metadata = load_model(checkpoint)
     cache = FilmCache(metadata.preprocessing)
@@ -108,7 +108,7 @@ def test_shuffling_keeps_the_values_and_changes_the_map(model: FilmModel) -> Non
 
 
 def test_checkpoints_of_two_models_and_wrong_settings(
-    checkpoint: Path, phantoms: list[Case], tmp_path: Path
+    checkpoint: Path, phantoms: list[Film], tmp_path: Path
 ) -> None:
     from hmc_fast import create_model
 

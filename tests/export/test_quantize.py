@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 
 from hmc_fast import UserError
-from hmc_fast.data import Case, FilmCache, FilmDataset, Preprocessing
+from hmc_fast.data import Film, FilmCache, FilmDataset, Preprocessing
 from hmc_fast.export import OnnxExport, load, read_sidecar
 from hmc_fast.export.builders import Builder, BuildRequest
 from hmc_fast.export.onnx_export import write_onnx
@@ -22,7 +22,7 @@ def graph(onnx_file: Path) -> OnnxExport:
 
 
 @pytest.fixture(scope="module")
-def images(phantoms: list[Case]) -> list[torch.Tensor]:
+def images(phantoms: list[Film]) -> list[torch.Tensor]:
     dataset = FilmDataset(phantoms[:12], [0] * 12, FilmCache(Preprocessing.square(64)))
     return [image for image, _ in dataset]
 

@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from hmc_fast.cli.app import run
-from hmc_fast.data import Case
+from hmc_fast.data import Film
 from hmc_fast.evaluation import Predictions
 from hmc_fast.export import (
     Bounds,
@@ -184,7 +184,7 @@ def test_trained_on_real_films_exported_and_verified_on_40_others(
 def test_an_engine_that_should_run_but_breaks_is_no_pass(
     half_graph: OnnxExport,
     checkpoint: Path,
-    phantoms: list[Case],
+    phantoms: list[Film],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from hmc_fast.cli.app import run
-from hmc_fast.data import Case, FilmCache, FilmDataset, Finding, Preprocessing, read_mias
+from hmc_fast.data import Film, FilmCache, FilmDataset, Finding, Preprocessing, read_mias
 from hmc_fast.data.folds import PROTOCOLS
 from hmc_fast.study.leakage import probe_features, run_probe
 from hmc_fast.study.near_duplicates import SAME_FILM, SIDE, near_duplicates
 from hmc_fast.study.split_check import check_split
 
 
-def films(cases: list[Case], **changes: float) -> list[np.ndarray]:
+def films(cases: list[Film], **changes: float) -> list[np.ndarray]:
     dataset = FilmDataset(
         [replace(case, **changes) for case in cases],
         [0] * len(cases),
@@ -32,7 +32,7 @@ def split_file(path: Path, rows: list[tuple[str, ...]], header: str = "film,spli
     return path
 
 
-def test_the_features_barely_move_when_a_film_turns(phantoms: list[Case]) -> None:
+def test_the_features_barely_move_when_a_film_turns(phantoms: list[Film]) -> None:
     upright, turned = films(phantoms[:6]), films(phantoms[:6], rotation=24.0)
     pairs = zip(upright, turned, strict=True)
     same = [np.abs(probe_features(a) - probe_features(b)).mean() for a, b in pairs]
@@ -40,7 +40,7 @@ def test_the_features_barely_move_when_a_film_turns(phantoms: list[Case]) -> Non
     assert max(same) < min(other)
 
 
-def test_the_probe_scores_only_where_copies_are_on_both_sides(phantoms: list[Case]) -> None:
+def test_the_probe_scores_only_where_copies_are_on_both_sides(phantoms: list[Film]) -> None:
     sick = np.random.default_rng(0).permutation(18) < 9
     findings = (Finding("MISC", "malignant"),)
     drawn = [
@@ -68,7 +68,7 @@ def test_on_real_films_the_leak_is_worth_everything(real_data: Path) -> None:
 
 
 @pytest.mark.parametrize("angle", [8.0, 17.3, 90.0, 211.0])
-def test_turned_mirrored_and_darkened_copies_are_found(phantoms: list[Case], angle: float) -> None:
+def test_turned_mirrored_and_darkened_copies_are_found(phantoms: list[Film], angle: float) -> None:
     one = films(phantoms[:5])
     turned = [film[:, ::-1] ** 1.3 * 0.8 for film in films(phantoms[:5], rotation=angle)]
     found = near_duplicates([*one, *turned], ["a"] * 5 + ["b"] * 5)
@@ -88,7 +88,7 @@ def test_real_films_are_told_apart_and_their_copies_recognised(real_data: Path) 
 
 
 def test_a_clean_split_and_one_with_a_patient_on_both_sides(
-    phantom_folder: Path, phantoms: list[Case], tmp_path: Path
+    phantom_folder: Path, phantoms: list[Film], tmp_path: Path
 ) -> None:
     rows = [(case.film_id, "train" if i < 24 else "test") for i, case in enumerate(phantoms)]
     clean = check_split(split_file(tmp_path / "a.csv", rows), phantom_folder, phantoms)
@@ -101,7 +101,7 @@ def test_a_clean_split_and_one_with_a_patient_on_both_sides(
 
 
 def test_an_augmented_file_across_the_split_is_found_by_pixels_and_by_name(
-    phantom_folder: Path, phantoms: list[Case], tmp_path: Path
+    phantom_folder: Path, phantoms: list[Film], tmp_path: Path
 ) -> None:
     film = Image.open(phantoms[0].path)
     film.rotate(30, Image.Resampling.BILINEAR).save(tmp_path / "mdb001_rot30.png")

@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 from hmc_fast import UserError, load_model
-from hmc_fast.data import PROTOCOLS, Case, read_folds, read_mias
+from hmc_fast.data import PROTOCOLS, Film, read_folds, read_mias
 from hmc_fast.evaluation import auc_interval, read_predictions
 from hmc_fast.training import (
     StudySummary,
@@ -45,7 +45,7 @@ def outcome(study: Path) -> tuple[list[str], list[object]]:
 
 
 def test_a_finished_job_leaves_no_model_in_memory(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: weakref.WeakSet[FilmClassifier] = weakref.WeakSet()
     most = 0
@@ -66,7 +66,7 @@ def test_a_finished_job_leaves_no_model_in_memory(
     assert (most, len(alive)) == (1, 0)
 
 
-def test_a_study_is_complete(phantoms: list[Case], config: TrainingConfig, tmp_path: Path) -> None:
+def test_a_study_is_complete(phantoms: list[Film], config: TrainingConfig, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     (summary,) = run_cross_validation(
         ["resnet18"], config, phantoms, tmp_path, fold_count=3,
@@ -92,7 +92,7 @@ def test_a_study_is_complete(phantoms: list[Case], config: TrainingConfig, tmp_p
 
 
 def test_a_missing_or_doubled_prediction_fails(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=2)
     path = tmp_path / "resnet18" / "fold0" / "predictions.csv"
@@ -106,7 +106,7 @@ def test_a_missing_or_doubled_prediction_fails(
 
 
 def test_a_changed_configuration_does_not_mix_in(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=2)
     other = TrainingConfig(**{**config.to_json(), "learning_rate": 0.5})
@@ -123,7 +123,7 @@ def test_a_changed_configuration_does_not_mix_in(
 
 
 def test_other_pixels_or_another_fold_do_not_mix_in(
-    phantoms: list[Case], phantom_folder: Path, config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], phantom_folder: Path, config: TrainingConfig, tmp_path: Path
 ) -> None:
     study, other = tmp_path / "study", tmp_path / "films"
     run_cross_validation(["resnet18"], config, phantoms, study, fold_count=2)
@@ -139,7 +139,7 @@ def test_other_pixels_or_another_fold_do_not_mix_in(
 
 
 def test_folds_of_another_task_are_refused(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     run_cross_validation(["resnet18"], config, phantoms, tmp_path / "a", fold_count=2)
     other = TrainingConfig(**{**config.to_json(), "task": "abnormal"})
@@ -150,7 +150,7 @@ def test_folds_of_another_task_are_refused(
 
 
 def test_a_job_in_work_elsewhere_is_refused_alone_and_waited_for_in_a_whole_study(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     def run(only_jobs: list[int] | None = None) -> list[StudySummary]:
         return run_cross_validation(
@@ -186,7 +186,7 @@ def test_two_processes_divide_a_study_and_both_report_all_of_it(
 
 
 def test_repeats_are_studies_of_the_following_seeds(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     (repeated,) = run_cross_validation(
         ["resnet18"], config, phantoms, tmp_path / "a", fold_count=2, repeats=2
@@ -204,7 +204,7 @@ def test_repeats_are_studies_of_the_following_seeds(
 
 
 def test_leaking_protocols_put_patients_and_films_on_both_sides(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     def sides(protocol: str, attribute: str, copies: int | None = None) -> int:
         plan = plan_study(
@@ -226,7 +226,7 @@ def test_leaking_protocols_put_patients_and_films_on_both_sides(
 
 
 def test_augment_first_trains_and_predicts_every_copy(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     quick = TrainingConfig(**{**config.to_json(), "epochs": 1})
     (summary,) = run_cross_validation(
@@ -260,7 +260,7 @@ def test_a_film_that_vanishes_half_way_loses_nothing(
 
 
 def test_a_failed_job_does_not_stop_the_others(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = FilmClassifier.training_step
 
@@ -278,7 +278,7 @@ def test_a_failed_job_does_not_stop_the_others(
 
 
 def test_a_fold_of_one_class_is_refused(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     plan = plan_study(["resnet18"], config, phantoms, tmp_path, fold_count=2)
     path = tmp_path / "folds.json"
@@ -293,7 +293,7 @@ def test_a_fold_of_one_class_is_refused(
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     wild = TrainingConfig(**{**config.to_json(), "learning_rate": 1e30})
     with pytest.raises(UserError, match="became .* lower --learning-rate"):
@@ -388,7 +388,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(
 
 
 def test_summaries_are_plain_json(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     (summary,) = run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=2)
     assert isinstance(summary, StudySummary)

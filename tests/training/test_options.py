@@ -11,7 +11,7 @@ from torch import nn
 
 from hmc_fast import UserError, create_model, load_model
 from hmc_fast.cli.options import trunk_weights
-from hmc_fast.data import Case, FilmCache, FilmDataset, Preprocessing
+from hmc_fast.data import Film, FilmCache, FilmDataset, Preprocessing
 from hmc_fast.data.dataset import CropDataset
 from hmc_fast.evaluation import film_logits, predict_logits, read_predictions
 from hmc_fast.training import TrainingConfig, run_cross_validation
@@ -38,7 +38,7 @@ def test_the_lesion_loss_falls_as_attention_moves_into_the_circle() -> None:
     assert nowhere.item() == 0
 
 
-def test_flips_are_averaged_wherever_logits_are_made(phantoms: list[Case]) -> None:
+def test_flips_are_averaged_wherever_logits_are_made(phantoms: list[Film]) -> None:
     model = create_model("resnet18").eval()
     plain = FilmDataset(phantoms[:3], [0] * 3, FilmCache(Preprocessing(32, 32)))
     averaged = FilmDataset(
@@ -57,7 +57,7 @@ def test_flips_are_averaged_wherever_logits_are_made(phantoms: list[Case]) -> No
 
 
 def test_a_checkpoint_predicts_as_its_study_did_with_every_option(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     chosen = replace(config, epochs=1, crop_breast=True, average_flips=True, lesion_weight=0.5)
     run_cross_validation(["resnet18"], chosen, phantoms, tmp_path, fold_count=2, only_jobs=[0])
@@ -72,7 +72,7 @@ def test_a_checkpoint_predicts_as_its_study_did_with_every_option(
 
 
 def test_the_first_epochs_see_crops(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
     for kind in (CropDataset, FilmDataset):
@@ -97,7 +97,7 @@ def test_the_first_epochs_see_crops(
 
 
 def test_a_lesion_target_needs_a_feature_map(
-    phantoms: list[Case], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
 ) -> None:
     chosen = replace(config, lesion_weight=0.5)
     with pytest.raises(UserError, match="vit_b_16 has no feature map for a lesion target"):

@@ -11,7 +11,7 @@ from hmc_fast.data.dicom import MAX_SIDE, is_dicom, read_dicom
 from hmc_fast.errors import UserError
 
 
-def read_film(path: Path) -> NDArray[np.float32]:
+def read_pixels(path: Path) -> NDArray[np.float32]:
     """Greyscale pixels ``[H, W]`` in 0…1, bright tissue on a dark ground.
 
     DICOM files go through the whole greyscale chain, see :mod:`hmc_fast.data.dicom`.

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hmc_fast import UserError
-from hmc_fast.data import read_film
+from hmc_fast.data import read_pixels
 
 GOOD = b"P5\n# a comment\n8 4\n255\n" + bytes(range(32))
 
@@ -39,7 +39,7 @@ BAD: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
 
 def test_a_good_pgm(tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(GOOD)
-    film = read_film(tmp_path / "a.pgm")
+    film = read_pixels(tmp_path / "a.pgm")
     assert film.dtype == np.float32
     np.testing.assert_array_equal(
         film, np.arange(32, dtype=np.float32).reshape(4, 8) / np.float32(255)
@@ -55,11 +55,11 @@ def test_bad_pictures(tmp_path: Path, name: str) -> None:
     else:
         content(path)
     with pytest.raises(UserError, match=message) as caught:
-        read_film(path)
+        read_pixels(path)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
-        read_film(tmp_path / "none.pgm")
+        read_pixels(tmp_path / "none.pgm")

@@ -1,0 +1,62 @@
+"""What all reports share: notices, number formats, templates and pictures inside a page."""
+
+import base64
+import io
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from matplotlib.figure import Figure
+
+PHANTOM_NOTICE = (
+    "These films are procedural phantoms: the figures show that the software runs and how fast, "
+    "and say nothing about mammograms."
+)
+RESEARCH_NOTICE = "Research software, not a medical device."
+DASH = "–"
+"""Stands where there is no figure."""
+
+
+def number(value: float | None, form: str) -> str:
+    """``value`` by a format such as ``"{:.1f}"``, a dash for None."""
+    return DASH if value is None else form.format(value)
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits, without an exponent."""
+    if value is None:
+        return DASH
+    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f}"
+
+
+def plus_minus(mean: float | None, std: float | None) -> str:
+    """Mean and standard deviation to three decimals."""
+    return DASH if mean is None else f"{mean:.3f} ± {std:.3f}"
+
+
+def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A figure and its interval to three decimals."""
+    return DASH if value is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def templates(package: str, **delimiters: str) -> Environment:
+    """Jinja2 over ``package``'s folder ``templates``; HTML is escaped, a missing value is an error.
+
+    ``delimiters`` replace Jinja2's own, for formats that are full of braces.
+    """
+    options: dict[str, Any] = dict(delimiters)
+    return Environment(
+        loader=PackageLoader(package),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **options,
+    )
+
+
+def png_base64(figure: Figure, dpi: int = 120) -> str:
+    """``figure`` as a base64 PNG, for a page that holds its own pictures."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
