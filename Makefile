@@ -2,11 +2,17 @@
 # each sets up all it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
-SOURCES := $(shell find hmc_fast kernels bench export -name '*.py' -o -name '*.j2') pyproject.toml
+SOURCES := $(shell find hmc_fast kernels bench export -name '*.py' -o -name '*.j2' -o -name '*.json') pyproject.toml
 
-# Tests of a file stay in one process: they share what is slow to make. Benchmarks run alone.
+# Tests of a file stay in one process: they share what is slow to make. Speed tests run alone.
 TEST_PROCESSES := 2
-PYTEST := $(VENV)/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+PYTEST := $(VENV)/bin/pytest
+IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --dist loadfile
+
+# What is tested is the built wheel, not the checkout that .venv points to: it stands first on the
+# path, and a safe path keeps the working directory, with its own hmc_fast/, off it in every process.
+WHEEL := build/wheel
+ON_WHEEL := PYTHONPATH=$(CURDIR)/$(WHEEL) PYTHONSAFEPATH=1
 
 .PHONY: bench study test readme-table clean
 
@@ -16,34 +22,37 @@ bench: $(VENV)/installed
 study: $(VENV)/installed
 	sh scripts/study.sh "$(DATA)" "$(WEIGHTS)"
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev $(WHEEL)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	cd tests && ../$(VENV)/bin/mypy -p hmc_fast --config-file ../pyproject.toml
-	cd tests && ../$(VENV)/bin/lint-imports --config ../pyproject.toml
-	HMC_FAST_TEST_WHEEL=1 OMP_NUM_THREADS=1 $(PYTEST) --ignore=tests/kernels/interpreter --ignore=tests/benchmarks
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) tests/kernels/interpreter
-	$(VENV)/bin/pytest tests/benchmarks
+	cd $(WHEEL) && $(CURDIR)/$(VENV)/bin/mypy -p hmc_fast --config-file $(CURDIR)/pyproject.toml
+	cd $(WHEEL) && $(CURDIR)/$(VENV)/bin/lint-imports --config $(CURDIR)/pyproject.toml
+	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) --ignore=tests/kernels/interpreter --ignore=tests/benchmarks
+	$(ON_WHEEL) TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) tests/kernels/interpreter
+	$(ON_WHEEL) $(PYTEST) tests/benchmarks
 
 # The record of the speed targets that the README shows; without one the table says so.
 TARGETS_RECORD := $(firstword $(wildcard bench/results/targets-*.jsonl))
 
 readme-table: $(VENV)/installed
-	$(VENV)/bin/python -P -m hmc_fast.bench.readme_table README.md $(TARGETS_RECORD)
+	$(VENV)/bin/python -m hmc_fast.bench.readme_table README.md $(TARGETS_RECORD)
 
 $(VENV)/bin/python:
 	sh scripts/make_venv.sh $(PYTHON) $(VENV)
 
-# The built wheel is installed, so that what is tested is what users get.
-$(VENV)/installed: $(VENV)/bin/python $(SOURCES)
-	rm -rf build dist
-	$(VENV)/bin/pip wheel --quiet --no-deps --wheel-dir dist .
-	$(VENV)/bin/pip install --quiet "$$(ls dist/*.whl)"
-	$(VENV)/bin/pip install --quiet --no-deps --force-reinstall dist/*.whl
+# Editable: the checkout is what runs, from its root as from anywhere else.
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+	$(VENV)/bin/pip install --quiet --editable .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet "$$(ls dist/*.whl)[dev]"
+	$(VENV)/bin/pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(WHEEL): $(VENV)/installed-dev $(SOURCES)
+	rm -rf build dist
+	$(VENV)/bin/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(VENV)/bin/pip install --quiet --no-deps --target $@ dist/*.whl
 	touch $@
 
 clean:

@@ -13,6 +13,8 @@
 # lacks, they are installed into a venv that also sees what PYTHON has: for machines that reach no index.
 # PROCESSES (4) run the tests.
 set -u
+# The installed package is checked, not the checkout that the tests lie in.
+export PYTHONSAFEPATH=1
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 1
 shift
 parts=${*:-facts parity speed sanitizer driver rtx}
@@ -30,7 +32,7 @@ if [ -n "${WHEELS:-}" ]; then
     "$python" -m pip install --quiet --no-index --no-deps --ignore-installed "$WHEELS"/*.whl || exit 1
 fi
 hmc_fast() {
-    "$python" -P -m hmc_fast "$@"
+    "$python" -m hmc_fast "$@"
 }
 need_gpu() {
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
@@ -39,14 +41,14 @@ need_gpu() {
     }
 }
 small_checkpoint() {
-    [ -f "$out/small.safetensors" ] || "$python" -P "$root/scripts/small_checkpoint.py" "$out/small.safetensors"
+    [ -f "$out/small.safetensors" ] || "$python" "$root/scripts/small_checkpoint.py" "$out/small.safetensors"
 }
 
 facts() {
     nvidia-smi && hmc_fast doctor
 }
 parity() {
-    need_gpu && cd "$root" && "$python" -P -m pytest -m gpu tests --numprocesses "${PROCESSES:-4}"
+    need_gpu && cd "$root" && "$python" -m pytest -m gpu tests --numprocesses "${PROCESSES:-4}"
 }
 speed() {
     hmc_fast bench targets --out "$out/targets" --minutes "${MINUTES:-5}"
@@ -55,8 +57,8 @@ sanitizer() {
     # Every tensor in an allocation of its own: in PyTorch's pools a stray access hits another tensor.
     checked="compute-sanitizer --tool memcheck --error-exitcode 9"
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-    need_gpu && $checked "$python" -P "$root/scripts/small_pass.py" || return 1
-    if $checked "$python" -P "$root/scripts/small_pass.py" --stray; then
+    need_gpu && $checked "$python" "$root/scripts/small_pass.py" || return 1
+    if $checked "$python" "$root/scripts/small_pass.py" --stray; then
         echo "a planted stray write was not found: the sanitizer proves nothing here"
         return 1
     fi

@@ -17,11 +17,31 @@ import hmc_fast.export
 import hmc_fast.kernels
 from hmc_fast.cli.app import app, run
 
+PACKAGES = (hmc_fast, hmc_fast.kernels, hmc_fast.bench, hmc_fast.export)
+ROOT = Path(__file__).parents[1]
 
-@pytest.mark.skipif("HMC_FAST_TEST_WHEEL" not in os.environ, reason="not a run of the built wheel")
+
+@pytest.mark.skipif("PYTHONSAFEPATH" not in os.environ, reason="not a run of the built wheel")
 def test_the_wheel_is_tested_not_the_working_tree() -> None:
-    for package in (hmc_fast, hmc_fast.kernels, hmc_fast.bench, hmc_fast.export):
-        assert "site-packages" in Path(package.__file__).parts
+    wheel = ROOT / "build" / "wheel"
+    assert all(Path(package.__file__).is_relative_to(wheel) for package in PACKAGES)
+
+
+@pytest.mark.skipif("PYTHONSAFEPATH" not in os.environ, reason="needs the editable installation")
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "tests", Path("/")], ids=str)
+def test_a_checkout_imports_whole_where_it_lies_and_elsewhere(folder: Path) -> None:
+    code = "import hmc_fast.bench, hmc_fast.export; from hmc_fast.kernels import attention as a; "
+    code += "import inspect; print(inspect.getfile(a))"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(done.stdout.strip()) == ROOT / "kernels" / "api.py"
 
 
 def test_templates_and_type_marker_are_packaged() -> None:
