@@ -27,8 +27,9 @@ from hmc_fast.evaluation import Predictions, mean_and_std, pool, predict_logits
 from hmc_fast.kernels.testing import BudgetUse
 from hmc_fast.models import FilmModel, build_model
 from hmc_fast.models.registry import FIXED_SIZE_MODELS
-from hmc_fast.training import TrainingConfig, run_cross_validation
-from hmc_fast.training.cv import FOLDS_FILE, Progress, fold_checkpoints
+from hmc_fast.study import FOLDS_FILE, fold_checkpoints, run_cross_validation
+from hmc_fast.study.run import Progress
+from hmc_fast.training import TrainingConfig
 
 LATENCY_ROUNDS = 20
 THROUGHPUT_ROUNDS = 5

@@ -12,6 +12,7 @@ import torch
 from hmc_fast.cli.app import run
 from hmc_fast.data import Film, read_mias, write_phantoms
 from hmc_fast.kernels.capability import interpreting
+from hmc_fast.training import TrainingConfig
 
 DATA_VARIABLE = "HMC_FAST_TEST_DATA"
 
@@ -65,6 +66,12 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def phantoms(phantom_folder: Path) -> list[Film]:
     return read_mias(phantom_folder)
+
+
+@pytest.fixture
+def config() -> TrainingConfig:
+    """A quick training."""
+    return TrainingConfig(size=32, epochs=2, batch_size=8, learning_rate=1e-3)
 
 
 @pytest.fixture

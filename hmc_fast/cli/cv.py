@@ -11,7 +11,7 @@ from hmc_fast.data.folds import PROTOCOL, PROTOCOL_TITLES, PROTOCOLS
 from hmc_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from hmc_fast.training import StudySummary
+    from hmc_fast.study import StudySummary
 
 
 def cv(
@@ -69,7 +69,8 @@ def cv(
     Example: [bold]hmc-fast cv --data mias --out study --models hmc_net,resnet50,vgg16[/bold]
     """
     from hmc_fast.data import read_mias
-    from hmc_fast.training import TrainingConfig, plan_study, run_cross_validation
+    from hmc_fast.study import plan_study, run_cross_validation
+    from hmc_fast.training import TrainingConfig
 
     config = TrainingConfig(
         task=task,

@@ -52,8 +52,9 @@ def leakage_probe(
     """
     from hmc_fast.data import read_mias
     from hmc_fast.environment import environment
+    from hmc_fast.study import run_cross_validation
     from hmc_fast.study.leakage import run_probe
-    from hmc_fast.training import TrainingConfig, run_cross_validation
+    from hmc_fast.training import TrainingConfig
 
     cases = read_mias(data)
     if split is not None:

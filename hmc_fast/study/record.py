@@ -13,8 +13,8 @@ from hmc_fast.evaluation import Predictions, pool, read_predictions
 from hmc_fast.evaluation.localisation import FIELDS, LOCALISATION_FILE, read_localisation
 from hmc_fast.files import read_json, write_text
 from hmc_fast.models.registry import MODEL_NAMES
+from hmc_fast.study.folder import STUDY_FILE, fold_folder
 from hmc_fast.training import TrainingConfig
-from hmc_fast.training.study_folder import STUDY_FILE, fold_folder
 from hmc_fast.training.train import PREDICTIONS_FILE, RESULT_FILE
 
 SCHEMA = "hmc-fast-study/1"

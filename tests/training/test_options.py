@@ -14,7 +14,8 @@ from hmc_fast.cli.options import trunk_weights
 from hmc_fast.data import Film, FilmCache, FilmDataset, Preprocessing
 from hmc_fast.data.dataset import CropDataset
 from hmc_fast.evaluation import film_logits, predict_logits, read_predictions
-from hmc_fast.training import TrainingConfig, run_cross_validation
+from hmc_fast.study import run_cross_validation
+from hmc_fast.training import TrainingConfig
 from hmc_fast.training.lesion_target import lesion_loss
 
 

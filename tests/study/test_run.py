@@ -19,14 +19,14 @@ from filelock import FileLock
 from hmc_fast import UserError, load_model
 from hmc_fast.data import PROTOCOLS, Film, read_folds, read_mias
 from hmc_fast.evaluation import auc_interval, read_predictions
-from hmc_fast.training import (
+from hmc_fast.study import (
     StudySummary,
-    TrainingConfig,
+    fold_checkpoints,
     plan_study,
     run_cross_validation,
     summarise_study,
 )
-from hmc_fast.training.cv import fold_checkpoints
+from hmc_fast.training import TrainingConfig
 from hmc_fast.training.lightning import FilmClassifier
 
 MODEL = "hmc_net_resnet18"

@@ -1,0 +1,167 @@
+"""Cross-validation: the jobs of a study in one folder, resumable.
+
+Processes that run the same study at the same time, on one machine or on several with a shared file
+system, take different jobs.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hmc_fast.data import Film, FilmCache
+from hmc_fast.data.folds import PROTOCOL
+from hmc_fast.data.phantom import are_phantoms
+from hmc_fast.environment import environment
+from hmc_fast.errors import UserError
+from hmc_fast.files import write_json
+from hmc_fast.study.folder import SUMMARY_FILE, job_lock, open_study
+from hmc_fast.study.plan import StudyJob, StudyPlan, plan_study
+from hmc_fast.study.summary import StudySummary, summarise_study
+from hmc_fast.training.config import TrainingConfig
+from hmc_fast.training.train import train
+
+Progress = Callable[[str, int, int], object]
+"""Called with a job's label, the films trained on since the last call, and the films in all."""
+
+
+def run_cross_validation(
+    models: Sequence[str],
+    config: TrainingConfig,
+    cases: list[Film],
+    folder: Path,
+    *,
+    fold_count: int = 5,
+    repeats: int = 1,
+    protocol: str = PROTOCOL,
+    copies: int | None = None,
+    folds_file: Path | None = None,
+    only_jobs: Sequence[int] | None = None,
+    on_progress: Progress = lambda label, done, total: None,
+) -> list[StudySummary]:
+    """Train every model on every fold, skipping what ``folder`` holds finished already.
+
+    A job that another process is working on is left to it, and waited for at the end. A job that
+    fails does not stop the others.
+
+    Args:
+        models: names of the models.
+        config: how they are trained.
+        cases: the films.
+        folder: of the study.
+        fold_count: number of folds.
+        repeats: how often everything is repeated, with other folds and seeds.
+        protocol: of :data:`hmc_fast.data.PROTOCOLS`.
+        copies: rotated copies a film, by default 45 under ``augment-first`` and 1 elsewhere. The
+            patient protocol keeps all copies of a patient's films on one side.
+        folds_file: saved folds to use instead of new ones.
+        only_jobs: numbers of the jobs to run, from 0, by model, repeat and fold; None for all.
+        on_progress: told of every training step.
+
+    Returns:
+        A summary for every model whose jobs are all finished.
+
+    Raises:
+        UserError: the folder belongs to another configuration, folds and films do not fit, a
+            training fails, or one of ``only_jobs`` does not exist or is being run elsewhere.
+    """
+    plan = plan_study(
+        models,
+        config,
+        cases,
+        folder,
+        fold_count=fold_count,
+        repeats=repeats,
+        protocol=protocol,
+        copies=copies,
+        folds_file=folds_file,
+    )
+    chosen = _choose(plan.jobs, only_jobs)
+    open_study(folder, plan.settings, plan.folds, _describe(plan.jobs[0].training.cases))
+    _run_jobs(chosen, wait=only_jobs is None, on_progress=on_progress)
+    finished = [
+        model
+        for model in models
+        if all(job.finished for job in plan.jobs if job.training.model_name == model)
+    ]
+    summaries = [summarise_study(folder, model, repeats) for model in finished]
+    if len(finished) == len(models):
+        _write_summary(folder, plan, summaries)
+    return summaries
+
+
+def _choose(jobs: list[StudyJob], only_jobs: Sequence[int] | None) -> list[StudyJob]:
+    if only_jobs is None:
+        return jobs
+    for number in only_jobs:
+        if not 0 <= number < len(jobs):
+            raise UserError(
+                f"job {number}: this study has {len(jobs)} jobs, numbered 0 to {len(jobs) - 1}"
+            )
+    return [jobs[number] for number in only_jobs]
+
+
+def _run_jobs(jobs: list[StudyJob], *, wait: bool, on_progress: Progress) -> None:
+    total = sum(job.films for job in jobs)
+    cache = FilmCache(jobs[0].training.config.preprocessing())
+    failures: list[str] = []
+    busy = []
+    for job in jobs:
+        with job_lock(job.folder, wait=False) as mine:
+            if not mine:
+                busy.append(job)
+            else:
+                _run_job(job, cache, total, failures, on_progress)
+    if busy and not wait:
+        raise UserError(f"{busy[0].label}: another process is working on this job")
+    for job in busy:
+        on_progress(f"waiting for another process: {job.label}", 0, total)
+        with job_lock(job.folder, wait=True):
+            _run_job(job, cache, total, failures, on_progress)
+    if failures:
+        others = len(failures) - 1
+        more = f"; {others} more job{'s' if others > 1 else ''} failed" if others else ""
+        raise UserError(f"{failures[0]}{more}; what is finished is kept")
+
+
+def _run_job(
+    job: StudyJob, cache: FilmCache, total: int, failures: list[str], on_progress: Progress
+) -> None:
+    if job.finished:
+        on_progress(job.label, job.films, total)
+    try:
+        train(
+            job.training,
+            job.folder,
+            cache,
+            on_films=lambda count: on_progress(job.label, count, total),
+        )
+    except UserError as error:
+        failures.append(f"{job.label}: {error}")
+    # Trainer, module and model refer to each other: gigabytes that would outlive the job.
+    gc.collect()
+
+
+def _describe(cases: list[Film]) -> dict[str, Any]:
+    folder = cases[0].path.parent
+    return {
+        "name": folder.name,
+        "phantoms": are_phantoms(folder),
+        "films": len({case.film_id for case in cases}),
+        "patients": len({case.patient_id for case in cases}),
+    }
+
+
+def _write_summary(folder: Path, plan: StudyPlan, summaries: list[StudySummary]) -> None:
+    data = _describe(plan.jobs[0].training.cases)
+    write_json(
+        folder / SUMMARY_FILE,
+        {
+            "protocol": plan.settings.protocol,
+            "task": plan.settings.config.task,
+            "films": data["films"],
+            "patients": data["patients"],
+            "models": [summary.to_json() for summary in summaries],
+            "environment": environment(),
+        },
+    )
