@@ -98,11 +98,11 @@ class Verification:
 
 def verify(
     artefact: Path,
-    cases: list[Film],
+    films: list[Film],
     *,
     checkpoint: Path | None = None,
     bounds: Bounds | None = None,
-    films: int | None = None,
+    max_films: int | None = None,
     batch_size: int = 8,
     on_progress: Progress = lambda what, done, total: None,
 ) -> Verification:
@@ -110,10 +110,10 @@ def verify(
 
     Args:
         artefact: an ONNX file or an engine; of an engine, the ONNX file beside it runs as well.
-        cases: labelled films.
+        films: labelled films.
         checkpoint: by default the one that the sidecar names.
         bounds: by default those of the artefact's precision in :data:`BOUNDS`.
-        films: use so many, spread evenly over ``cases``; by default all.
+        max_films: use so many, spread evenly over ``films``; by default all.
         batch_size: films a call.
         on_progress: told of every batch.
 
@@ -131,8 +131,8 @@ def verify(
         read_sidecar(graph)
         check_file(graph, sidecar.engine.onnx, f"the sidecar of {artefact.name}")
         runs = [("ONNX Runtime", graph), (f"{sidecar.engine.flavour} engine", artefact)]
-    chosen, labels = TASKS[sidecar.task].select(cases)
-    index = _spread(len(chosen), films)
+    chosen, labels = TASKS[sidecar.task].select(films)
+    index = _spread(len(chosen), max_films)
     chosen, labels = [chosen[i] for i in index], [labels[i] for i in index]
     dataset = FilmDataset(chosen, labels, FilmCache(sidecar.preprocessing))
     total = len(chosen) * (1 + len(runs))
@@ -159,7 +159,7 @@ def verify(
     return Verification(
         artefact.name,
         len(chosen),
-        len({case.patient_id for case in chosen}),
+        len({film.patient_id for film in chosen}),
         bounds,
         rows,
         environment(),

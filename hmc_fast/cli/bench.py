@@ -108,16 +108,16 @@ def bench(
     )
     films = None if data is None else read_mias(data)
     folder = make_folder(out or Path("runs") / f"bench-{datetime.now():%Y%m%d-%H%M%S}")
-    cases = _phantoms(folder / "phantoms") if films is None else films
+    films = _phantoms(folder / "phantoms") if films is None else films
     description = {
         "name": "procedural phantoms" if data is None else f"MIAS-style folder {data.name}",
         "phantoms": data is None,
-        "films": len(cases),
-        "patients": len({case.patient_id for case in cases}),
+        "films": len(films),
+        "patients": len({film.patient_id for film in films}),
     }
     with progress_bar("films") as report:
         record = run_bench(
-            chosen, cases, description, folder, on_training=report, on_stage=say_stage
+            chosen, films, description, folder, on_training=report, on_stage=say_stage
         )
     write_record(folder / "record.jsonl", record)
     markdown, html = write_reports(record, folder)

@@ -91,7 +91,7 @@ def cv(
         seed=seed,
     )
     names = _model_names(model, models)
-    cases = read_mias(data)
+    films = read_mias(data)
     partition: dict[str, Any] = {
         "fold_count": folds,
         "repeats": repeats,
@@ -100,7 +100,7 @@ def cv(
         "folds_file": folds_file,
     }
     if list_jobs:
-        jobs = plan_study(names, config, cases, out, **partition).jobs
+        jobs = plan_study(names, config, films, out, **partition).jobs
         listed = [
             {"job": number, "what": job.label, "finished": job.finished}
             for number, job in enumerate(jobs)
@@ -109,7 +109,7 @@ def cv(
         return
     with progress_bar("films") as report:
         summaries = run_cross_validation(
-            names, config, cases, out, only_jobs=job or None, on_progress=report, **partition
+            names, config, films, out, only_jobs=job or None, on_progress=report, **partition
         )
     if as_json:
         print_json([summary.to_json() for summary in summaries])

@@ -39,34 +39,34 @@ def evaluate(
     device = default_device()
     members = load_ensemble(checkpoint, backend=backend, device=device)
     metadata = members[0].metadata
-    cases, labels = TASKS[metadata.task].select(read_mias(data))
+    films, labels = TASKS[metadata.task].select(read_mias(data))
     cache = FilmCache(metadata.preprocessing)
     digests = {d for member in members for d in member.metadata.training_films.values()}
     with progress_bar("films") as report:
         seen = []
-        for case in cases:
-            seen.append(cache.digest(case.path) in digests)
-            report("reading", 1, 2 * len(cases))
-        seen_patients = {c.patient_id for c, was_seen in zip(cases, seen, strict=True) if was_seen}
-        keep = [i for i, c in enumerate(cases) if include_seen or c.patient_id not in seen_patients]
+        for film in films:
+            seen.append(cache.digest(film.path) in digests)
+            report("reading", 1, 2 * len(films))
+        seen_patients = {c.patient_id for c, was_seen in zip(films, seen, strict=True) if was_seen}
+        keep = [i for i, c in enumerate(films) if include_seen or c.patient_id not in seen_patients]
         if not keep:
             raise UserError(
                 f"{data}: the model was trained on films of every patient; give unseen ones, or "
                 "--include-seen for figures that say nothing about new patients"
             )
-        kept_cases, kept_labels = [cases[i] for i in keep], [labels[i] for i in keep]
-        total = len(cases) + len(keep) * len(members)
+        kept_films, kept_labels = [films[i] for i in keep], [labels[i] for i in keep]
+        total = len(films) + len(keep) * len(members)
         parts = []
         for member in members:
             logits = predict_logits(
                 member.model,
-                FilmDataset(kept_cases, kept_labels, cache),
+                FilmDataset(kept_films, kept_labels, cache),
                 device=device,
                 precision=precision,
                 batch_size=batch_size,
                 on_batch=lambda n: report("predicting", n, total),
             )
-            parts.append(Predictions.of(kept_cases, kept_labels, -1, logits, metadata.class_names))
+            parts.append(Predictions.of(kept_films, kept_labels, -1, logits, metadata.class_names))
     predictions = parts[0] if len(parts) == 1 else ensemble(parts)
     if out is not None:
         predictions.save(out)

@@ -69,20 +69,20 @@ def explain(
     methods = check_methods(method or ["gradcam"])
     device = default_device()
     loaded = load_model(checkpoint, backend=backend, device=device)
-    cases = list(_cases(files, annotations))
+    films = list(_films(files, annotations))
     make_folder(out)
     explanations: list[FilmExplanation] = []
     entries = []
     scored = "scorecam" in methods
     with progress_bar("channels" if scored else "films") as report:
-        for case, name in zip(cases, _file_names(cases), strict=True):
+        for film, name in zip(films, _file_names(films), strict=True):
 
             def on_batch(done: int, total: int, name: str = name) -> None:
-                report(f"Score-CAM of {name}", done, total * len(cases))
+                report(f"Score-CAM of {name}", done, total * len(films))
 
             score = ScoreOptions(batch_size, score_channels, on_batch)
             explanation = explain_film(
-                loaded, case, methods, class_name=class_name, layer=layer, score=score
+                loaded, film, methods, class_name=class_name, layer=layer, score=score
             )
             figure = film_figure(explanation)
             save_png(figure, out / f"{name}.png")
@@ -91,10 +91,10 @@ def explain(
                 _save_maps(out / f"{name}.npz", explanation)
             explanations.append(explanation)
             if not scored:
-                report("explaining", 1, len(cases))
+                report("explaining", 1, len(films))
     if len(explanations) > 1:
         save_png(contact_sheet(explanations), out / CONTACT_FILE)
-    title = f"Explanations of {len(cases)} film{'s' if len(cases) > 1 else ''}"
+    title = f"Explanations of {len(films)} film{'s' if len(films) > 1 else ''}"
     facts = [
         f"{loaded.metadata.model.name}, task {loaded.metadata.task}, checkpoint {checkpoint.name}"
     ]
@@ -120,7 +120,7 @@ def explain(
     console.print("Research software: these are no diagnoses.", style="dim")
 
 
-def _cases(files: Sequence[Path], annotations: Path | None) -> Iterator["Film"]:
+def _films(files: Sequence[Path], annotations: Path | None) -> Iterator["Film"]:
     """The films with their findings: from ``annotations``, or the Info.txt beside a MIAS film."""
     from hmc_fast.data import Film
     from hmc_fast.data.mias import is_film_id, patient_of, read_findings
@@ -135,12 +135,12 @@ def _cases(files: Sequence[Path], annotations: Path | None) -> Iterator["Film"]:
         yield Film(path.stem, patient_of(path.stem) if is_mias else path.stem, path, findings)
 
 
-def _file_names(cases: Sequence["Film"]) -> list[str]:
+def _file_names(films: Sequence["Film"]) -> list[str]:
     """A name for each film's files: its own, numbered where several films share it."""
-    count = Counter(case.film_id for case in cases)
+    count = Counter(film.film_id for film in films)
     return [
-        f"{number:03d}-{case.film_id}" if count[case.film_id] > 1 else case.film_id
-        for number, case in enumerate(cases, start=1)
+        f"{number:03d}-{film.film_id}" if count[film.film_id] > 1 else film.film_id
+        for number, film in enumerate(films, start=1)
     ]
 
 
@@ -176,7 +176,7 @@ def _row(explanation: "FilmExplanation", methods: Sequence[str]) -> list[str]:
         cells["scale"] = ", ".join(f"{name} {share:.0%}" for name, share in shares)
     probability = max(explanation.probabilities)
     return [
-        explanation.case.film_id,
+        explanation.film.film_id,
         f"{explanation.predicted} {probability:.3f}",
         explanation.explained,
         *cells.values(),

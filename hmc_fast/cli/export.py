@@ -277,9 +277,9 @@ def _graph(
 def _calibration_images(graph: "OnnxExport", folder: Path, count: int) -> list["Tensor"]:
     from hmc_fast.data import read_mias, read_pixels
 
-    cases = read_mias(folder)
-    step = max(1, len(cases) // count)
-    return [graph.sidecar.preprocessing(read_pixels(case.path)) for case in cases[::step][:count]]
+    films = read_mias(folder)
+    step = max(1, len(films) // count)
+    return [graph.sidecar.preprocessing(read_pixels(film.path)) for film in films[::step][:count]]
 
 
 def _print(sidecar: "Sidecar", path: Path, as_json: bool) -> None:

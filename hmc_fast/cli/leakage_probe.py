@@ -56,12 +56,12 @@ def leakage_probe(
     from hmc_fast.study.leakage import run_probe
     from hmc_fast.training import TrainingConfig
 
-    cases = read_mias(data)
+    films = read_mias(data)
     if split is not None:
         from hmc_fast.study.split_check import check_split
 
         with progress_bar("films") as report:
-            _conclude_split(split, check_split(split, data, cases, report), as_json)
+            _conclude_split(split, check_split(split, data, films, report), as_json)
         return
     config = TrainingConfig(
         task=task,
@@ -78,7 +78,7 @@ def leakage_probe(
     rows: list[dict[str, Any]] = []
     with progress_bar("films") as report:
         probes = run_probe(
-            cases,
+            films,
             task,
             protocols=PROTOCOLS,
             fold_count=folds,
@@ -91,7 +91,7 @@ def leakage_probe(
             (summary,) = run_cross_validation(
                 [str(name)],
                 config,
-                cases,
+                films,
                 folder / protocol,
                 fold_count=folds,
                 protocol=protocol,

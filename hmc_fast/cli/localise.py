@@ -63,7 +63,7 @@ def localise(
         max_films=films,
         seed=seed,
     )
-    cases = read_mias(data)
+    labelled_films = read_mias(data)
     by_model: dict[str, list[Path]] = defaultdict(list)
     for path in checkpoints:
         by_model[load_model(path).metadata.model.name].append(path)
@@ -72,7 +72,7 @@ def localise(
         for name, paths in by_model.items():
             result = measure_localisation(
                 paths,
-                cases,
+                labelled_films,
                 settings,
                 backend=backend,
                 device=default_device(),

@@ -71,13 +71,13 @@ def train(
             f"--hold-out {hold_out}: needs a fold from 0 to {folds - 1}, or -1 for none"
         )
     chosen_task = TASKS[config.task]
-    cases, labels = chosen_task.select(read_mias(data))
-    partition = make_folds(cases, labels, chosen_task, folds, seed)
-    train_index, test_index = partition.split(cases, hold_out)
+    films, labels = chosen_task.select(read_mias(data))
+    partition = make_folds(films, labels, chosen_task, folds, seed)
+    train_index, test_index = partition.split(films, hold_out)
     job = TrainingJob(
         options.model_name(model),
         config,
-        cases,
+        films,
         labels,
         train_index,
         test_index,

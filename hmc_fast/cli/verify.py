@@ -56,7 +56,7 @@ def verify(
             read_mias(data),
             checkpoint=checkpoint,
             bounds=bounds,
-            films=films,
+            max_films=films,
             batch_size=batch_size,
             on_progress=report,
         )

@@ -20,27 +20,27 @@ LEAST_SHARE, USUAL_SHARE = 1 / 8, 1 / 4
 """Of the film's shorter side: the smallest crop, and the crop of a film without a circle."""
 
 
-def crop_frame(case: Film, film: NDArray[np.float32], *, mirrored: bool) -> Frame:
-    """The square around the case's first circle, or around a place in the breast without one.
+def crop_frame(film: Film, pixels: NDArray[np.float32], *, mirrored: bool) -> Frame:
+    """The square around the film's first circle, or around a place in the breast without one.
 
     That place is drawn by the film's name, the same every time. The square lies inside the film.
 
     Args:
-        case: the film's findings.
-        film: ``[H, W]`` in 0…1.
+        film: the film's findings.
+        pixels: ``[H, W]`` in 0…1.
         mirrored: whether the crop is mirrored, as the film is.
     """
-    rows, columns = film.shape
+    rows, columns = pixels.shape
     shorter = min(rows, columns)
-    circle = next((f for f in case.findings if f.radius is not None), None)
+    circle = next((f for f in film.findings if f.radius is not None), None)
     if circle is not None and circle.x is not None and circle.y is not None:
         assert circle.radius is not None
         side = SIDE_IN_RADII * circle.radius
         row, column = rows - 1 - circle.y, circle.x  # MIAS counts y from the bottom
     else:
         side = round(USUAL_SHARE * shorter)
-        places = np.argwhere(breast_mask(film))
-        digest = hashlib.sha256(case.film_id.encode()).digest()
+        places = np.argwhere(breast_mask(pixels))
+        digest = hashlib.sha256(film.film_id.encode()).digest()
         row, column = places[int.from_bytes(digest[:8], "little") % len(places)].tolist()
     side = min(max(side, round(LEAST_SHARE * shorter)), shorter)
     top = min(max(row - side // 2, 0), rows - side)

@@ -34,29 +34,31 @@ class FilmCache:
         """SHA-256 of the decoded full-size pixels, the same for PGM and PNG of one film."""
         return self._load(path).digest
 
-    def lesion(self, case: Film) -> Tensor:
-        """``[1, height, width]`` in 0…1, the case's lesion circles resized like its film."""
-        if case.path not in self._lesions:
-            film = self._load(case.path)
-            mask = lesion_mask(case, film.shape)
-            self._lesions[case.path] = self.preprocessing.resize(mask, film.frame)
-        return self._lesions[case.path]
+    def lesion(self, film: Film) -> Tensor:
+        """``[1, height, width]`` in 0…1, the film's lesion circles resized like its film."""
+        if film.path not in self._lesions:
+            loaded = self._load(film.path)
+            mask = lesion_mask(film, loaded.shape)
+            self._lesions[film.path] = self.preprocessing.resize(mask, loaded.frame)
+        return self._lesions[film.path]
 
-    def crop(self, case: Film) -> Tensor:
+    def crop(self, film: Film) -> Tensor:
         """``[1, height, width]`` in 0…1: the film's :func:`crop_frame`, enlarged."""
-        if case.path not in self._crops:
-            film = read_pixels(case.path)
-            frame = crop_frame(case, film, mirrored=self._load(case.path).frame.mirrored)
-            self._crops[case.path] = self.preprocessing.resize(film, frame)
-        return self._crops[case.path]
+        if film.path not in self._crops:
+            pixels = read_pixels(film.path)
+            frame = crop_frame(film, pixels, mirrored=self._load(film.path).frame.mirrored)
+            self._crops[film.path] = self.preprocessing.resize(pixels, frame)
+        return self._crops[film.path]
 
     def _load(self, path: Path) -> "_CachedFilm":
         if path not in self._films:
-            film = read_pixels(path)
-            digest = hashlib.sha256(film.tobytes()).hexdigest()
-            frame = self.preprocessing.frame(film)
-            image = self.preprocessing.resize(film, frame)
-            self._films[path] = _CachedFilm(image, digest, frame, (film.shape[0], film.shape[1]))
+            pixels = read_pixels(path)
+            digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+            frame = self.preprocessing.frame(pixels)
+            image = self.preprocessing.resize(pixels, frame)
+            self._films[path] = _CachedFilm(
+                image, digest, frame, (pixels.shape[0], pixels.shape[1])
+            )
         return self._films[path]
 
 
@@ -71,7 +73,7 @@ class FilmDataset(Dataset[tuple[Tensor, int]]):
     """Samples ``(image [3, H, W], class)``; a rotated copy of a film is rotated here.
 
     Args:
-        cases: films, in the order of the indices.
+        films: films, in the order of the indices.
         labels: their classes.
         cache: where resized films come from.
         augmentation_seed: None for the films as they are; else random flips, rotations, shifts and
@@ -81,12 +83,12 @@ class FilmDataset(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        cases: list[Film],
+        films: list[Film],
         labels: list[int],
         cache: FilmCache,
         augmentation_seed: int | None = None,
     ) -> None:
-        self.cases = cases
+        self.films = films
         self.labels = labels
         self._cache = cache
         self._augmentation_seed = augmentation_seed
@@ -108,18 +110,18 @@ class FilmDataset(Dataset[tuple[Tensor, int]]):
         return self._cache.preprocessing
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.films)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.preprocessing.normalise(self.film(index)), self.labels[index]
 
     def film(self, index: int) -> Tensor:
         """The sample's film ``[1, H, W]`` in 0…1, before it is normalised."""
-        return self._transform(self._cache.image(self.cases[index].path), index)
+        return self._transform(self._cache.image(self.films[index].path), index)
 
     def _transform(self, planes: Tensor, index: int) -> Tensor:
         """Rotate and augment ``[planes, H, W]``, all planes alike."""
-        rotation = self.cases[index].rotation
+        rotation = self.films[index].rotation
         if rotation:
             planes = functional.rotate(planes, rotation, v2.InterpolationMode.BILINEAR)
         if self._augmentation_seed is not None:
@@ -133,8 +135,8 @@ class LesionDataset(FilmDataset):
     """Samples ``(image [3, H, W], class, lesion [1, H, W] in 0…1)``, augmented together."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor]:  # type: ignore[override]  # one more element
-        case = self.cases[index]
-        both = torch.cat([self._cache.image(case.path), self._cache.lesion(case)])
+        film = self.films[index]
+        both = torch.cat([self._cache.image(film.path), self._cache.lesion(film)])
         both = self._transform(both, index)
         return self.preprocessing.normalise(both[:1]), self.labels[index], both[1:]
 
@@ -143,7 +145,7 @@ class CropDataset(FilmDataset):
     """Samples ``(image [3, H, W], class)`` whose images are crops of the films."""
 
     def film(self, index: int) -> Tensor:
-        return self._transform(self._cache.crop(self.cases[index]), index)
+        return self._transform(self._cache.crop(self.films[index]), index)
 
 
 def derive_seed(*parts: int) -> int:

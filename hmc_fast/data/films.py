@@ -29,7 +29,7 @@ class Finding:
 class Film:
     """One film. ``patient_id`` groups the films of one woman.
 
-    ``rotation`` is in degrees, counter-clockwise; other than 0 makes the case a rotated copy of its
+    ``rotation`` is in degrees, counter-clockwise; other than 0 makes the film a rotated copy of its
     film, as the augment-first protocol wants it.
     """
 
@@ -50,7 +50,7 @@ class Film:
         return max((f.severity for f in self.findings), key=SEVERITIES.index, default="normal")
 
 
-def rotated_copies(cases: list[Film], copies: int) -> list[Film]:
+def rotated_copies(films: list[Film], copies: int) -> list[Film]:
     """Every film at ``copies`` angles that divide the circle evenly, the film itself first.
 
     Raises :class:`UserError` for fewer than two copies.
@@ -58,4 +58,4 @@ def rotated_copies(cases: list[Film], copies: int) -> list[Film]:
     if copies < 2:
         raise UserError(f"{copies} rotated copies a film: augmenting first needs at least 2")
     angles = [round(360 * k / copies, 4) for k in range(copies)]
-    return [replace(case, rotation=angle) for case in cases for angle in angles]
+    return [replace(film, rotation=angle) for film in films for angle in angles]

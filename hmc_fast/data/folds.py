@@ -80,25 +80,25 @@ class Folds:
                     "(each class needs at least one patient a fold)"
                 )
 
-    def split(self, cases: list[Film], fold: int) -> tuple[list[int], list[int]]:
-        """Indices into ``cases`` for training and for testing in ``fold``.
+    def split(self, films: list[Film], fold: int) -> tuple[list[int], list[int]]:
+        """Indices into ``films`` for training and for testing in ``fold``.
 
-        Raises :class:`UserError` where cases and folds are not about the same films and patients.
+        Raises :class:`UserError` where films and folds are not about the same films and patients.
         """
         by_film = {a.film: a for a in self.assignments}
-        for case in cases:
-            assignment = by_film.pop(case.sample_id, None)
+        for film in films:
+            assignment = by_film.pop(film.sample_id, None)
             if assignment is None:
-                raise UserError(f"{self.source}: film {case.sample_id} is in no fold")
-            if assignment.patient != case.patient_id:
+                raise UserError(f"{self.source}: film {film.sample_id} is in no fold")
+            if assignment.patient != film.patient_id:
                 raise UserError(
-                    f"{self.source}: film {case.film_id} is of patient {assignment.patient} there, "
-                    f"{case.patient_id} in the data"
+                    f"{self.source}: film {film.film_id} is of patient {assignment.patient} there, "
+                    f"{film.patient_id} in the data"
                 )
         if by_film:
             raise UserError(f"{self.source}: film {next(iter(by_film))} is missing from the data")
         fold_of = {a.film: a.fold for a in self.assignments}
-        held_out = [fold_of[case.sample_id] == fold for case in cases]
+        held_out = [fold_of[film.sample_id] == fold for film in films]
         return (
             [i for i, test in enumerate(held_out) if not test],
             [i for i, test in enumerate(held_out) if test],
@@ -133,7 +133,7 @@ def check_protocol(protocol: str) -> str:
 
 
 def make_folds(
-    cases: list[Film],
+    films: list[Film],
     labels: list[int],
     task: Task,
     count: int,
@@ -143,21 +143,21 @@ def make_folds(
     """Stratified folds, the same for the same seed.
 
     Under ``patient`` each patient's films stay together; under ``image`` and ``augment-first`` (of
-    cases that are rotated copies already) every case is dealt out on its own.
+    films that are rotated copies already) every film is dealt out on its own.
 
     Raises :class:`UserError` where there are too few patients, in all or of one class.
     """
     check_protocol(protocol)
     if count < 2:
         raise UserError(f"{count} folds: cross-validation needs at least 2")
-    _check_enough_patients(cases, labels, task, count)
+    _check_enough_patients(films, labels, task, count)
     if protocol == PROTOCOL:
         splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
     else:
         splitter = StratifiedKFold(n_splits=count, shuffle=True, random_state=seed)
-    groups = [case.patient_id for case in cases] if protocol == PROTOCOL else None
-    fold_of = [0] * len(cases)
-    for fold, (_, held_out) in enumerate(splitter.split(cases, labels, groups)):
+    groups = [film.patient_id for film in films] if protocol == PROTOCOL else None
+    fold_of = [0] * len(films)
+    for fold, (_, held_out) in enumerate(splitter.split(films, labels, groups)):
         for index in held_out:
             fold_of[index] = fold
     return Folds(
@@ -165,15 +165,15 @@ def make_folds(
         seed,
         count,
         tuple(
-            Assignment(case.sample_id, case.patient_id, label, fold)
-            for case, label, fold in zip(cases, labels, fold_of, strict=True)
+            Assignment(film.sample_id, film.patient_id, label, fold)
+            for film, label, fold in zip(films, labels, fold_of, strict=True)
         ),
         protocol=protocol,
     )
 
 
-def _check_enough_patients(cases: list[Film], labels: list[int], task: Task, count: int) -> None:
-    patients = [case.patient_id for case in cases]
+def _check_enough_patients(films: list[Film], labels: list[int], task: Task, count: int) -> None:
+    patients = [film.patient_id for film in films]
     if len(set(patients)) < count:
         raise UserError(
             f"{len(set(patients))} patients cannot fill {count} folds; use at most as many folds "

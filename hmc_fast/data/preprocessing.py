@@ -83,29 +83,29 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
-    def frame(self, film: NDArray[np.float32]) -> Frame:
-        """What of the film ``[H, W]`` goes to the model; the whole of it by default."""
-        rows, columns = film.shape
+    def frame(self, pixels: NDArray[np.float32]) -> Frame:
+        """The part of ``pixels [H, W]`` that goes to the model; the whole of it by default."""
+        rows, columns = pixels.shape
         if not (self.crop_breast or self.face_left):
             return Frame(0, rows, 0, columns, mirrored=False)
-        mask = breast_mask(film)
+        mask = breast_mask(pixels)
         mirrored = self.face_left and lies_right(mask)
         if not self.crop_breast:
             return Frame(0, rows, 0, columns, mirrored)
         top, bottom, left, right = breast_box(mask)
         return Frame(top, bottom, left, right, mirrored)
 
-    def resize(self, film: NDArray[np.float32], frame: Frame | None = None) -> Tensor:
+    def resize(self, pixels: NDArray[np.float32], frame: Frame | None = None) -> Tensor:
         """Film ``[H, W]`` in 0…1 to ``[1, height, width]`` in 0…1, fp32.
 
         ``frame`` is the film's own by default; a map of the same film, such as a lesion's mask,
         comes with the frame of the film.
         """
-        frame = self.frame(film) if frame is None else frame
-        film = film[frame.top : frame.bottom, frame.left : frame.right]
-        film = film[:, ::-1] if frame.mirrored else film
-        image = torch.from_numpy(np.ascontiguousarray(film))[None, None]
-        rows, columns = film.shape
+        frame = self.frame(pixels) if frame is None else frame
+        pixels = pixels[frame.top : frame.bottom, frame.left : frame.right]
+        pixels = pixels[:, ::-1] if frame.mirrored else pixels
+        image = torch.from_numpy(np.ascontiguousarray(pixels))[None, None]
+        rows, columns = pixels.shape
         side = max(rows, columns)
         top, left = (side - rows) // 2, (side - columns) // 2
         image = pad(image, (left, side - columns - left, top, side - rows - top))
@@ -121,6 +121,6 @@ class Preprocessing:
         std = torch.tensor(self.std).view(3, 1, 1)
         return (image - mean) / std
 
-    def __call__(self, film: NDArray[np.float32]) -> Tensor:
+    def __call__(self, pixels: NDArray[np.float32]) -> Tensor:
         """Film ``[H, W]`` in 0…1 to the model's ``[3, height, width]``."""
-        return self.normalise(self.resize(film))
+        return self.normalise(self.resize(pixels))

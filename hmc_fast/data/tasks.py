@@ -18,13 +18,13 @@ class Task:
     class_names: tuple[str, ...]
     classes: dict[Severity, int]
 
-    def select(self, cases: list[Film]) -> tuple[list[Film], list[int]]:
-        """The cases that the task is posed on, and their classes.
+    def select(self, films: list[Film]) -> tuple[list[Film], list[int]]:
+        """The films that the task is posed on, and their classes.
 
         Raises :class:`UserError` where fewer than two classes occur.
         """
-        chosen = [case for case in cases if case.severity in self.classes]
-        labels = [self.classes[case.severity] for case in chosen]
+        chosen = [film for film in films if film.severity in self.classes]
+        labels = [self.classes[film.severity] for film in chosen]
         if len(set(labels)) < 2:
             found = ", ".join(sorted({self.class_names[label] for label in labels})) or "no film"
             raise UserError(

@@ -37,16 +37,16 @@ class Predictions:
     @classmethod
     def of(
         cls,
-        cases: Sequence[Film],
+        films: Sequence[Film],
         labels: Sequence[int],
         fold: int,
         logits: NDArray[np.floating],
         class_names: Sequence[str],
     ) -> "Predictions":
         return cls(
-            tuple(case.sample_id for case in cases),
-            tuple(case.patient_id for case in cases),
-            (fold,) * len(cases),
+            tuple(film.sample_id for film in films),
+            tuple(film.patient_id for film in films),
+            (fold,) * len(films),
             np.asarray(labels, np.int64),
             np.asarray(logits, np.float64),
             tuple(class_names),

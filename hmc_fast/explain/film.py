@@ -34,7 +34,7 @@ class FilmExplanation:
     """What a model says of one film, and why.
 
     Args:
-        case: the film and its annotated findings, if any.
+        film: the film and its annotated findings, if any.
         probabilities: of the classes, in the order of ``class_names``.
         class_index: the class that the maps speak for.
         picture: the film as the model sees it (framed, padded) at display size, ``[h, w]`` in 0…1.
@@ -45,7 +45,7 @@ class FilmExplanation:
         notes: what a reader has to know: methods left out, and why.
     """
 
-    case: Film
+    film: Film
     class_names: tuple[str, ...]
     probabilities: tuple[float, ...]
     class_index: int
@@ -67,8 +67,8 @@ class FilmExplanation:
     def to_json(self) -> dict[str, Any]:
         """Prediction, and for each method what can be said in numbers; maps are left out."""
         return {
-            "film": self.case.film_id,
-            "file": str(self.case.path),
+            "film": self.film.film_id,
+            "file": str(self.film.path),
             "probabilities": dict(zip(self.class_names, self.probabilities, strict=True)),
             "predicted": self.predicted,
             "explained": self.explained,
@@ -98,7 +98,7 @@ class FilmExplanation:
 
 def explain_film(
     loaded: LoadedModel,
-    case: Film,
+    film: Film,
     methods: Sequence[str] = ("gradcam",),
     *,
     class_name: str | None = None,
@@ -109,7 +109,7 @@ def explain_film(
 
     Args:
         loaded: model and metadata of a checkpoint; the model's device is used.
-        case: the film; findings with a circle become the lesion.
+        film: the film; findings with a circle become the lesion.
         methods: of :data:`hmc_fast.explain.METHODS`. A scale map that the model does not have is
             left out with a note where other methods are asked for too.
         class_name: the class that the maps speak for; None for the predicted one.
@@ -122,13 +122,13 @@ def explain_film(
     """
     model, metadata = loaded
     methods = check_methods(methods)
-    film = read_pixels(case.path)
+    pixels = read_pixels(film.path)
     device = next(model.parameters()).device
-    image = metadata.preprocessing(film).to(device)
+    image = metadata.preprocessing(pixels).to(device)
     with torch.no_grad():
         logits = film_logits(model, image[None], metadata.preprocessing)[0]
     if not logits.isfinite().all():
-        raise UserError(f"{case.path}: the model's output is not finite; train it again")
+        raise UserError(f"{film.path}: the model's output is not finite; train it again")
     class_index = int(logits.argmax()) if class_name is None else _class(metadata, class_name)
     notes = []
     if metadata.preprocessing.average_flips:
@@ -139,13 +139,13 @@ def explain_film(
         with_scale = False
     display = _display(metadata.preprocessing)
     return FilmExplanation(
-        case=case,
+        film=film,
         class_names=metadata.class_names,
         probabilities=tuple(logits.softmax(0).tolist()),
         class_index=class_index,
-        picture=display.resize(film)[0].numpy(),
-        outline=lesion_in(display, film, case),
-        lesion=lesion_in(metadata.preprocessing, film, case),
+        picture=display.resize(pixels)[0].numpy(),
+        outline=lesion_in(display, pixels, film),
+        lesion=lesion_in(metadata.preprocessing, pixels, film),
         maps=tuple(
             activation_map(model, image, method, class_index, layer=layer, score=score)
             for method in methods
@@ -168,14 +168,14 @@ def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
 
 
 def lesion_in(
-    preprocessing: Preprocessing, film: NDArray[np.float32], case: Film
+    preprocessing: Preprocessing, pixels: NDArray[np.float32], film: Film
 ) -> NDArray[np.bool_] | None:
     """The annotated lesions as a mask of the model's input ``[H, W]``, or None without any.
 
     A lesion smaller than a pixel keeps the pixel that it covers most.
     """
-    mask = lesion_mask(case, (film.shape[0], film.shape[1]))
-    resized = preprocessing.resize(mask, preprocessing.frame(film))[0].numpy()
+    mask = lesion_mask(film, (pixels.shape[0], pixels.shape[1]))
+    resized = preprocessing.resize(mask, preprocessing.frame(pixels))[0].numpy()
     if not resized.any():
         return None
     inside: NDArray[np.bool_] = resized >= min(0.5, float(resized.max()))

@@ -63,21 +63,21 @@ class FilmScorer:
         self.device = next(self.model.parameters()).device
         self.shuffled = with_shuffled_weights(self.model, seed)
 
-    def sees_lesion(self, case: Film) -> bool:
+    def sees_lesion(self, film: Film) -> bool:
         """Whether an annotated circle lies in what the model sees of the film."""
-        return lesion_in(self.metadata.preprocessing, read_pixels(case.path), case) is not None
+        return lesion_in(self.metadata.preprocessing, read_pixels(film.path), film) is not None
 
-    def baselines(self, case: Film) -> list[FilmScore]:
+    def baselines(self, film: Film) -> list[FilmScore]:
         """The two maps that need no model, for a film whose lesion the model sees."""
-        film = read_pixels(case.path)
-        lesion = self._lesion(case, film)
-        brightness = self.metadata.preprocessing.resize(film)[0].numpy()
+        pixels = read_pixels(film.path)
+        lesion = self._lesion(film, pixels)
+        brightness = self.metadata.preprocessing.resize(pixels)[0].numpy()
         maps = {UNIFORM: np.ones_like(brightness), BRIGHTNESS: brightness}
         return [
             FilmScore(
-                case.film_id,
-                case.patient_id,
-                case.severity,
+                film.film_id,
+                film.patient_id,
+                film.severity,
                 name,
                 None,
                 pointing_game(maps[name], lesion),
@@ -88,7 +88,7 @@ class FilmScorer:
 
     def score(
         self,
-        case: Film,
+        film: Film,
         method: str,
         *,
         layer: str | None,
@@ -100,10 +100,10 @@ class FilmScorer:
 
         Raises :class:`UserError` where the model's output is not finite.
         """
-        film = read_pixels(case.path)
-        lesion = self._lesion(case, film)
-        image = self.metadata.preprocessing(film).to(self.device)
-        class_index = max(1, TASKS[self.metadata.task].classes[case.severity])
+        pixels = read_pixels(film.path)
+        lesion = self._lesion(film, pixels)
+        image = self.metadata.preprocessing(pixels).to(self.device)
+        class_index = max(1, TASKS[self.metadata.task].classes[film.severity])
         options = ScoreOptions(channels=channels)
         values, used_layer = _map(self.model, image, method, class_index, layer, options)
         black = self.metadata.preprocessing.normalise(torch.zeros(1, 1, 1)).to(self.device)
@@ -114,9 +114,9 @@ class FilmScorer:
             other, _ = _map(self.shuffled, image, method, class_index, layer, options)
             correlation = rank_correlation(values, other)
         return FilmScore(
-            case.film_id,
-            case.patient_id,
-            case.severity,
+            film.film_id,
+            film.patient_id,
+            film.severity,
             method,
             used_layer,
             pointing_game(values, lesion),
@@ -130,10 +130,10 @@ class FilmScorer:
             sanity_rank_correlation=correlation,
         )
 
-    def _lesion(self, case: Film, film: NDArray[np.float32]) -> NDArray[np.bool_]:
-        lesion = lesion_in(self.metadata.preprocessing, film, case)
+    def _lesion(self, film: Film, pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
+        lesion = lesion_in(self.metadata.preprocessing, pixels, film)
         if lesion is None:
-            raise ValueError(f"{case.film_id}: the model sees no annotated lesion")
+            raise ValueError(f"{film.film_id}: the model sees no annotated lesion")
         return lesion
 
     def _curve(self, images: Tensor, class_index: int) -> NDArray[np.float64]:

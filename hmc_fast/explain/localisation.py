@@ -87,7 +87,7 @@ class LocalisationSettings:
 
 def measure_localisation(
     checkpoints: Sequence[Path],
-    cases: Sequence[Film],
+    films: Sequence[Film],
     settings: LocalisationSettings,
     *,
     backend: str = "auto",
@@ -99,7 +99,7 @@ def measure_localisation(
     Args:
         checkpoints: of one model and task, such as those of a study's folds; each is scored on the
             films of patients that it has not seen.
-        cases: the films; those without a lesion circle, or that the task is not posed on, are not
+        films: the films; those without a lesion circle, or that the task is not posed on, are not
             used.
         settings: what is measured.
         backend: as in :func:`hmc_fast.create_model`.
@@ -124,30 +124,30 @@ def measure_localisation(
                 f"{checkpoints[0]} is of {first.model.name}, task {first.task}; give one model's"
             )
         cache = caches.setdefault(metadata.preprocessing, FilmCache(metadata.preprocessing))
-        films = _spread(_unseen_annotated(metadata, cases, cache), settings.max_films)
+        annotated = _spread(_unseen_annotated(metadata, films, cache), settings.max_films)
         if SCALE in settings.methods and not has_scale_map(loaded.model):
             left_out[SCALE] = "the model has no multi-scale cross-attention"
         scorer = FilmScorer(loaded, settings.seed)
-        sanity = {case.film_id for case in _spread(films, settings.sanity_films)}
-        for case in films:
-            if not scorer.sees_lesion(case):
-                left_out[case.film_id] = "its circle lies outside of what the model sees"
+        sanity = {film.film_id for film in _spread(annotated, settings.sanity_films)}
+        for film in annotated:
+            if not scorer.sees_lesion(film):
+                left_out[film.film_id] = "its circle lies outside of what the model sees"
                 continue
-            scores += scorer.baselines(case)
+            scores += scorer.baselines(film)
             for method in settings.methods:
                 if method not in left_out:
                     scores.append(
                         scorer.score(
-                            case,
+                            film,
                             method,
                             layer=settings.layer,
                             steps=settings.steps,
                             channels=settings.score_channels,
-                            sanity=case.film_id in sanity,
+                            sanity=film.film_id in sanity,
                         )
                     )
             label = f"{metadata.model.name}, checkpoint {number}/{len(checkpoints)}"
-            on_film(label, 1, len(films) * len(checkpoints))
+            on_film(label, 1, len(annotated) * len(checkpoints))
     if first is None or not scores:
         raise UserError(
             "no film with a lesion circle is of a patient whom the checkpoints have not seen; "
@@ -164,26 +164,26 @@ def write_localisation(folder: Path, result: dict[str, Any]) -> Path:
 
 
 def _unseen_annotated(
-    metadata: CheckpointMetadata, cases: Sequence[Film], cache: FilmCache
+    metadata: CheckpointMetadata, films: Sequence[Film], cache: FilmCache
 ) -> list[Film]:
     """Films with a circle that the task is posed on, of patients not seen in training."""
     digests = set(metadata.training_films.values())
     classes = TASKS[metadata.task].classes
-    seen = {case.patient_id for case in cases if cache.digest(case.path) in digests}
+    seen = {film.patient_id for film in films if cache.digest(film.path) in digests}
     return [
-        case
-        for case in cases
-        if case.patient_id not in seen
-        and case.severity in classes
-        and any(finding.radius is not None for finding in case.findings)
+        film
+        for film in films
+        if film.patient_id not in seen
+        and film.severity in classes
+        and any(finding.radius is not None for finding in film.findings)
     ]
 
 
-def _spread(cases: Sequence[Film], count: int | None) -> list[Film]:
-    """``count`` of the cases, evenly spread over their order."""
-    if count is None or count >= len(cases):
-        return list(cases)
-    return [cases[i * len(cases) // count] for i in range(count)]
+def _spread(films: Sequence[Film], count: int | None) -> list[Film]:
+    """``count`` of the films, evenly spread over their order."""
+    if count is None or count >= len(films):
+        return list(films)
+    return [films[i * len(films) // count] for i in range(count)]
 
 
 def _result(

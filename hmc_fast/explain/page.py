@@ -55,7 +55,7 @@ def _film(entry: PageEntry) -> dict[str, Any]:
         "explained": values["explained"],
         "probabilities": values["probabilities"],
         "findings": [
-            f"{finding.severity} {finding.kind}" for finding in entry.explanation.case.findings
+            f"{finding.severity} {finding.kind}" for finding in entry.explanation.film.findings
         ],
         "annotated": values["annotated"],
         "rows": rows,

@@ -194,7 +194,7 @@ def _headline(explanation: FilmExplanation) -> str:
     )
     annotated = _annotation(explanation)
     return (
-        f"{explanation.case.film_id}: predicted {explanation.predicted} ({probabilities})"
+        f"{explanation.film.film_id}: predicted {explanation.predicted} ({probabilities})"
         f"{f' · annotated {annotated}' if annotated else ''}"
     )
 
@@ -204,10 +204,10 @@ def _short_headline(explanation: FilmExplanation) -> str:
     annotated = _annotation(explanation)
     second_line = f"\nannotated {annotated}" if annotated else ""
     return (
-        f"{explanation.case.film_id}: predicted {explanation.predicted} {probability:.0%}"
+        f"{explanation.film.film_id}: predicted {explanation.predicted} {probability:.0%}"
         f"{second_line}"
     )
 
 
 def _annotation(explanation: FilmExplanation) -> str:
-    return ", ".join(dict.fromkeys(f"{f.severity} {f.kind}" for f in explanation.case.findings))
+    return ", ".join(dict.fromkeys(f"{f.severity} {f.kind}" for f in explanation.film.findings))

@@ -52,7 +52,7 @@ def probe_features(image: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def run_probe(
-    cases: list[Film],
+    films: list[Film],
     task_name: str,
     *,
     protocols: Sequence[str],
@@ -69,16 +69,16 @@ def run_probe(
     Raises :class:`hmc_fast.UserError` where films or folds do not fit the task.
     """
     task = TASKS[task_name]
-    selected, _ = task.select(cases)
+    selected, _ = task.select(films)
     copied = rotated_copies(selected, copies) if AUGMENT_FIRST in protocols else selected
     features = _features(copied, on_films)
     results = []
     for protocol in protocols:
         one_each = protocol != AUGMENT_FIRST
-        members = [case for case in copied if not (one_each and case.rotation)]
+        members = [film for film in copied if not (one_each and film.rotation)]
         member_labels = task.select(members)[1]
         folds = make_folds(members, member_labels, task, fold_count, seed, protocol)
-        table = np.stack([features[case.sample_id] for case in members])
+        table = np.stack([features[film.sample_id] for film in members])
         truth = np.array(member_labels)
         decided = np.empty_like(truth)
         for fold in range(fold_count):
@@ -96,10 +96,10 @@ def run_probe(
     return results
 
 
-def _features(cases: list[Film], on_films: OnFilms) -> dict[str, NDArray[np.float64]]:
-    dataset = FilmDataset(cases, [0] * len(cases), FilmCache(Preprocessing.square(PROBE_SIZE)))
+def _features(films: list[Film], on_films: OnFilms) -> dict[str, NDArray[np.float64]]:
+    dataset = FilmDataset(films, [0] * len(films), FilmCache(Preprocessing.square(PROBE_SIZE)))
     features = {}
-    for number, case in enumerate(cases):
-        features[case.sample_id] = probe_features(dataset.film(number)[0].numpy())
-        on_films("probe", 1, len(cases))
+    for number, film in enumerate(films):
+        features[film.sample_id] = probe_features(dataset.film(number)[0].numpy())
+        on_films("probe", 1, len(films))
     return features

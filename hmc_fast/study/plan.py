@@ -24,7 +24,7 @@ class StudyJob:
     label: str
 
     @property
-    def films(self) -> int:
+    def films_to_train(self) -> int:
         """Films that its training goes through, over all epochs."""
         return len(self.training.train_index) * self.training.config.epochs
 
@@ -45,7 +45,7 @@ class StudyPlan:
 def plan_study(
     models: Sequence[str],
     config: TrainingConfig,
-    cases: list[Film],
+    films: list[Film],
     folder: Path,
     *,
     fold_count: int = 5,
@@ -72,20 +72,20 @@ def plan_study(
     if copies is None:
         copies = DEFAULT_COPIES if check_protocol(protocol) == AUGMENT_FIRST else 1
     if copies != 1 or protocol == AUGMENT_FIRST:
-        cases = rotated_copies(cases, copies)
-    cases, labels = task.select(cases)
+        films = rotated_copies(films, copies)
+    films, labels = task.select(films)
     seeds = [config.seed + repeat for repeat in range(repeats)]
-    folds = [given or make_folds(cases, labels, task, fold_count, seed, protocol) for seed in seeds]
-    _check_labels(cases, labels, folds[0], task)
+    folds = [given or make_folds(films, labels, task, fold_count, seed, protocol) for seed in seeds]
+    _check_labels(films, labels, folds[0], task)
     jobs = []
     for model in models:
         for repeat, partition in enumerate(folds):
             for fold in range(partition.count):
-                train_index, test_index = partition.split(cases, fold)
+                train_index, test_index = partition.split(films, fold)
                 training = TrainingJob(
                     model,
                     replace(config, seed=seeds[repeat]),
-                    cases,
+                    films,
                     labels,
                     train_index,
                     test_index,
@@ -99,11 +99,11 @@ def plan_study(
     return StudyPlan(StudySettings(config, protocol, folds[0].count, repeats, copies), folds, jobs)
 
 
-def _check_labels(cases: list[Film], labels: list[int], folds: Folds, task: Task) -> None:
+def _check_labels(films: list[Film], labels: list[int], folds: Folds, task: Task) -> None:
     """Folds read from a file must be about this task and these labels."""
     if folds.task != task.name:
         raise UserError(f"{folds.source}: folds of task {folds.task}, but {task.name} is asked for")
     label_of = {a.film: a.label for a in folds.assignments}
-    for case, label in zip(cases, labels, strict=True):
-        if label_of.get(case.sample_id, label) != label:
-            raise UserError(f"{folds.source}: film {case.sample_id} has another label in the data")
+    for film, label in zip(films, labels, strict=True):
+        if label_of.get(film.sample_id, label) != label:
+            raise UserError(f"{folds.source}: film {film.sample_id} has another label in the data")

@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int], object]
 def run_cross_validation(
     models: Sequence[str],
     config: TrainingConfig,
-    cases: list[Film],
+    films: list[Film],
     folder: Path,
     *,
     fold_count: int = 5,
@@ -47,7 +47,7 @@ def run_cross_validation(
     Args:
         models: names of the models.
         config: how they are trained.
-        cases: the films.
+        films: the films.
         folder: of the study.
         fold_count: number of folds.
         repeats: how often everything is repeated, with other folds and seeds.
@@ -68,7 +68,7 @@ def run_cross_validation(
     plan = plan_study(
         models,
         config,
-        cases,
+        films,
         folder,
         fold_count=fold_count,
         repeats=repeats,
@@ -77,7 +77,7 @@ def run_cross_validation(
         folds_file=folds_file,
     )
     chosen = _choose(plan.jobs, only_jobs)
-    open_study(folder, plan.settings, plan.folds, _describe(plan.jobs[0].training.cases))
+    open_study(folder, plan.settings, plan.folds, _describe(plan.jobs[0].training.films))
     _run_jobs(chosen, wait=only_jobs is None, on_progress=on_progress)
     finished = [
         model
@@ -102,7 +102,7 @@ def _choose(jobs: list[StudyJob], only_jobs: Sequence[int] | None) -> list[Study
 
 
 def _run_jobs(jobs: list[StudyJob], *, wait: bool, on_progress: Progress) -> None:
-    total = sum(job.films for job in jobs)
+    total = sum(job.films_to_train for job in jobs)
     cache = FilmCache(jobs[0].training.config.preprocessing())
     failures: list[str] = []
     busy = []
@@ -128,7 +128,7 @@ def _run_job(
     job: StudyJob, cache: FilmCache, total: int, failures: list[str], on_progress: Progress
 ) -> None:
     if job.finished:
-        on_progress(job.label, job.films, total)
+        on_progress(job.label, job.films_to_train, total)
     try:
         train(
             job.training,
@@ -142,18 +142,18 @@ def _run_job(
     gc.collect()
 
 
-def _describe(cases: list[Film]) -> dict[str, Any]:
-    folder = cases[0].path.parent
+def _describe(films: list[Film]) -> dict[str, Any]:
+    folder = films[0].path.parent
     return {
         "name": folder.name,
         "phantoms": are_phantoms(folder),
-        "films": len({case.film_id for case in cases}),
-        "patients": len({case.patient_id for case in cases}),
+        "films": len({film.film_id for film in films}),
+        "patients": len({film.patient_id for film in films}),
     }
 
 
 def _write_summary(folder: Path, plan: StudyPlan, summaries: list[StudySummary]) -> None:
-    data = _describe(plan.jobs[0].training.cases)
+    data = _describe(plan.jobs[0].training.films)
     write_json(
         folder / SUMMARY_FILE,
         {

@@ -57,7 +57,7 @@ class SplitReport:
 def check_split(
     path: Path,
     folder: Path,
-    cases: list[Film],
+    films: list[Film],
     on_films: OnFilms = lambda what, done, total: None,
 ) -> SplitReport:
     """Check a split file about the films of ``folder``.
@@ -68,10 +68,10 @@ def check_split(
     Raises :class:`UserError` where the file cannot be read, names a film that is not there, or has
     one side only.
     """
-    films = read_split(path, folder, cases)
+    split = read_split(path, folder, films)
     counts: dict[str, int] = defaultdict(int)
     sides_of: dict[str, set[str]] = defaultdict(set)
-    for film in films:
+    for film in split:
         counts[film.side] += 1
         if film.patient is not None:
             sides_of[film.patient].add(film.side)
@@ -79,20 +79,20 @@ def check_split(
         raise UserError(f"{path}: all films are on one side; a split needs at least two")
     preprocessing = Preprocessing.square(SIDE)
     pixels = []
-    for film in films:
+    for film in split:
         pixels.append(preprocessing.resize(read_pixels(film.path))[0].numpy())
-        on_films("comparing films", 1, len(films))
-    pairs = near_duplicates(pixels, [film.side for film in films])
+        on_films("comparing films", 1, len(split))
+    pairs = near_duplicates(pixels, [film.side for film in split])
     return SplitReport(
         dict(counts),
         {patient: sorted(sides) for patient, sides in sorted(sides_of.items()) if len(sides) > 1},
-        sum(film.patient is None for film in films),
+        sum(film.patient is None for film in split),
         [
             Duplicate(
-                films[pair.first].name,
-                films[pair.first].side,
-                films[pair.second].name,
-                films[pair.second].side,
+                split[pair.first].name,
+                split[pair.first].side,
+                split[pair.second].name,
+                split[pair.second].side,
                 pair.correlation,
             )
             for pair in pairs
@@ -100,20 +100,20 @@ def check_split(
     )
 
 
-def read_split(path: Path, folder: Path, cases: list[Film]) -> list[SplitFilm]:
+def read_split(path: Path, folder: Path, films: list[Film]) -> list[SplitFilm]:
     """The rows of a split file with the films that they name."""
-    by_id = {case.film_id: case for case in cases}
-    films = []
+    by_id = {film.film_id: film for film in films}
+    split = []
     for number, row in enumerate(_rows(path), start=1):
         name = _value(row, FILM_COLUMNS, path, number)
         side = _value(row, SIDE_COLUMNS, path, number)
-        case = by_id.get(name)
-        patient = row.get("patient") or (case.patient_id if case else patient_in_name(name))
-        film_path = case.path if case else _find(name, folder, path, number)
-        films.append(SplitFilm(name, side, patient, film_path))
-    if not films:
+        film = by_id.get(name)
+        patient = row.get("patient") or (film.patient_id if film else patient_in_name(name))
+        film_path = film.path if film else _find(name, folder, path, number)
+        split.append(SplitFilm(name, side, patient, film_path))
+    if not split:
         raise UserError(f"{path}: holds no film")
-    return films
+    return split
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -133,23 +133,23 @@ class FilmData(pl.LightningDataModule):
         if epoch < self.config.crop_epochs:
             kind = CropDataset
         seeds = (self.config.seed, self.fold, epoch)
-        cases, labels = self.train_films
+        films, labels = self.train_films
         augmentation_seed = derive_seed(*seeds, _AUGMENTATION) if self.config.augment else None
         return DataLoader(
-            kind(cases, labels, self.cache, augmentation_seed),
+            kind(films, labels, self.cache, augmentation_seed),
             batch_size=self.config.batch_size,
-            sampler=EpochOrder(len(cases), derive_seed(*seeds, _ORDER)),
+            sampler=EpochOrder(len(films), derive_seed(*seeds, _ORDER)),
             # Keeps the loader from drawing on the global generator, which dropout uses.
             generator=torch.Generator(),
             # Batch normalisation cannot normalise over one film.
-            drop_last=len(cases) % self.config.batch_size == 1,
+            drop_last=len(films) % self.config.batch_size == 1,
         )
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]] | list[Any]:
-        cases, labels = self.val_films
-        if not cases:
+        films, labels = self.val_films
+        if not films:
             return []
-        return DataLoader(FilmDataset(cases, labels, self.cache), batch_size=self.config.batch_size)
+        return DataLoader(FilmDataset(films, labels, self.cache), batch_size=self.config.batch_size)
 
 
 class LearningCurve(pl.Callback):

@@ -50,15 +50,15 @@ class TrainingJob:
 
     model_name: str
     config: TrainingConfig
-    cases: list[Film]
+    films: list[Film]
     labels: list[int]
     train_index: list[int]
     test_index: list[int]
     fold: int
     protocol: str
 
-    def films(self, index: list[int]) -> tuple[list[Film], list[int]]:
-        return [self.cases[i] for i in index], [self.labels[i] for i in index]
+    def labelled(self, index: list[int]) -> tuple[list[Film], list[int]]:
+        return [self.films[i] for i in index], [self.labels[i] for i in index]
 
 
 def train(
@@ -100,7 +100,7 @@ def train(
         )
     module = FilmClassifier(model, job.config, job.fold, _class_weights(job))
     data = FilmData(
-        job.films(job.train_index), job.films(job.test_index), cache, job.config, job.fold
+        job.labelled(job.train_index), job.labelled(job.test_index), cache, job.config, job.fold
     )
     curve, guard = LearningCurve(), InterruptGuard()
     with _quiet_lightning(), guard.watch():
@@ -136,7 +136,7 @@ def _identity(job: TrainingJob, cache: FilmCache) -> dict[str, Any]:
         "fold": job.fold,
         "protocol": job.protocol,
         "films": {
-            side: {job.cases[i].sample_id: cache.digest(job.cases[i].path) for i in index}
+            side: {job.films[i].sample_id: cache.digest(job.films[i].path) for i in index}
             for side, index in (("train", job.train_index), ("test", job.test_index))
         },
     }
@@ -172,7 +172,7 @@ def _conclude(
     history: list[dict[str, float]],
 ) -> dict[str, Any]:
     task = TASKS[job.config.task]
-    train_cases, _ = job.films(job.train_index)
+    train_films, _ = job.labelled(job.train_index)
     result: dict[str, Any] = {
         "model": job.model_name,
         "fold": job.fold,
@@ -184,14 +184,14 @@ def _conclude(
     }
     model.to(device)
     if job.test_index:
-        test_cases, test_labels = job.films(job.test_index)
+        test_films, test_labels = job.labelled(job.test_index)
         logits = predict_logits(
             model,
-            FilmDataset(test_cases, test_labels, cache),
+            FilmDataset(test_films, test_labels, cache),
             device=device,
             batch_size=job.config.batch_size,
         )
-        predictions = Predictions.of(test_cases, test_labels, job.fold, logits, task.class_names)
+        predictions = Predictions.of(test_films, test_labels, job.fold, logits, task.class_names)
         predictions.save(folder / PREDICTIONS_FILE)
         result["metrics"] = predictions.metrics()
     save_checkpoint(
@@ -202,7 +202,7 @@ def _conclude(
             task=task.name,
             class_names=task.class_names,
             preprocessing=cache.preprocessing,
-            training_films={case.film_id: cache.digest(case.path) for case in train_cases},
+            training_films={film.film_id: cache.digest(film.path) for film in train_films},
             training={key: result[key] for key in ("fold", "protocol", "config", "environment")},
         ),
     )

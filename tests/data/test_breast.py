@@ -18,9 +18,9 @@ def drawn(rows: int = 200, columns: int = 160, right: bool = False) -> np.ndarra
     """A half ellipse at the left border, a bright label that touches nothing, noise."""
     y, x = np.mgrid[:rows, :columns]
     inside = ((y - 90) / 60) ** 2 + (x / 70) ** 2 < 1
-    film = 0.02 + 0.6 * inside + 0.01 * np.random.default_rng(0).random((rows, columns))
-    film[5:15, 130:150] = 1.0
-    return np.ascontiguousarray(film[:, ::-1] if right else film).astype(np.float32)
+    pixels = 0.02 + 0.6 * inside + 0.01 * np.random.default_rng(0).random((rows, columns))
+    pixels[5:15, 130:150] = 1.0
+    return np.ascontiguousarray(pixels[:, ::-1] if right else pixels).astype(np.float32)
 
 
 @pytest.mark.parametrize("right", [False, True])
@@ -35,17 +35,17 @@ def test_the_box_holds_the_breast_and_not_the_label(right: bool) -> None:
 
 
 def test_a_film_without_a_breast_is_left_whole() -> None:
-    for film in (np.zeros((64, 48), np.float32), np.full((64, 48), 0.5, np.float32)):
-        frame = Preprocessing(64, 64, crop_breast=True).frame(film)
+    for pixels in (np.zeros((64, 48), np.float32), np.full((64, 48), 0.5, np.float32)):
+        frame = Preprocessing(64, 64, crop_breast=True).frame(pixels)
         assert (frame.top, frame.bottom, frame.left, frame.right) == (0, 64, 0, 48)
 
 
 def test_facing_left_makes_mirrored_films_equal() -> None:
     preprocessing = Preprocessing(64, 64, crop_breast=True, face_left=True)
-    film = drawn()
-    torch.testing.assert_close(preprocessing(film), preprocessing(film[:, ::-1]))
+    pixels = drawn()
+    torch.testing.assert_close(preprocessing(pixels), preprocessing(pixels[:, ::-1]))
     plain = Preprocessing(64, 64)
-    assert not torch.allclose(plain(film), plain(np.ascontiguousarray(film[:, ::-1])))
+    assert not torch.allclose(plain(pixels), plain(np.ascontiguousarray(pixels[:, ::-1])))
 
 
 def test_settings_are_kept_and_contradictions_refused() -> None:
@@ -63,21 +63,21 @@ def test_settings_are_kept_and_contradictions_refused() -> None:
 def test_a_lesion_stays_on_its_film_through_crop_mirror_and_augmentation(tmp_path: Path) -> None:
     from PIL import Image
 
-    film = drawn(right=True)
+    pixels = drawn(right=True)
     y, x = np.ogrid[:200, :160]
-    film[(y - 90) ** 2 + (x - 120) ** 2 <= 12**2] = 1.0
-    Image.fromarray((film * 255).astype(np.uint8)).save(tmp_path / "mdb001.png")
-    case = Film(
+    pixels[(y - 90) ** 2 + (x - 120) ** 2 <= 12**2] = 1.0
+    Image.fromarray((pixels * 255).astype(np.uint8)).save(tmp_path / "mdb001.png")
+    film = Film(
         "mdb001",
         "p000",
         tmp_path / "mdb001.png",
         (Finding("MISC", "malignant", 120, 199 - 90, 12), Finding("MISC", "benign")),
     )
-    mask = lesion_mask(case, (200, 160))
+    mask = lesion_mask(film, (200, 160))
     assert mask.sum() == pytest.approx(np.pi * 12**2, rel=0.03)
     cache = FilmCache(Preprocessing(96, 96, crop_breast=True, face_left=True))
     for seed in range(5):
-        rotated = replace(case, rotation=30.0 * seed)
+        rotated = replace(film, rotation=30.0 * seed)
         dataset = LesionDataset([rotated], [1], cache, augmentation_seed=seed)
         image, label, lesion = dataset[0]
         bright = image[0] > 1.9
@@ -88,15 +88,15 @@ def test_a_lesion_stays_on_its_film_through_crop_mirror_and_augmentation(tmp_pat
 
 @pytest.mark.real_data
 def test_real_films_face_the_side_that_mias_numbers_them_by(real_data: Path) -> None:
-    cases = read_mias(real_data / "mias")[::4] + read_mias(real_data / "mias")[1::8]
+    films = read_mias(real_data / "mias")[::4] + read_mias(real_data / "mias")[1::8]
     right = []
-    for case in cases:
-        film = read_pixels(case.path)
-        mask = breast_mask(film)
-        right.append(lies_right(mask) == (int(case.film_id[3:]) % 2 == 1))
+    for film in films:
+        pixels = read_pixels(film.path)
+        mask = breast_mask(pixels)
+        right.append(lies_right(mask) == (int(film.film_id[3:]) % 2 == 1))
         top, bottom, left, rightmost = breast_box(mask)
-        for finding in case.findings:
+        for finding in film.findings:
             if finding.x is not None and finding.y is not None:
-                assert left <= finding.x < rightmost, case.film_id
-                assert top <= film.shape[0] - 1 - finding.y < bottom, case.film_id
+                assert left <= finding.x < rightmost, film.film_id
+                assert top <= pixels.shape[0] - 1 - finding.y < bottom, film.film_id
     assert np.mean(right) > 0.97

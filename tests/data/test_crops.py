@@ -14,7 +14,7 @@ from hmc_fast.data.dataset import CropDataset
 from hmc_fast.data.lesion import lesion_mask
 
 
-def case(*findings: Finding, name: str = "mdb001") -> Film:
+def film(*findings: Finding, name: str = "mdb001") -> Film:
     return Film(name, "p000", Path(f"{name}.pgm"), findings)
 
 
@@ -24,30 +24,30 @@ def case(*findings: Finding, name: str = "mdb001") -> Film:
 def test_the_crop_is_a_square_in_the_film_that_holds_the_lesion(
     x: int, y: int, radius: int
 ) -> None:
-    film = np.zeros((120, 100), np.float32)
-    found = case(Finding("ASYM", "benign"), Finding("CIRC", "malignant", x, y, radius))
-    frame = crop_frame(found, film, mirrored=True)
+    pixels = np.zeros((120, 100), np.float32)
+    found = film(Finding("ASYM", "benign"), Finding("CIRC", "malignant", x, y, radius))
+    frame = crop_frame(found, pixels, mirrored=True)
     side = frame.bottom - frame.top
     assert side == frame.right - frame.left == min(max(4 * radius, 12), 100)
     assert 0 <= frame.top < frame.bottom <= 120
     assert 0 <= frame.left < frame.right <= 100
     assert frame.mirrored
-    mask = lesion_mask(found, film.shape)
+    mask = lesion_mask(found, pixels.shape)
     if 4 * radius <= 100:
         inside = mask[frame.top : frame.bottom, frame.left : frame.right]
         assert inside.sum() == mask.sum()
 
 
 def test_a_film_without_a_circle_is_cropped_in_the_breast() -> None:
-    film = np.zeros((160, 160), np.float32)
-    film[20:140, :80] = 0.8
-    frames = {crop_frame(case(name=f"mdb{i:03d}"), film, mirrored=False) for i in range(30)}
+    pixels = np.zeros((160, 160), np.float32)
+    pixels[20:140, :80] = 0.8
+    frames = {crop_frame(film(name=f"mdb{i:03d}"), pixels, mirrored=False) for i in range(30)}
     assert len(frames) > 20
     for frame in frames:
         assert frame.bottom - frame.top == 40
-        assert breast_mask(film)[frame.top : frame.bottom, frame.left : frame.right].any()
-    again = crop_frame(case(name="mdb003"), film, mirrored=False)
-    assert again == crop_frame(case(name="mdb003"), film, mirrored=False)
+        assert breast_mask(pixels)[frame.top : frame.bottom, frame.left : frame.right].any()
+    again = crop_frame(film(name="mdb003"), pixels, mirrored=False)
+    assert again == crop_frame(film(name="mdb003"), pixels, mirrored=False)
     assert again in frames
 
 
@@ -55,11 +55,11 @@ def test_crops_enlarge_the_lesion(phantoms: list[Film]) -> None:
     cache = FilmCache(Preprocessing.square(64))
     for found in phantoms:
         if found.severity == "malignant":
-            film = read_pixels(found.path)
+            pixels = read_pixels(found.path)
             crop = cache.crop(found)
             assert crop.shape == (1, 64, 64)
             assert crop.mean() > cache.image(found.path).mean()
-            assert crop.max() > 0.9 * film.max()
+            assert crop.max() > 0.9 * pixels.max()
     dataset = CropDataset(phantoms[:2], [0, 1], cache)
     image, label = dataset[1]
     assert label == 1
@@ -70,9 +70,9 @@ def test_crops_enlarge_the_lesion(phantoms: list[Film]) -> None:
 def test_crops_of_real_films_hold_their_lesions(real_data: Path) -> None:
     films = [c for c in read_mias(real_data / "mias") if any(f.radius for f in c.findings)]
     for found in films[::6]:
-        film = read_pixels(found.path)
-        frame = crop_frame(found, film, mirrored=False)
+        pixels = read_pixels(found.path)
+        frame = crop_frame(found, pixels, mirrored=False)
         first = next(f for f in found.findings if f.radius)
-        mask = lesion_mask(replace(found, findings=(first,)), film.shape)
+        mask = lesion_mask(replace(found, findings=(first,)), pixels.shape)
         inside = mask[frame.top : frame.bottom, frame.left : frame.right].sum()
         assert inside > 0.9 * mask.sum()

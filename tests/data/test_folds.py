@@ -14,15 +14,15 @@ from hmc_fast.data import TASKS, Film, Finding, Folds, make_folds, read_folds
 TASK = TASKS["malignant"]
 
 
-def films(labels: list[tuple[int, ...]]) -> tuple[list[Film], list[int]]:
+def drawn_films(labels: list[tuple[int, ...]]) -> tuple[list[Film], list[int]]:
     """One patient an entry, one film a label."""
-    cases, flat = [], []
+    films, flat = [], []
     for patient, patient_labels in enumerate(labels):
         for side, label in enumerate(patient_labels):
             findings = (Finding("MISC", "malignant"),) if label else ()
-            cases.append(Film(f"f{patient}_{side}", f"p{patient}", Path("x"), findings))
+            films.append(Film(f"f{patient}_{side}", f"p{patient}", Path("x"), findings))
             flat.append(label)
-    return cases, flat
+    return films, flat
 
 
 @settings(max_examples=60, deadline=None)
@@ -36,35 +36,35 @@ def films(labels: list[tuple[int, ...]]) -> tuple[list[Film], list[int]]:
 def test_no_patient_on_both_sides_ever(
     labels: list[tuple[int, ...]], count: int, seed: int
 ) -> None:
-    cases, flat = films(labels)
+    films, flat = drawn_films(labels)
     try:
-        folds = make_folds(cases, flat, TASK, count, seed)
+        folds = make_folds(films, flat, TASK, count, seed)
     except UserError:
         return
     held_out: Counter[str] = Counter()
     for fold in range(count):
-        train, test = folds.split(cases, fold)
-        assert not {cases[i].patient_id for i in train} & {cases[i].patient_id for i in test}
-        assert sorted(train + test) == list(range(len(cases)))
+        train, test = folds.split(films, fold)
+        assert not {films[i].patient_id for i in train} & {films[i].patient_id for i in test}
+        assert sorted(train + test) == list(range(len(films)))
         assert {flat[i] for i in test} == set(flat)
-        held_out.update(cases[i].film_id for i in test)
+        held_out.update(films[i].film_id for i in test)
     assert set(held_out.values()) == {1}
-    assert len(held_out) == len(cases)
+    assert len(held_out) == len(films)
 
 
 def good_folds() -> tuple[list[Film], Folds]:
-    cases, labels = films([(0, 1), (1, 0), (0, 0), (1, 1), (0, 1), (0, 0)])
-    return cases, make_folds(cases, labels, TASK, 2, seed=7)
+    films, labels = drawn_films([(0, 1), (1, 0), (0, 0), (1, 1), (0, 1), (0, 0)])
+    return films, make_folds(films, labels, TASK, 2, seed=7)
 
 
 def test_saved_folds_are_reread_as_they_were_and_repeat_with_the_seed(tmp_path: Path) -> None:
-    cases, folds = good_folds()
+    films, folds = good_folds()
     folds.save(tmp_path / "folds.json")
     assert read_folds(tmp_path / "folds.json").assignments == folds.assignments
     assert good_folds()[1].assignments == folds.assignments
     table = (tmp_path / "folds.csv").read_text().splitlines()
     assert table[0] == "film,patient,label,fold"
-    assert len(table) == len(cases) + 1
+    assert len(table) == len(films) + 1
 
 
 @pytest.mark.parametrize(
@@ -94,22 +94,22 @@ def test_damaged_fold_files(tmp_path: Path, damage: object, message: str) -> Non
 
 
 def test_folds_about_other_films_are_refused() -> None:
-    cases, folds = good_folds()
+    films, folds = good_folds()
     with pytest.raises(UserError, match="is missing from the data"):
-        folds.split(cases[:-1], 0)
+        folds.split(films[:-1], 0)
     with pytest.raises(UserError, match="film new is in no fold"):
-        folds.split([*cases, Film("new", "p0", Path("x"), ())], 0)
-    moved = [Film(cases[0].film_id, "p5", Path("x"), ()), *cases[1:]]
+        folds.split([*films, Film("new", "p0", Path("x"), ())], 0)
+    moved = [Film(films[0].film_id, "p5", Path("x"), ()), *films[1:]]
     with pytest.raises(UserError, match="is of patient p0 there, p5 in the data"):
         folds.split(moved, 0)
 
 
 def test_too_few_patients() -> None:
-    cases, labels = films([(0, 1), (1, 0)])
+    films, labels = drawn_films([(0, 1), (1, 0)])
     with pytest.raises(UserError, match="2 patients cannot fill 3 folds"):
-        make_folds(cases, labels, TASK, 3, 0)
-    cases, labels = films([(0, 1), (0, 0), (0, 0), (0, 0)])
+        make_folds(films, labels, TASK, 3, 0)
+    films, labels = drawn_films([(0, 1), (0, 0), (0, 0), (0, 0)])
     with pytest.raises(UserError, match="only 1 patients have a film of class malignant"):
-        make_folds(cases, labels, TASK, 2, 0)
+        make_folds(films, labels, TASK, 2, 0)
     with pytest.raises(UserError, match="needs at least 2"):
-        make_folds(cases, labels, TASK, 1, 0)
+        make_folds(films, labels, TASK, 1, 0)

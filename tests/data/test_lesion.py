@@ -11,12 +11,12 @@ from hmc_fast.data.lesion import lesion_mask
 from hmc_fast.data.mias import read_findings
 
 
-def case(*findings: Finding) -> Film:
+def film(*findings: Finding) -> Film:
     return Film("mdb001", "p000", Path("mdb001.pgm"), findings)
 
 
 def test_y_counts_from_the_bottom() -> None:
-    mask = lesion_mask(case(Finding("CIRC", "benign", x=10, y=5, radius=3)), (50, 40))
+    mask = lesion_mask(film(Finding("CIRC", "benign", x=10, y=5, radius=3)), (50, 40))
     rows, columns = np.nonzero(mask)
     assert (rows.min(), rows.max()) == (49 - 5 - 3, 49 - 5 + 3)
     assert (columns.min(), columns.max()) == (7, 13)
@@ -26,19 +26,19 @@ def test_y_counts_from_the_bottom() -> None:
 def test_several_findings_and_findings_without_a_circle() -> None:
     first = Finding("CALC", "malignant", 5, 5, 2)
     second = Finding("CALC", "malignant", 30, 30, 2)
-    both = lesion_mask(case(first, second, Finding("ASYM", "benign")), (40, 40))
-    assert both.sum() == 2 * lesion_mask(case(first), (40, 40)).sum()
-    assert not lesion_mask(case(Finding("ASYM", "benign")), (40, 40)).any()
-    assert not lesion_mask(case(Finding("CIRC", "benign", 500, 500, 3)), (40, 40)).any()
+    both = lesion_mask(film(first, second, Finding("ASYM", "benign")), (40, 40))
+    assert both.sum() == 2 * lesion_mask(film(first), (40, 40)).sum()
+    assert not lesion_mask(film(Finding("ASYM", "benign")), (40, 40)).any()
+    assert not lesion_mask(film(Finding("CIRC", "benign", 500, 500, 3)), (40, 40)).any()
 
 
 def test_phantom_lesions_are_where_the_mask_is(phantoms: list[Film]) -> None:
     malignant = [c for c in phantoms if c.severity == "malignant"]
     for found in malignant:
-        film = read_pixels(found.path)
-        inside = lesion_mask(found, film.shape) > 0
-        assert film[inside].max() == film.max()
-        assert film[inside].mean() > 1.5 * film[~inside].mean()
+        pixels = read_pixels(found.path)
+        inside = lesion_mask(found, pixels.shape) > 0
+        assert pixels[inside].max() == pixels.max()
+        assert pixels[inside].mean() > 1.5 * pixels[~inside].mean()
 
 
 def test_findings_are_read_without_their_films(phantom_folder: Path, tmp_path: Path) -> None:
@@ -54,12 +54,12 @@ def test_real_lesions_stand_out_where_the_mask_is_and_not_upside_down(real_data:
 
     upright, upside_down = [], []
     for found in read_mias(real_data / "mias"):
-        film = read_pixels(found.path)
-        mask = lesion_mask(found, film.shape) > 0
+        pixels = read_pixels(found.path)
+        mask = lesion_mask(found, pixels.shape) > 0
         if mask.any():
-            ring = (lesion_mask(widened(found), film.shape) > 0) & ~mask
-            upright.append(film[mask].mean() - film[ring].mean())
-            upside_down.append(film[mask[::-1]].mean() - film[ring[::-1]].mean())
+            ring = (lesion_mask(widened(found), pixels.shape) > 0) & ~mask
+            upright.append(pixels[mask].mean() - pixels[ring].mean())
+            upside_down.append(pixels[mask[::-1]].mean() - pixels[ring[::-1]].mean())
     assert len(upright) == 89
     assert np.mean(np.array(upright) > 0) > 0.95
     assert np.mean(upright) > 2 * np.mean(upside_down)

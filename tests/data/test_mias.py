@@ -29,14 +29,14 @@ def test_rows_as_distributed(tmp_path: Path) -> None:
         "mdb144 F MISC M 313 540 27\nmdb059 F CIRC B\nmdb216 D CALC M *NOTE 3* \n"
     )
     films = [f"mdb{n:03d}.pgm" for n in (1, 2, 59, 144)]
-    cases = {c.film_id: c for c in read_mias(folder_with(tmp_path, rows, *films, "mdb216.png"))}
-    assert cases["mdb001"].findings[0].radius == 197
-    assert cases["mdb002"].severity == "normal"
-    assert cases["mdb144"].severity == "malignant"
-    assert len(cases["mdb144"].findings) == 2
-    assert cases["mdb059"].findings[0].x is None
-    assert cases["mdb216"].severity == "malignant"
-    assert cases["mdb001"].patient_id == cases["mdb002"].patient_id
+    films = {c.film_id: c for c in read_mias(folder_with(tmp_path, rows, *films, "mdb216.png"))}
+    assert films["mdb001"].findings[0].radius == 197
+    assert films["mdb002"].severity == "normal"
+    assert films["mdb144"].severity == "malignant"
+    assert len(films["mdb144"].findings) == 2
+    assert films["mdb059"].findings[0].x is None
+    assert films["mdb216"].severity == "malignant"
+    assert films["mdb001"].patient_id == films["mdb002"].patient_id
 
 
 def test_films_2k_minus_1_and_2k_are_one_patient() -> None:
@@ -88,15 +88,15 @@ def test_one_class_only(tmp_path: Path, fails: Callable[..., str]) -> None:
 
 @pytest.mark.real_data
 def test_the_real_films(real_data: Path, tmp_path: Path) -> None:
-    cases = read_mias(real_data / "mias")
-    assert len(cases) == 258
-    assert len({case.patient_id for case in cases}) == 129
-    assert Counter(case.severity for case in cases) == {
+    films = read_mias(real_data / "mias")
+    assert len(films) == 258
+    assert len({film.patient_id for film in films}) == 129
+    assert Counter(film.severity for film in films) == {
         "normal": 165,
         "benign": 51,
         "malignant": 42,
     }
-    assert {t: len(TASKS[t].select(cases)[0]) for t in TASKS}["benign_malignant"] == 93
+    assert {t: len(TASKS[t].select(films)[0]) for t in TASKS}["benign_malignant"] == 93
     pgm = real_data / "mias" / "mdb001.pgm"
     film = read_pixels(pgm)
     header, pixels = pgm.read_bytes().split(b"\n255\n", 1)

@@ -47,13 +47,13 @@ def test_phantoms_repeat_with_the_seed_and_need_an_empty_folder(tmp_path: Path) 
 
 
 def test_phantom_lesions_are_where_info_txt_says(phantoms: list[Film]) -> None:
-    for case in phantoms:
-        film = read_pixels(case.path)
-        for finding in case.findings:
+    for film in phantoms:
+        pixels = read_pixels(film.path)
+        for finding in film.findings:
             assert finding.x is not None
-            row = film.shape[0] - 1 - finding.y
-            near = film[max(0, row - 2) : row + 3, max(0, finding.x - 2) : finding.x + 3]
-            assert near.mean() > np.median(film[film > 0.2]) * 1.1
+            row = pixels.shape[0] - 1 - finding.y
+            near = pixels[max(0, row - 2) : row + 3, max(0, finding.x - 2) : finding.x + 3]
+            assert near.mean() > np.median(pixels[pixels > 0.2]) * 1.1
 
 
 def test_augmentation_depends_on_seed_and_index_alone(phantoms: list[Film]) -> None:

@@ -22,12 +22,12 @@ FEW = ScoreOptions(channels=4)
 
 @pytest.fixture(scope="module")
 def malignant(phantoms: list[Film]) -> Film:
-    return next(case for case in phantoms if case.severity == "malignant")
+    return next(film for film in phantoms if film.severity == "malignant")
 
 
 @pytest.fixture(scope="module")
 def normal(phantoms: list[Film]) -> Film:
-    return next(case for case in phantoms if case.severity == "normal")
+    return next(film for film in phantoms if film.severity == "normal")
 
 
 def test_prediction_and_maps_belong_together(loaded: LoadedModel, malignant: Film) -> None:
@@ -79,8 +79,8 @@ def test_what_a_model_cannot_do_is_said(malignant: Film, loaded: LoadedModel) ->
 def test_the_lesion_lands_where_the_preprocessing_puts_it(shape: tuple[int, int]) -> None:
     height, width = shape
     finding = Finding("CIRC", "malignant", x=200, y=100, radius=40)
-    film = np.zeros(shape, np.float32)
-    lesion = lesion_in(Preprocessing(96, 96), film, Film("f", "p", Path("f"), (finding,)))
+    pixels = np.zeros(shape, np.float32)
+    lesion = lesion_in(Preprocessing(96, 96), pixels, Film("f", "p", Path("f"), (finding,)))
     side = max(shape)
     rows, columns = np.nonzero(lesion)
     expected_row = (height - 1 - 100 + (side - height) // 2 + 0.5) * 96 / side - 0.5
@@ -91,15 +91,15 @@ def test_the_lesion_lands_where_the_preprocessing_puts_it(shape: tuple[int, int]
 
 
 def test_framed_and_mirrored_films_keep_their_lesion(loaded: LoadedModel, malignant: Film) -> None:
-    film = read_pixels(malignant.path)
+    pixels = read_pixels(malignant.path)
     framed = Preprocessing(96, 96, crop_breast=True, face_left=True)
-    upright = lesion_in(framed, film, malignant)
-    picture = framed.resize(film)[0].numpy()
+    upright = lesion_in(framed, pixels, malignant)
+    picture = framed.resize(pixels)[0].numpy()
     assert picture[upright].max() == picture.max()
     finding = malignant.findings[0]
-    mirrored = replace(malignant, findings=(replace(finding, x=film.shape[1] - 1 - finding.x),))
+    mirrored = replace(malignant, findings=(replace(finding, x=pixels.shape[1] - 1 - finding.x),))
     np.testing.assert_array_equal(
-        lesion_in(framed, np.ascontiguousarray(film[:, ::-1]), mirrored), upright
+        lesion_in(framed, np.ascontiguousarray(pixels[:, ::-1]), mirrored), upright
     )
 
 
@@ -118,8 +118,8 @@ def test_averaged_flips_are_said(loaded: LoadedModel, malignant: Film) -> None:
 
 def test_a_lesion_smaller_than_a_pixel_keeps_one() -> None:
     finding = Finding("CALC", "malignant", x=500, y=500, radius=2)
-    case = Film("f", "p", Path("f"), (finding,))
-    lesion = lesion_in(Preprocessing(32, 32), np.zeros((1024, 1024), np.float32), case)
+    film = Film("f", "p", Path("f"), (finding,))
+    lesion = lesion_in(Preprocessing(32, 32), np.zeros((1024, 1024), np.float32), film)
     assert lesion is not None
     assert 1 <= lesion.sum() <= 4
 
@@ -136,8 +136,8 @@ def test_pictures_show_film_lesion_and_marks(
     assert f"{max(found.probabilities):.1%}" in figure.get_suptitle()
     assert "annotated malignant SPIC" in figure.get_suptitle()
     save_png(figure, tmp_path / "film.png")
-    pixels = matplotlib.image.imread(tmp_path / "film.png")[..., :3]
-    lesion_colour = np.abs(pixels - np.array([0x35, 0xE0, 0xD0]) / 255).max(-1) < 0.02
+    drawn = matplotlib.image.imread(tmp_path / "film.png")[..., :3]
+    lesion_colour = np.abs(drawn - np.array([0x35, 0xE0, 0xD0]) / 255).max(-1) < 0.02
     assert lesion_colour.sum() > 100
     flat = replace(found.maps[0], values=np.zeros_like(found.maps[0].values), note="flat: so")
     marked = film_figure(replace(found, maps=(flat,), scale=None))
@@ -150,8 +150,8 @@ def test_pictures_show_film_lesion_and_marks(
 def test_the_page_is_self_contained(loaded: LoadedModel, malignant: Film, normal: Film) -> None:
     odd = replace(malignant, film_id="<script>alert(1)</script>")
     entries = [
-        PageEntry(found := explain_film(loaded, case), png_base64(film_figure(found)))
-        for case in (odd, normal)
+        PageEntry(found := explain_film(loaded, film), png_base64(film_figure(found)))
+        for film in (odd, normal)
     ]
     page = render_page("Two films", ["a fact"], entries)
     assert page.count("data:image/png;base64,") == 2
@@ -169,9 +169,9 @@ def test_a_real_malignant_film_on_a_real_trunk(real_data: Path) -> None:
     metadata = CheckpointMetadata(
         model.config, "malignant", ("rest", "malignant"), Preprocessing.square(224), {}, {}
     )
-    case = next(c for c in read_mias(real_data / "mias") if c.film_id == "mdb184")
+    film = next(c for c in read_mias(real_data / "mias") if c.film_id == "mdb184")
     found = explain_film(
-        LoadedModel(model, metadata), case, ["all"], class_name="malignant", score=FEW
+        LoadedModel(model, metadata), film, ["all"], class_name="malignant", score=FEW
     )
     # The circle of mdb184 has its centre at x 352, y 624 from the bottom, and a radius of 114.
     rows, columns = np.nonzero(found.lesion)

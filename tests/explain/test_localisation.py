@@ -68,7 +68,7 @@ def test_known_maps_get_known_scores(
 
     monkeypatch.setattr(film_scores, "activation_map", brightest_pixel)
     settings = LocalisationSettings(("gradcam",), steps=2, sanity_films=2)
-    malignant = [case for case in phantoms if case.severity != "benign"]
+    malignant = [film for film in phantoms if film.severity != "benign"]
     scored = measure_localisation([checkpoint], malignant, settings)
     method = scored["methods"]["gradcam"]
     assert method["pointing_game"]["value"] == 1
@@ -83,9 +83,9 @@ def test_patients_seen_in_training_are_left_out(
 ) -> None:
     model, metadata = load_model(checkpoint)
     cache = FilmCache(metadata.preprocessing)
-    annotated = [case for case in phantoms if case.severity == "malignant"]
+    annotated = [film for film in phantoms if film.severity == "malignant"]
     seen = annotated[0]
-    partner = [case for case in phantoms if case.patient_id == seen.patient_id]
+    partner = [film for film in phantoms if film.patient_id == seen.patient_id]
     metadata.training_films[seen.film_id] = cache.digest(seen.path)
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, model, metadata)

@@ -66,14 +66,14 @@ def half_graph(checkpoint: Path) -> OnnxExport:
 def trained_on_films(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few steps of training on 16 real films of other patients than most of the rest."""
     task = TASKS["malignant"]
-    cases, labels = task.select(read_mias(real_data / "mias"))
+    films, labels = task.select(read_mias(real_data / "mias"))
     malignant = [i for i, label in enumerate(labels) if label == 1][:8]
     others = [i for i, label in enumerate(labels) if label == 0][:8]
     out = tmp_path_factory.mktemp("trained") / "run"
     job = TrainingJob(
         "hmc_net_resnet18",
         TrainingConfig(size=SIZE, epochs=2, batch_size=8, learning_rate=1e-3),
-        cases,
+        films,
         labels,
         sorted([*malignant, *others]),
         [],

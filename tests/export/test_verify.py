@@ -190,12 +190,12 @@ def test_an_engine_that_should_run_but_breaks_is_no_pass(
 ) -> None:
     engine = tmp_path / "model.engine"
     write_engine(half_graph, checkpoint, engine, EngineOptions("tensorrt-rtx", ("sm_89",)))
-    without_gpu = verify(engine, phantoms, films=6)
+    without_gpu = verify(engine, phantoms, max_films=6)
     assert [row.status for row in without_gpu.rows] == ["ok", "ok", "not run"]
     assert without_gpu.passed
     assert not without_gpu.artefact_ran
     monkeypatch.setattr("hmc_fast.export.runtime._check_engine_fits", lambda path, sidecar: None)
-    broken = verify(engine, phantoms, films=6)
+    broken = verify(engine, phantoms, max_films=6)
     assert [row.status for row in broken.rows] == ["ok", "ok", "failed"]
     assert broken.rows[2].reason
     assert not broken.passed

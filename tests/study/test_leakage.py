@@ -18,13 +18,13 @@ from hmc_fast.study.near_duplicates import SAME_FILM, SIDE, near_duplicates
 from hmc_fast.study.split_check import check_split
 
 
-def films(cases: list[Film], **changes: float) -> list[np.ndarray]:
+def films(films: list[Film], **changes: float) -> list[np.ndarray]:
     dataset = FilmDataset(
-        [replace(case, **changes) for case in cases],
-        [0] * len(cases),
+        [replace(film, **changes) for film in films],
+        [0] * len(films),
         FilmCache(Preprocessing.square(SIDE)),
     )
-    return [dataset.film(i)[0].numpy() for i in range(len(cases))]
+    return [dataset.film(i)[0].numpy() for i in range(len(films))]
 
 
 def split_file(path: Path, rows: list[tuple[str, ...]], header: str = "film,split") -> Path:
@@ -44,8 +44,8 @@ def test_the_probe_scores_only_where_copies_are_on_both_sides(phantoms: list[Fil
     sick = np.random.default_rng(0).permutation(18) < 9
     findings = (Finding("MISC", "malignant"),)
     drawn = [
-        replace(case, findings=findings if sick[number // 2] else ())
-        for number, case in enumerate(phantoms)
+        replace(film, findings=findings if sick[number // 2] else ())
+        for number, film in enumerate(phantoms)
     ]
     results = run_probe(drawn, "malignant", protocols=PROTOCOLS, fold_count=3, copies=8, seed=0)
     by_protocol = {result.protocol: result for result in results}
@@ -57,10 +57,10 @@ def test_the_probe_scores_only_where_copies_are_on_both_sides(phantoms: list[Fil
 
 @pytest.mark.real_data
 def test_on_real_films_the_leak_is_worth_everything(real_data: Path) -> None:
-    cases = read_mias(real_data / "mias")
-    results = run_probe(cases, "malignant", protocols=("patient",), fold_count=5, copies=45, seed=0)
+    films = read_mias(real_data / "mias")
+    results = run_probe(films, "malignant", protocols=("patient",), fold_count=5, copies=45, seed=0)
     assert 0.5 < results[0].auc < 0.56
-    few = cases[:80]
+    few = films[:80]
     (leaking,) = run_probe(
         few, "malignant", protocols=("augment-first",), fold_count=5, copies=45, seed=0
     )
@@ -78,8 +78,8 @@ def test_turned_mirrored_and_darkened_copies_are_found(phantoms: list[Film], ang
 
 @pytest.mark.real_data
 def test_real_films_are_told_apart_and_their_copies_recognised(real_data: Path) -> None:
-    cases = read_mias(real_data / "mias")[:60]
-    one, turned = films(cases), films(cases[:10], rotation=56.0)
+    films = read_mias(real_data / "mias")[:60]
+    one, turned = films(films), films(films[:10], rotation=56.0)
     apart = near_duplicates(one, [str(i) for i in range(60)], threshold=0)
     assert apart[0].correlation < SAME_FILM - 0.03
     found = near_duplicates([*one, *turned], ["a"] * 60 + ["b"] * 10, threshold=0)
@@ -90,7 +90,7 @@ def test_real_films_are_told_apart_and_their_copies_recognised(real_data: Path) 
 def test_a_clean_split_and_one_with_a_patient_on_both_sides(
     phantom_folder: Path, phantoms: list[Film], tmp_path: Path
 ) -> None:
-    rows = [(case.film_id, "train" if i < 24 else "test") for i, case in enumerate(phantoms)]
+    rows = [(film.film_id, "train" if i < 24 else "test") for i, film in enumerate(phantoms)]
     clean = check_split(split_file(tmp_path / "a.csv", rows), phantom_folder, phantoms)
     assert not clean.leaks
     assert clean.films == {"train": 24, "test": 12}

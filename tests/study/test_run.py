@@ -75,7 +75,7 @@ def test_a_study_is_complete(phantoms: list[Film], config: TrainingConfig, tmp_p
     assert sum(done for _, done, _ in seen) <= seen[0][2]
     folds = read_folds(tmp_path / "folds.json")
     pooled = read_predictions(tmp_path / "resnet18" / "out_of_fold.csv")
-    assert sorted(pooled.films) == sorted(case.film_id for case in phantoms)
+    assert sorted(pooled.films) == sorted(film.film_id for film in phantoms)
     assert set(pooled.films) == {a.film for a in folds.assignments}
     for fold, path in enumerate(fold_checkpoints(tmp_path, "resnet18")):
         trained_on = set(load_model(path).metadata.training_films)
@@ -213,7 +213,7 @@ def test_leaking_protocols_put_patients_and_films_on_both_sides(
         )  # fmt: skip
         job = plan.jobs[0].training
         train, test = (
-            {getattr(job.cases[i], attribute) for i in index}
+            {getattr(job.films[i], attribute) for i in index}
             for index in (job.train_index, job.test_index)
         )
         return len(train & test)
@@ -244,13 +244,13 @@ def test_a_film_that_vanishes_half_way_loses_nothing(
 ) -> None:
     films, study = tmp_path / "films", tmp_path / "study"
     shutil.copytree(phantom_folder, films)
-    cases = read_mias(films)
-    run_cross_validation(["resnet18"], config, cases, study, fold_count=2, only_jobs=[0])
+    films = read_mias(films)
+    run_cross_validation(["resnet18"], config, films, study, fold_count=2, only_jobs=[0])
     finished = study / "resnet18" / "fold0" / "result.json"
     before = finished.read_bytes()
     (films / "mdb005.pgm").rename(films / "away")
     with pytest.raises(UserError, match=r"fold 1/2: .*mdb005\.pgm: no such file; 1 more job fail"):
-        run_cross_validation(["resnet18"], config, cases, study, fold_count=2)
+        run_cross_validation(["resnet18"], config, films, study, fold_count=2)
     with pytest.raises(UserError, match="mdb005 has a row but no film"):
         read_mias(films)
     (films / "away").rename(films / "mdb005.pgm")

@@ -66,8 +66,8 @@ def test_a_checkpoint_predicts_as_its_study_did_with_every_option(
     model, metadata = load_model(folder / "model.safetensors")
     assert metadata.preprocessing == chosen.preprocessing()
     kept = read_predictions(folder / "predictions.csv")
-    cases = [case for case in phantoms if case.film_id in kept.films]
-    dataset = FilmDataset(cases, [0] * len(cases), FilmCache(metadata.preprocessing))
+    films = [film for film in phantoms if film.film_id in kept.films]
+    dataset = FilmDataset(films, [0] * len(films), FilmCache(metadata.preprocessing))
     logits = predict_logits(model, dataset, device=torch.device("cpu"))
     torch.testing.assert_close(torch.from_numpy(logits).double(), torch.from_numpy(kept.logits))
 
