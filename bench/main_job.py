@@ -25,8 +25,7 @@ from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, mean_and_std, pool, predict_logits
 from hmc_fast.kernels.testing import BudgetUse
-from hmc_fast.models import FilmModel, build_model
-from hmc_fast.models.registry import FIXED_SIZE_MODELS
+from hmc_fast.models import FilmModel, build_model, model_entry
 from hmc_fast.study import FOLDS_FILE, fold_checkpoints, run_cross_validation
 from hmc_fast.study.run import Progress
 from hmc_fast.training import TrainingConfig
@@ -70,7 +69,7 @@ class BenchOptions:
                 )
         for precision in self.precisions or ():
             precision_dtype(precision)
-        if self.extra_sizes and self.model in FIXED_SIZE_MODELS:
+        if self.extra_sizes and model_entry(self.model).fixed_size:
             raise UserError(
                 f"{self.model} classifies images of one size only; leave --also-size out and run "
                 "the benchmark once per size"

@@ -9,14 +9,17 @@ from hmc_fast.cli import options
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.data.folds import PROTOCOL, PROTOCOL_TITLES, PROTOCOLS
 from hmc_fast.errors import UserError
+from hmc_fast.training import TrainingConfig
 
 if TYPE_CHECKING:
     from hmc_fast.study import StudySummary
 
 
+@options.takes_training()
 def cv(
     data: options.Data,
     out: options.Out,
+    *,
     model: Annotated[
         list[str] | None, typer.Option(help="Model to train; repeatable, or use --models.")
     ] = None,
@@ -39,22 +42,7 @@ def cv(
     list_jobs: Annotated[bool, typer.Option("--list-jobs", help="Print the jobs, run none.")] = (
         False
     ),
-    task: options.TaskName = "malignant",
-    size: options.Size = 224,
-    epochs: options.Epochs = 10,
-    batch_size: options.BatchSize = 8,
-    learning_rate: options.LearningRate = 1e-4,
-    dropout: options.Dropout = 0.0,
-    weights: options.Weights = "none",
-    precision: options.Precision = "fp32",
-    augment: options.Augment = True,
-    balance: options.Balance = True,
-    crop_breast: options.CropBreast = False,
-    face_left: options.FaceLeft = False,
-    average_flips: options.AverageFlips = False,
-    lesion_weight: options.LesionWeight = 0.0,
-    crop_epochs: options.CropEpochs = 0,
-    seed: options.Seed = 0,
+    training: TrainingConfig,
     as_json: options.AsJson = False,
 ) -> None:
     """Train every model on every fold; the same command continues an interrupted study.
@@ -70,26 +58,7 @@ def cv(
     """
     from hmc_fast.data import read_mias
     from hmc_fast.study import plan_study, run_cross_validation
-    from hmc_fast.training import TrainingConfig
 
-    config = TrainingConfig(
-        task=task,
-        size=size,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        dropout=dropout,
-        weights=options.trunk_weights(weights),
-        precision=precision,
-        augment=augment,
-        balance=balance,
-        crop_breast=crop_breast,
-        face_left=face_left,
-        average_flips=average_flips,
-        lesion_weight=lesion_weight,
-        crop_epochs=crop_epochs,
-        seed=seed,
-    )
     names = _model_names(model, models)
     films = read_mias(data)
     partition: dict[str, Any] = {
@@ -100,7 +69,7 @@ def cv(
         "folds_file": folds_file,
     }
     if list_jobs:
-        jobs = plan_study(names, config, films, out, **partition).jobs
+        jobs = plan_study(names, training, films, out, **partition).jobs
         listed = [
             {"job": number, "what": job.label, "finished": job.finished}
             for number, job in enumerate(jobs)
@@ -109,7 +78,7 @@ def cv(
         return
     with progress_bar("films") as report:
         summaries = run_cross_validation(
-            names, config, films, out, only_jobs=job or None, on_progress=report, **partition
+            names, training, films, out, only_jobs=job or None, on_progress=report, **partition
         )
     if as_json:
         print_json([summary.to_json() for summary in summaries])

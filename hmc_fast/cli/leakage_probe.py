@@ -11,6 +11,7 @@ from hmc_fast.cli import options
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.data.folds import AUGMENT_FIRST, PROTOCOL, PROTOCOL_TITLES, PROTOCOLS
 from hmc_fast.errors import UserError
+from hmc_fast.training import TrainingConfig
 
 if TYPE_CHECKING:
     from hmc_fast.study.split_check import SplitReport
@@ -19,8 +20,10 @@ NO_MODEL = "none"
 SHOWN_DUPLICATES = 20
 
 
+@options.takes_training(size=64, epochs=5, batch_size=16, learning_rate=3e-4, augment=False)
 def leakage_probe(
     data: options.Data,
+    *,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the model's two studies; resumed if there.")
     ] = None,
@@ -32,13 +35,7 @@ def leakage_probe(
     ] = "hmc_net_resnet18",
     copies: Annotated[int, typer.Option(help="Rotated copies a film.")] = 45,
     folds: options.FoldCount = 5,
-    task: options.TaskName = "malignant",
-    size: options.Size = 64,
-    epochs: options.Epochs = 5,
-    batch_size: options.BatchSize = 16,
-    learning_rate: options.LearningRate = 3e-4,
-    weights: options.Weights = "none",
-    seed: options.Seed = 0,
+    training: TrainingConfig,
     as_json: options.AsJson = False,
 ) -> None:
     """Score a probe that learns nothing, and a model, under a leaking and an honest split.
@@ -54,7 +51,6 @@ def leakage_probe(
     from hmc_fast.environment import environment
     from hmc_fast.study import run_cross_validation
     from hmc_fast.study.leakage import run_probe
-    from hmc_fast.training import TrainingConfig
 
     films = read_mias(data)
     if split is not None:
@@ -63,34 +59,24 @@ def leakage_probe(
         with progress_bar("films") as report:
             _conclude_split(split, check_split(split, data, films, report), as_json)
         return
-    config = TrainingConfig(
-        task=task,
-        size=size,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weights=options.trunk_weights(weights),
-        augment=False,
-        seed=seed,
-    )
     name = None if model == NO_MODEL else options.model_name(model)
     folder = out or Path("runs") / f"leakage-{datetime.now():%Y%m%d-%H%M%S}"
     rows: list[dict[str, Any]] = []
     with progress_bar("films") as report:
         probes = run_probe(
             films,
-            task,
+            training.task,
             protocols=PROTOCOLS,
             fold_count=folds,
             copies=copies,
-            seed=seed,
+            seed=training.seed,
             on_films=report,
         )
         rows += [{"what": "1-nearest neighbour, no learning", **asdict(p)} for p in probes]
         for protocol in (PROTOCOL, AUGMENT_FIRST) if name else ():
             (summary,) = run_cross_validation(
                 [str(name)],
-                config,
+                training,
                 films,
                 folder / protocol,
                 fold_count=folds,
@@ -110,7 +96,7 @@ def leakage_probe(
                     "auc": summary.pooled_auc.value,
                     "auc_interval": asdict(summary.pooled_auc),
                     "folds": folds,
-                    "config": {**config.to_json(), "weights": config.weights_label()},
+                    "config": {**training.to_json(), "weights": training.weights_label()},
                     "environment": environment(),
                 }
             )

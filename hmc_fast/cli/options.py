@@ -1,15 +1,18 @@
 """Options that several commands share."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import Field, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from hmc_fast.data.tasks import TASKS
+from hmc_fast.devices import PRECISIONS
 from hmc_fast.errors import UserError
-from hmc_fast.models.registry import MODEL_NAMES, trunk_of
-
-TRUNKS = tuple(dict.fromkeys(trunk_of(name) for name in MODEL_NAMES))
+from hmc_fast.models.registry import MODEL_NAMES, TRUNKS
+from hmc_fast.training.config import TrainingConfig
 
 Data = Annotated[
     Path, typer.Option("--data", help="MIAS folder: mdbNNN.pgm or .png films and Info.txt.")
@@ -21,56 +24,72 @@ Checkpoints = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Weights = Annotated[
-    str,
-    typer.Option(
-        "--weights",
-        help="Pretrained trunk: imagenet (downloads), none, or FILE.safetensors; by trunk as "
-        "resnet50=FILE,vgg16=imagenet.",
-    ),
-]
-TaskName = Annotated[str, typer.Option("--task", help=f"One of {', '.join(TASKS)}.")]
-Size = Annotated[int, typer.Option("--size", help="Side of the image, a multiple of 32.")]
-Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the training films.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Films a step.")]
-LearningRate = Annotated[float, typer.Option("--learning-rate", help="Peak rate of AdamW.")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, bf16 or fp16 (mixed).")]
-Seed = Annotated[
-    int,
-    typer.Option(
-        "--seed", min=0, max=2**32 - 1, help="Seed of folds, order, augmentation, dropout."
-    ),
-]
-Dropout = Annotated[float, typer.Option("--dropout", help="Before the classifier.")]
-Augment = Annotated[
-    bool, typer.Option("--augment/--no-augment", help="Random flips, rotations, shifts, scales.")
-]
-Balance = Annotated[
-    bool, typer.Option("--balance/--no-balance", help="Weight the loss by inverse class frequency.")
-]
-CropBreast = Annotated[bool, typer.Option("--crop-breast", help="Keep the breast's box alone.")]
-FaceLeft = Annotated[
-    bool, typer.Option("--face-left", help="Mirror films whose chest wall is at the right.")
-]
-AverageFlips = Annotated[
-    bool, typer.Option("--average-flips", help="Predict the mean over a film and its mirror image.")
-]
-LesionWeight = Annotated[
-    float,
-    typer.Option(
-        "--lesion-weight", help="Of the loss that draws attention into the lesion's circle."
-    ),
-]
-CropEpochs = Annotated[
-    int,
-    typer.Option("--crop-epochs", help="The first epochs that see crops around lesions instead."),
-]
 FoldCount = Annotated[int, typer.Option("--folds", help="Number of patient-disjoint folds.")]
+NO_WEIGHTS = "none"
+
+
+def _help_of(name: str) -> str:
+    (text,) = (f.metadata["help"] for f in fields(TrainingConfig) if f.name == name)
+    return str(text)
+
+
+TaskName = Annotated[str, typer.Option("--task", help=_help_of("task"))]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help=_help_of("batch_size"))]
+Precision = Annotated[str, typer.Option("--precision", help=f"One of {', '.join(PRECISIONS)}.")]
+Weights = Annotated[str, typer.Option("--weights", help=_help_of("weights"))]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help=_help_of("seed"))]
+
+
+def takes_training(**defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for every field of :class:`TrainingConfig`.
+
+    The command takes them as one parameter ``training``, in whose place they appear. ``defaults``
+    replace those of the class; ``...`` leaves a field without an option.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        offered = [f for f in fields(TrainingConfig) if defaults.get(f.name) is not ...]
+        parameters: list[inspect.Parameter] = []
+        for parameter in signature.parameters.values():
+            if parameter.name == "training":
+                parameters += [_parameter(f, defaults.get(f.name, f.default)) for f in offered]
+            else:
+                parameters.append(parameter)
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            settings = {f.name: values.pop(f.name) for f in offered}
+            if "weights" in settings:
+                settings["weights"] = trunk_weights(settings["weights"])
+            command(training=TrainingConfig(**settings), **values)
+
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(setting: Field[Any], default: object) -> inspect.Parameter:
+    bounds = {key: value for key, value in setting.metadata.items() if key != "help"}
+    kind = {f.name: type(f.default) for f in fields(TrainingConfig)}[setting.name]
+    if setting.name == "weights":
+        kind, default = str, default or NO_WEIGHTS
+    option = f"--{setting.name.replace('_', '-')}"
+    if kind is bool and default:
+        option += f"/--no-{setting.name.replace('_', '-')}"
+    return inspect.Parameter(
+        setting.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, typer.Option(option, help=setting.metadata["help"], **bounds)],
+    )
 
 
 def trunk_weights(value: str) -> str | None:
     """The ``--weights`` value; files must exist. Raises :class:`UserError` where one does not."""
-    if value == "none":
+    if value == NO_WEIGHTS:
         return None
     if "=" not in value or Path(value).is_file():
         _check_weights(value)
@@ -82,7 +101,7 @@ def trunk_weights(value: str) -> str | None:
             raise UserError(
                 f"--weights {part}: needs TRUNK=FILE, where TRUNK is one of {', '.join(TRUNKS)}"
             )
-        if source != "none":
+        if source != NO_WEIGHTS:
             _check_weights(source)
             chosen.append(part)
     return ",".join(chosen) or None

@@ -7,34 +7,22 @@ import typer
 from hmc_fast.cli import options
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
+from hmc_fast.training import TrainingConfig
 
 
+@options.takes_training()
 def train(
     data: options.Data,
     out: options.Out,
+    *,
     model: Annotated[str, typer.Option(help="Model to train.")] = "hmc_net",
     folds: options.FoldCount = 5,
     hold_out: Annotated[
         int, typer.Option(help="Fold to hold out, from 0; -1 trains on all films.")
     ] = 0,
-    task: options.TaskName = "malignant",
-    size: options.Size = 224,
-    epochs: options.Epochs = 10,
-    batch_size: options.BatchSize = 8,
-    learning_rate: options.LearningRate = 1e-4,
-    dropout: options.Dropout = 0.0,
-    weights: options.Weights = "none",
-    precision: options.Precision = "fp32",
-    augment: options.Augment = True,
-    balance: options.Balance = True,
-    crop_breast: options.CropBreast = False,
-    face_left: options.FaceLeft = False,
-    average_flips: options.AverageFlips = False,
-    lesion_weight: options.LesionWeight = 0.0,
-    crop_epochs: options.CropEpochs = 0,
     devices: Annotated[str, typer.Option(help="Devices per node, a number or auto.")] = "auto",
     num_nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
-    seed: options.Seed = 0,
+    training: TrainingConfig,
     as_json: options.AsJson = False,
 ) -> None:
     """Train one model into a folder: checkpoint, learning curve, held-out predictions.
@@ -42,41 +30,22 @@ def train(
     Example: [bold]hmc-fast train --data mias --out runs/a --model hmc_net --epochs 20[/bold]
     """
     from hmc_fast.data import TASKS, FilmCache, make_folds, read_mias
-    from hmc_fast.training import TrainingConfig, TrainingJob
-    from hmc_fast.training import train as run_training
-    from hmc_fast.training.train import MODEL_FILE, RESULT_FILE
+    from hmc_fast.training.train import MODEL_FILE, RESULT_FILE, TrainingJob
+    from hmc_fast.training.train import train as run_training
 
-    config = TrainingConfig(
-        task=task,
-        size=size,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        dropout=dropout,
-        weights=options.trunk_weights(weights),
-        precision=precision,
-        augment=augment,
-        balance=balance,
-        crop_breast=crop_breast,
-        face_left=face_left,
-        average_flips=average_flips,
-        lesion_weight=lesion_weight,
-        crop_epochs=crop_epochs,
-        seed=seed,
-    )
     if (out / RESULT_FILE).exists():
         raise UserError(f"{out}: holds a finished training; use another folder")
     if not -1 <= hold_out < folds:
         raise UserError(
             f"--hold-out {hold_out}: needs a fold from 0 to {folds - 1}, or -1 for none"
         )
-    chosen_task = TASKS[config.task]
+    chosen_task = TASKS[training.task]
     films, labels = chosen_task.select(read_mias(data))
-    partition = make_folds(films, labels, chosen_task, folds, seed)
+    partition = make_folds(films, labels, chosen_task, folds, training.seed)
     train_index, test_index = partition.split(films, hold_out)
     job = TrainingJob(
         options.model_name(model),
-        config,
+        training,
         films,
         labels,
         train_index,
@@ -84,7 +53,7 @@ def train(
         hold_out,
         partition.protocol,
     )
-    cache = FilmCache(config.preprocessing())
+    cache = FilmCache(training.preprocessing())
     with progress_bar("films") as report:
         result = run_training(
             job,
@@ -92,7 +61,7 @@ def train(
             cache,
             devices=devices if devices == "auto" else _whole_number(devices),
             num_nodes=num_nodes,
-            on_films=lambda n: report(model, n, len(train_index) * epochs),
+            on_films=lambda n: report(model, n, len(train_index) * training.epochs),
         )
     if not result:  # only one of several processes reports
         return

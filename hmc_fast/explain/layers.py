@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hmc_fast.errors import UserError
-from hmc_fast.models import FilmModel, ModelConfig, VGGClassifier, ViTClassifier, build_model
+from hmc_fast.models import FilmModel, ModelConfig, build_model, model_entry
 
 PROBE_SIZE = 64
 """Image side at which the modules' outputs are looked at, on PyTorch's meta device."""
@@ -39,19 +39,13 @@ def target_layer(model: FilmModel, name: str | None = None) -> TargetLayer:
     shapes = spatial_layers(model)
     if name not in shapes:
         raise UserError(_unknown(name, list(shapes), model))
-    reshape = tokens_to_map if isinstance(model, ViTClassifier) and shapes[name] == 3 else None
+    reshape = tokens_to_map if shapes[name] == 3 else None
     return TargetLayer(name, model.get_submodule(name), reshape)
 
 
 def default_layer_name(model: FilmModel) -> str:
     """The layer that :func:`target_layer` takes by default."""
-    if isinstance(model, ViTClassifier):
-        return f"encoder.layers.encoder_layer_{len(model.encoder.layers) - 1}.ln_1"
-    if isinstance(model, VGGClassifier):
-        return f"features.{len(model.features) - 2}"
-    if model.msca is not None:
-        return "msca"
-    return "hsa.C5" if "C5" in model.hsa else "layer4"
+    return model_entry(model.config.name).cam_layer(model.config)
 
 
 def spatial_layers(model: FilmModel) -> dict[str, int]:
@@ -76,7 +70,7 @@ def _spatial_layers(config: ModelConfig) -> dict[str, int]:
     dimensions: dict[str, int] = {}
     with torch.device("meta"), torch.no_grad():
         twin = build_model(config, "reference").eval()
-        tokens = twin.seq_length if isinstance(twin, ViTClassifier) else None
+        tokens = twin.seq_length if model_entry(config.name).token_maps else None
         for name, module in twin.named_modules():
             if name:
                 module.register_forward_hook(_recorder(name, tokens, dimensions))
@@ -98,7 +92,7 @@ def _recorder(
 
 
 def _unknown(name: str, valid: list[str], model: FilmModel) -> str:
-    depth = 2 if isinstance(model, ViTClassifier) else 1
+    depth = 2 if model_entry(model.config.name).token_maps else 1
     coarse = [layer for layer in valid if layer.count(".") <= depth]
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""

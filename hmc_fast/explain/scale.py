@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from hmc_fast.errors import UserError
 from hmc_fast.explain.context import explaining
-from hmc_fast.models import FilmModel, HMCNet
+from hmc_fast.models import FilmModel
 
 SCALES = ("C3", "C4")
 STRIDES = {"C3": 8, "C4": 16}
@@ -44,7 +44,7 @@ class ScaleMap:
 
 def has_scale_map(model: FilmModel) -> bool:
     """Whether the model has multi-scale cross-attention."""
-    return isinstance(model, HMCNet) and model.msca is not None
+    return bool(model.config.msca)
 
 
 def scale_map(model: FilmModel, image: Tensor) -> ScaleMap:

@@ -7,8 +7,10 @@ from hmc_fast.models.registry import (
     MODEL_NAMES,
     FilmModel,
     ModelConfig,
+    ModelEntry,
     build_model,
     create_model,
+    model_entry,
 )
 
 __all__ = [
@@ -17,9 +19,11 @@ __all__ = [
     "HMCNet",
     "HierarchicalSelfAttention",
     "ModelConfig",
+    "ModelEntry",
     "MultiScaleCrossAttention",
     "VGGClassifier",
     "ViTClassifier",
     "build_model",
     "create_model",
+    "model_entry",
 ]

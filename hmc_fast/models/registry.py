@@ -1,12 +1,18 @@
-"""Models by name."""
+"""Models by name. To add one, write its class, then one :class:`ModelEntry` below.
 
+Training, weights, explanations, the study and the benchmark ask the entry and know no classes.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torchvision.models.vgg import cfgs
+
 from hmc_fast.errors import UserError
 from hmc_fast.kernels.backend import check_backend_name
-from hmc_fast.models.baselines import VGG_LAYERS, VGGClassifier, ViTClassifier
+from hmc_fast.models.baselines import VGG_LAYERS, VIT_LAYERS, VGGClassifier, ViTClassifier
 from hmc_fast.models.hmc_net import HMCNet
 from hmc_fast.models.weights import load_trunk, read_trunk_weights
 
@@ -14,7 +20,6 @@ FilmModel = HMCNet | VGGClassifier | ViTClassifier
 """Any model of :data:`MODEL_NAMES`; its :class:`ModelConfig` is ``model.config``."""
 
 _HSA_STAGES = ("C3", "C4", "C5")
-_VIT = "vit_b_16"
 
 
 @dataclass(frozen=True)
@@ -43,31 +48,111 @@ class ModelConfig:
         return cls(**{**values, "hsa_stages": tuple(values["hsa_stages"])})
 
 
-def _variants(trunk: str, full_name: str) -> dict[str, ModelConfig]:
-    return {
-        full_name: ModelConfig(full_name, trunk=trunk, hsa_stages=_HSA_STAGES, msca=True),
-        f"{trunk}_hsa": ModelConfig(f"{trunk}_hsa", trunk=trunk, hsa_stages=_HSA_STAGES),
-        f"{trunk}_msca": ModelConfig(f"{trunk}_msca", trunk=trunk, msca=True),
-        trunk: ModelConfig(trunk, trunk=trunk),
-    }
+@dataclass(frozen=True)
+class ModelEntry:
+    """What the package knows of one named model.
 
-
-_BASELINES = {name: ModelConfig(name, trunk=name) for name in (*VGG_LAYERS, _VIT)}
-_CONFIGS = _variants("resnet50", "hmc_net") | _BASELINES | _variants("resnet18", "hmc_net_resnet18")
-
-MODEL_NAMES = tuple(_CONFIGS)
-FIXED_SIZE_MODELS = (_VIT,)
-"""Models that classify images of the one size they are built for."""
-
-
-def trunk_of(name: str) -> str:
-    """The trunk of a named model, whose pretrained weights it takes.
-
-    Raises :class:`UserError` for an unknown name.
+    Args:
+        config: its configuration before classes, dropout and weights are chosen.
+        build: makes the model of a configuration, with the backend of its attention.
+        head: prefix of the names of the layer that gives the logits; it is never pretrained.
+        cam_layer: the feature map that explanations are made from: the last before the pooling.
+        token_maps: its feature maps are tokens ``[B, 1 + h·w, C]``, the class token first.
+        fixed_size: it classifies square images of the one size that it is built for.
     """
-    if name not in _CONFIGS:
+
+    config: ModelConfig
+    build: Callable[[ModelConfig, str], FilmModel]
+    head: str
+    cam_layer: Callable[[ModelConfig], str]
+    token_maps: bool = False
+    fixed_size: bool = False
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether it has attention blocks of ours, so that backends differ."""
+        return bool(self.config.hsa_stages) or self.config.msca
+
+
+def _build_resnet(config: ModelConfig, backend: str) -> HMCNet:
+    return HMCNet(
+        trunk=config.trunk,
+        num_classes=config.num_classes,
+        hsa_stages=config.hsa_stages,
+        msca=config.msca,
+        stride_in_1x1=config.stride_in_1x1,
+        dropout=config.dropout,
+        backend=backend,
+    )
+
+
+def _build_vgg(config: ModelConfig, backend: str) -> VGGClassifier:
+    return VGGClassifier(config.trunk, config.num_classes, config.dropout)
+
+
+def _build_vit(config: ModelConfig, backend: str) -> ViTClassifier:
+    if config.image_size is None:
+        raise TypeError("image_size, which vit_b_16 needs")
+    return ViTClassifier(config.num_classes, config.image_size, config.dropout)
+
+
+def _resnet_cam_layer(config: ModelConfig) -> str:
+    """The fused C5, C5 after its attention, or C5 itself."""
+    if config.msca:
+        return "msca"
+    return "hsa.C5" if "C5" in config.hsa_stages else "layer4"
+
+
+def _vgg_cam_layer(config: ModelConfig) -> str:
+    """The last convolution's ReLU, as in the Grad-CAM paper; a pooling follows."""
+    pools_and_pairs = (1 if layer == "M" else 2 for layer in cfgs[VGG_LAYERS[config.trunk]])
+    return f"features.{sum(pools_and_pairs) - 2}"
+
+
+def _vit_cam_layer(config: ModelConfig) -> str:
+    """The normalised input of the last attention, after which patches reach no class token."""
+    return f"encoder.layers.encoder_layer_{VIT_LAYERS - 1}.ln_1"
+
+
+def _resnets(trunk: str, full_name: str) -> Iterator[ModelEntry]:
+    for name, hsa_stages, msca in (
+        (full_name, _HSA_STAGES, True),
+        (f"{trunk}_hsa", _HSA_STAGES, False),
+        (f"{trunk}_msca", (), True),
+        (trunk, (), False),
+    ):
+        config = ModelConfig(name, trunk=trunk, hsa_stages=hsa_stages, msca=msca)
+        yield ModelEntry(config, _build_resnet, "fc.", _resnet_cam_layer)
+
+
+_ENTRIES = {
+    entry.config.name: entry
+    for entry in (
+        *_resnets("resnet50", "hmc_net"),
+        *(
+            ModelEntry(ModelConfig(name, trunk=name), _build_vgg, "classifier.6.", _vgg_cam_layer)
+            for name in VGG_LAYERS
+        ),
+        ModelEntry(
+            ModelConfig("vit_b_16", trunk="vit_b_16"),
+            _build_vit,
+            "heads.",
+            _vit_cam_layer,
+            token_maps=True,
+            fixed_size=True,
+        ),
+        *_resnets("resnet18", "hmc_net_resnet18"),
+    )
+}
+MODEL_NAMES = tuple(_ENTRIES)
+TRUNKS = tuple(dict.fromkeys(entry.config.trunk for entry in _ENTRIES.values()))
+
+
+def model_entry(name: str) -> ModelEntry:
+    """Raises :class:`UserError` for an unknown name."""
+    if name not in _ENTRIES:
         raise UserError(f"unknown model {name!r}; choose one of {', '.join(MODEL_NAMES)}")
-    return _CONFIGS[name].trunk
+    return _ENTRIES[name]
 
 
 def create_model(
@@ -103,10 +188,9 @@ def create_model(
         UserError: an unknown name, weights that cannot be read or do not fit, or an image size
             that is no multiple of 32.
     """
-    if name not in _CONFIGS:
-        raise UserError(f"unknown model {name!r}; choose one of {', '.join(MODEL_NAMES)}")
-    config = replace(_CONFIGS[name], num_classes=num_classes, dropout=dropout)
-    if config.trunk == _VIT:
+    entry = model_entry(name)
+    config = replace(entry.config, num_classes=num_classes, dropout=dropout)
+    if entry.fixed_size:
         config = replace(config, image_size=image_size)
     if hsa_stages is not None:
         if not config.hsa_stages:
@@ -114,7 +198,7 @@ def create_model(
         config = replace(config, hsa_stages=tuple(hsa_stages))
     if weights is None:
         return build_model(config, backend)
-    trunk_weights = read_trunk_weights(weights, config.trunk)
+    trunk_weights = read_trunk_weights(weights, config.trunk, entry.head)
     config = replace(config, stride_in_1x1=trunk_weights.stride_in_1x1)
     model = build_model(config, backend)
     load_trunk(model, trunk_weights)
@@ -129,24 +213,6 @@ def build_model(config: ModelConfig, backend: str = "auto") -> FilmModel:
     Raises :class:`hmc_fast.kernels.backend.UnknownBackendError` for an unknown backend.
     """
     check_backend_name(backend, "backend")
-    model = _build(config, backend)
+    model = _ENTRIES[config.name].build(config, backend)
     model.config = config
     return model
-
-
-def _build(config: ModelConfig, backend: str) -> FilmModel:
-    if config.trunk in VGG_LAYERS:
-        return VGGClassifier(config.trunk, config.num_classes, config.dropout)
-    if config.trunk == _VIT:
-        if config.image_size is None:
-            raise TypeError("image_size, which vit_b_16 needs")
-        return ViTClassifier(config.num_classes, config.image_size, config.dropout)
-    return HMCNet(
-        trunk=config.trunk,
-        num_classes=config.num_classes,
-        hsa_stages=config.hsa_stages,
-        msca=config.msca,
-        stride_in_1x1=config.stride_in_1x1,
-        dropout=config.dropout,
-        backend=backend,
-    )

@@ -19,8 +19,6 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from hmc_fast.errors import UserError
 
 IMAGENET = "imagenet"
-_HEADS = {"vgg16": "classifier.6.", "vgg19": "classifier.6.", "vit_b_16": "heads."}
-_RESNET_HEAD = "fc."
 _VGG_HIDDEN = "classifier."
 _POSITIONS = "encoder.pos_embedding"
 
@@ -38,17 +36,19 @@ class TrunkWeights:
     stride_in_1x1: bool
 
 
-def read_trunk_weights(weights: str | Path, trunk: str) -> TrunkWeights:
+def read_trunk_weights(weights: str | Path, trunk: str, head: str) -> TrunkWeights:
     """``"imagenet"`` downloads torchvision's default weights; anything else is a safetensors path.
+
+    ``head`` is the prefix of the names of the layer that gives the logits, which is left out.
 
     Raises :class:`UserError` where the download or the file fails.
     """
     if str(weights) == IMAGENET:
-        return _download(trunk)
+        return _download(trunk, head)
     path = Path(weights)
     tensors, metadata = read_safetensors(path)
     state = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    return _without_head(state, trunk, path.name, metadata)
+    return _without_head(state, trunk, head, path.name, metadata)
 
 
 def load_trunk(model: nn.Module, weights: TrunkWeights) -> None:
@@ -117,7 +117,7 @@ def _is_resnet_v1(metadata: dict[str, str]) -> bool:
     return "v1" in arch.replace(":", " ").split()
 
 
-def _download(trunk: str) -> TrunkWeights:
+def _download(trunk: str, head: str) -> TrunkWeights:
     choice = get_model_weights(trunk).DEFAULT
     try:
         state = choice.get_state_dict(progress=True, check_hash=True, weights_only=True)
@@ -130,13 +130,12 @@ def _download(trunk: str) -> TrunkWeights:
         name: tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor)
         for name, tensor in state.items()
     }
-    return _without_head(tensors, trunk, f"torchvision {choice}", {})
+    return _without_head(tensors, trunk, head, f"torchvision {choice}", {})
 
 
 def _without_head(
-    state: dict[str, Tensor], trunk: str, source: str, metadata: dict[str, str]
+    state: dict[str, Tensor], trunk: str, head: str, source: str, metadata: dict[str, str]
 ) -> TrunkWeights:
-    head = _HEADS.get(trunk, _RESNET_HEAD)
     return TrunkWeights(
         state={name: tensor for name, tensor in state.items() if not name.startswith(head)},
         source=source,

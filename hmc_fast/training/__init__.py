@@ -1,6 +1,5 @@
-"""Training one model."""
+"""Training one model: its settings. :mod:`hmc_fast.training.train` does it, by Lightning."""
 
 from hmc_fast.training.config import TrainingConfig
-from hmc_fast.training.train import TrainingJob, train
 
-__all__ = ["TrainingConfig", "TrainingJob", "train"]
+__all__ = ["TrainingConfig"]

@@ -1,6 +1,6 @@
 """Settings of a training run; stored with every result."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,53 +9,52 @@ from hmc_fast.devices import PRECISIONS
 from hmc_fast.errors import UserError
 
 
+def _setting(default: Any, text: str, **bounds: float) -> Any:
+    """A field with its description, and the bounds that a command line checks first."""
+    return field(default=default, metadata={"help": text, **bounds})
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How models are trained. The last epoch's parameters are kept: nothing is selected on a fold.
 
-    Args:
-        task: one of :data:`hmc_fast.data.TASKS`.
-        size: films become ``size``² pixels; a multiple of 32.
-        epochs: passes over the training films.
-        batch_size: films a step.
-        learning_rate: peak of AdamW's rate; it follows a half cosine to zero over the epochs.
-        weight_decay: of AdamW.
-        dropout: before the classifier.
-        weights: None, ``"imagenet"`` or a safetensors file with the trunk; or, for models of
-            several trunks, ``"resnet50=FILE,vgg16=imagenet"``, where other trunks start at random.
-        precision: ``fp32``, ``bf16`` or ``fp16`` (mixed).
-        augment: random flips, rotations, shifts and scales on training films.
-        balance: weight the loss by inverse class frequency.
-        crop_breast: as in :class:`hmc_fast.data.Preprocessing`.
-        face_left: as in :class:`hmc_fast.data.Preprocessing`.
-        average_flips: as in :class:`hmc_fast.data.Preprocessing`.
-        lesion_weight: of the auxiliary loss that asks the class activation map of a film with a
-            known lesion to lie in its circle; 0 leaves it out.
-        crop_epochs: so many of the epochs, the first ones, train on crops around the lesions (see
-            :mod:`hmc_fast.data.crops`) in place of whole films.
-        seed: of initialisation, order, augmentation and dropout.
+    Each field carries its description, which is also the help of the option of that name. Films
+    become ``size``² pixels; the learning rate follows a half cosine to zero over the epochs.
 
     Raises:
         UserError: a value is out of range.
     """
 
-    task: str = "malignant"
-    size: int = 224
-    epochs: int = 10
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-2
-    dropout: float = 0.0
-    weights: str | None = None
-    precision: str = "fp32"
-    augment: bool = True
-    balance: bool = True
-    crop_breast: bool = False
-    face_left: bool = False
-    average_flips: bool = False
-    lesion_weight: float = 0.0
-    crop_epochs: int = 0
-    seed: int = 0
+    task: str = _setting("malignant", f"One of {', '.join(TASKS)}.")
+    size: int = _setting(224, "Side of the image, a multiple of 32.")
+    epochs: int = _setting(10, "Passes over the training films.")
+    batch_size: int = _setting(8, "Films a step.", min=1)
+    learning_rate: float = _setting(1e-4, "Peak rate of AdamW.")
+    weight_decay: float = _setting(1e-2, "Weight decay of AdamW.", min=0)
+    dropout: float = _setting(0.0, "Probability of dropout before the classifier.")
+    weights: str | None = _setting(
+        None,
+        "Pretrained trunk: imagenet (downloads), none, or FILE.safetensors; for models of several "
+        "trunks as resnet50=FILE,vgg16=imagenet, where other trunks start at random.",
+    )
+    precision: str = _setting("fp32", "fp32, bf16 or fp16 (mixed).")
+    augment: bool = _setting(True, "Random flips, rotations, shifts and scales.")
+    balance: bool = _setting(True, "Weight the loss by inverse class frequency.")
+    crop_breast: bool = _setting(False, "Keep the breast's box alone.")
+    face_left: bool = _setting(False, "Mirror films whose chest wall is at the right.")
+    average_flips: bool = _setting(False, "Predict the mean over a film and its mirror image.")
+    lesion_weight: float = _setting(
+        0.0, "Weight of the loss that draws the class activation map into the lesion's circle."
+    )
+    crop_epochs: int = _setting(
+        0, "So many of the epochs, the first ones, see crops around lesions instead of films."
+    )
+    seed: int = _setting(
+        0,
+        "Seed of folds, initialisation, order, augmentation and dropout.",
+        min=0,
+        max=2**32 - 1,
+    )
 
     def __post_init__(self) -> None:
         self.preprocessing()
@@ -67,6 +66,7 @@ class TrainingConfig:
             ),
             (self.epochs >= 1, f"epochs is {self.epochs}, needs at least 1"),
             (self.batch_size >= 2, f"batch size is {self.batch_size}, needs at least 2"),
+            (self.weight_decay >= 0, f"weight decay is {self.weight_decay}, needs at least 0"),
             (
                 self.learning_rate > 0,
                 f"learning rate is {self.learning_rate}, needs to be positive",

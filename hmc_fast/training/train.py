@@ -29,8 +29,7 @@ from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, predict_logits
 from hmc_fast.files import make_folder, read_json, write_json, write_text
-from hmc_fast.models import HMCNet, create_model
-from hmc_fast.models.registry import trunk_of
+from hmc_fast.models import HMCNet, create_model, model_entry
 from hmc_fast.training.config import TrainingConfig
 from hmc_fast.training.interrupt import InterruptGuard
 from hmc_fast.training.lightning import FilmClassifier, FilmData, LearningCurve, StepReporter
@@ -90,7 +89,7 @@ def train(
     model = create_model(
         job.model_name,
         num_classes=len(task.class_names),
-        weights=job.config.weights_for(trunk_of(job.model_name)),
+        weights=job.config.weights_for(model_entry(job.model_name).config.trunk),
         dropout=job.config.dropout,
         image_size=job.config.size,
     )
@@ -127,7 +126,7 @@ def train(
 
 def _identity(job: TrainingJob, cache: FilmCache) -> dict[str, Any]:
     """All that a training's result depends on; pixels and weights by their SHA-256."""
-    weights = job.config.weights_for(trunk_of(job.model_name))
+    weights = job.config.weights_for(model_entry(job.model_name).config.trunk)
     file = Path(weights) if weights is not None and Path(weights).is_file() else None
     return {
         "model": job.model_name,

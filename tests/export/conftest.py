@@ -12,8 +12,8 @@ from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import TASKS, FilmCache, Preprocessing, read_mias
 from hmc_fast.export import OnnxExport, Profile, export_onnx, make_onnx
 from hmc_fast.models import FilmModel
-from hmc_fast.training import TrainingConfig, TrainingJob, train
-from hmc_fast.training.train import MODEL_FILE
+from hmc_fast.training import TrainingConfig
+from hmc_fast.training.train import MODEL_FILE, TrainingJob, train
 
 SIZE = 64
 
