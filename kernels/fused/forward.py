@@ -171,6 +171,47 @@ def _attention_forward_kernel(
 
 
 @triton.jit
+def _join_splits(
+    partial_out_ptr,
+    partial_weights_ptr,
+    lse_ptrs,
+    stride_split,
+    top,
+    total,
+    splits,
+    batch_head,
+    batch_heads,
+    heads,
+    queries,
+    first_row,
+    chunk,
+    SOURCES: tl.constexpr,
+    D_V: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """One source's output and weight, each split weighed by ``exp(lse_split - lse)``."""
+    row = first_row + tl.arange(0, BLOCK_M)
+    inside = row < queries
+    column = readable_column(chunk, D_V, BLOCK_DV)
+    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    weight = tl.zeros([BLOCK_M], tl.float32)
+    for split in range(splits):
+        slab = batch_head + split * tl.cast(batch_heads, tl.int64)
+        split_lse = tl.load(lse_ptrs + split * stride_split, mask=inside, other=0.0)
+        share = tl.exp(split_lse - top) / total  # [BLOCK_M]
+        partial_ptr = contiguous_head(partial_out_ptr, queries, slab, heads, D_V)
+        partials = Rows(partial_ptr, queries, heads * D_V)
+        # [BLOCK_M, BLOCK_DV]
+        partial = load_rows(partials, first_row, column, BLOCK_M, D_V, BLOCK_DV, False)
+        acc += partial * share[:, None]
+        if SOURCES > 1:
+            weight_ptrs = partial_weights_ptr + (slab * queries + row) * SOURCES
+            weight += share * tl.load(weight_ptrs, mask=inside, other=0.0)
+    return acc, weight
+
+
+@triton.jit
 def _combine_splits_kernel(
     partial_out_ptrs,
     partial_lse_ptr,
@@ -186,10 +227,7 @@ def _combine_splits_kernel(
     BLOCK_DVS: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Grid: (query blocks × B·H, value chunks). Joins the partial results of the splits.
-
-    Each split is weighed by ``exp(lse_split - lse)``.
-    """
+    """Grid: (query blocks × B·H, value chunks). Joins the partial results of the splits."""
     SOURCES: tl.constexpr = len(out_ptrs)
     query_blocks = tl.cdiv(queries, BLOCK_M)
     first_row = (tl.program_id(0) % query_blocks) * BLOCK_M
@@ -212,21 +250,25 @@ def _combine_splits_kernel(
     tl.store(lse_ptr + batch_head * queries + row, lse, mask=write_statistics)
 
     for s in tl.static_range(SOURCES):
-        column = readable_column(chunk, D_VS[s], BLOCK_DVS[s])
-        acc = tl.zeros([BLOCK_M, BLOCK_DVS[s]], tl.float32)
-        weight = tl.zeros([BLOCK_M], tl.float32)
-        for split in range(splits):
-            slab = batch_head + split * tl.cast(batch_heads, tl.int64)
-            split_lse = tl.load(lse_ptrs + split * stride_split, mask=inside, other=0.0)
-            share = tl.exp(split_lse - top) / total  # [BLOCK_M]
-            partial_ptr = contiguous_head(partial_out_ptrs[s], queries, slab, heads, D_VS[s])
-            partials = Rows(partial_ptr, queries, heads * D_VS[s])
-            # [BLOCK_M, BLOCK_DV]
-            partial = load_rows(partials, first_row, column, BLOCK_M, D_VS[s], BLOCK_DVS[s], False)
-            acc += partial * share[:, None]
-            if SOURCES > 1:
-                partial_weight_ptrs = partial_weights_ptr + s + (slab * queries + row) * SOURCES
-                weight += share * tl.load(partial_weight_ptrs, mask=inside, other=0.0)
+        acc, weight = _join_splits(
+            partial_out_ptrs[s],
+            partial_weights_ptr + s,
+            lse_ptrs,
+            stride_split,
+            top,
+            total,
+            splits,
+            batch_head,
+            batch_heads,
+            heads,
+            queries,
+            first_row,
+            chunk,
+            SOURCES,
+            D_VS[s],
+            BLOCK_DVS[s],
+            BLOCK_M,
+        )
         out_ptr = contiguous_head(out_ptrs[s], queries, batch_head, heads, D_VS[s])
         outs = Rows(out_ptr, queries, heads * D_VS[s])
         store_rows(outs, acc, first_row, chunk * BLOCK_DVS[s], BLOCK_M, D_VS[s], BLOCK_DVS[s])
