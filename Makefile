@@ -1,5 +1,5 @@
-# `make bench` runs the main job, `make test` the tests, `make study DATA=... WEIGHTS=...` the seven models;
-# each sets up all it needs in .venv.
+# `make bench` runs the main job, `make test` the tests, `make test-systems` the slow ones, `make study DATA=...
+# WEIGHTS=...` the seven models; each sets up all it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
 SOURCES := $(shell find hmc_fast kernels bench export -name '*.py' -o -name '*.j2' -o -name '*.json') pyproject.toml
@@ -14,7 +14,7 @@ IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --dist loadfile
 WHEEL := build/wheel
 ON_WHEEL := PYTHONPATH=$(CURDIR)/$(WHEEL) PYTHONSAFEPATH=1
 
-.PHONY: bench study test readme-table clean
+.PHONY: bench study test test-systems readme-table clean
 
 bench: $(VENV)/installed
 	$(VENV)/bin/hmc-fast bench
@@ -27,9 +27,13 @@ test: $(VENV)/installed-dev $(WHEEL)
 	$(VENV)/bin/ruff check .
 	cd $(WHEEL) && $(CURDIR)/$(VENV)/bin/mypy -p hmc_fast --config-file $(CURDIR)/pyproject.toml
 	cd $(WHEEL) && $(CURDIR)/$(VENV)/bin/lint-imports --config $(CURDIR)/pyproject.toml
-	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) --ignore=tests/kernels/interpreter --ignore=tests/benchmarks
+	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) -m "not systems" --ignore=tests/kernels/interpreter --ignore=tests/speed
 	$(ON_WHEEL) TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) tests/kernels/interpreter
-	$(ON_WHEEL) $(PYTEST) tests/benchmarks
+	$(ON_WHEEL) $(PYTEST) tests/speed
+
+# Real builders, cluster-like runs and whatever takes minutes.
+test-systems: $(VENV)/installed-dev $(WHEEL)
+	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) -m systems --ignore=tests/kernels/interpreter
 
 # The record of the speed targets that the README shows; without one the table says so.
 TARGETS_RECORD := $(firstword $(wildcard bench/results/targets-*.jsonl))

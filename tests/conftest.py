@@ -71,7 +71,7 @@ def phantoms(phantom_folder: Path) -> list[Film]:
 @pytest.fixture
 def config() -> TrainingConfig:
     """A quick training."""
-    return TrainingConfig(size=32, epochs=2, batch_size=8, learning_rate=1e-3)
+    return TrainingConfig(size=32, epochs=1, batch_size=18, learning_rate=1e-3)
 
 
 @pytest.fixture

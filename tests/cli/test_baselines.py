@@ -8,6 +8,7 @@ import pytest
 from hmc_fast.cli.app import run
 
 
+@pytest.mark.systems
 @pytest.mark.parametrize("model", ["vgg16", "vit_b_16"])
 def test_train_and_predict(
     model: str, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -95,6 +95,7 @@ def test_damaged_folders_are_refused(copy: Path) -> None:
             read_manifest(copy)
 
 
+@pytest.mark.systems
 def test_the_command(
     checkpoint: Path,
     save_model: Callable[..., Path],

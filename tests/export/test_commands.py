@@ -23,6 +23,7 @@ def small(save_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
     return save_model(create_model("resnet18"), folder / "model.safetensors")
 
 
+@pytest.mark.systems
 def test_from_checkpoint_to_verified_engine_and_server(
     small: Path, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +114,7 @@ def room_for(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.systems
 def test_a_full_disk_leaves_nothing(small: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     out = tmp_path / "m.onnx"
     with room_for(2**20):

@@ -184,6 +184,7 @@ def test_only_the_batch_may_vary(tensorrt: tuple[Any, Any]) -> None:
         found.aot_impl_func(*descs, (found.register_func(*descs),), 0)
 
 
+@pytest.mark.systems
 def test_attention_becomes_a_node_of_the_plugin(checkpoint: Path) -> None:
     graphs = make_onnx(checkpoint, precision="fp16", plugin=True)
     assert graphs.plugin_content is not None

@@ -122,6 +122,7 @@ def test_compiles_and_exports_whole() -> None:
     torch.testing.assert_close(exported(more), model(more), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.systems
 def test_a_large_film_stays_under_4_gib_of_resident_memory() -> None:
     code = """
 import json, torch
@@ -132,9 +133,7 @@ with torch.inference_mode():
     logits = model(torch.randn(1, 3, 1024, 1024))
 print(json.dumps({"peak_mib": resident_peak_mib(), "finite": bool(logits.isfinite().all())}))
 """
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert result["finite"]
     assert result["peak_mib"] < MEMORY_LIMIT_MIB

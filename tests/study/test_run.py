@@ -30,18 +30,33 @@ from hmc_fast.training import TrainingConfig
 from hmc_fast.training.lightning import FilmClassifier
 
 MODEL = "hmc_net_resnet18"
+QUICK = TrainingConfig(size=32, epochs=1, batch_size=18, learning_rate=1e-3)
 
 
-def command(data: Path, out: Path, epochs: int = 3) -> list[str]:
+def command(data: Path, out: Path, epochs: int = 2) -> list[str]:
     arguments = ["cv", "--data", str(data), "--out", str(out), "--model", MODEL, "--folds", "2"]
     arguments += ["--size", "32", "--epochs", str(epochs), "--dropout", "0.1"]
-    return [sys.executable, "-P", "-c", "from hmc_fast.cli.app import main; main()", *arguments]
+    return [sys.executable, "-c", "from hmc_fast.cli.app import main; main()", *arguments]
 
 
 def outcome(study: Path) -> tuple[list[str], list[object]]:
     """Every out-of-fold logit and every learning curve of a study."""
     oof = (study / MODEL / "out_of_fold.csv").read_text().splitlines()
     return oof, [(study / MODEL / f"fold{k}" / "history.csv").read_text() for k in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def finished(phantoms: list[Film], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two folds; copy it before changing it."""
+    study = tmp_path_factory.mktemp("finished")
+    run_cross_validation(["resnet18"], QUICK, phantoms, study, fold_count=2)
+    return study
+
+
+@pytest.fixture
+def study(finished: Path, tmp_path: Path) -> Path:
+    """The finished study's own copy for one test."""
+    return shutil.copytree(finished, tmp_path / "study")
 
 
 def test_a_finished_job_leaves_no_model_in_memory(
@@ -91,42 +106,35 @@ def test_a_study_is_complete(phantoms: list[Film], config: TrainingConfig, tmp_p
     assert len(summary.folds) == 3
 
 
-def test_a_missing_or_doubled_prediction_fails(
-    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
-) -> None:
-    run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=2)
-    path = tmp_path / "resnet18" / "fold0" / "predictions.csv"
+def test_a_missing_or_doubled_prediction_fails(study: Path) -> None:
+    path = study / "resnet18" / "fold0" / "predictions.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(UserError, match="has no out-of-fold prediction of fold 0"):
-        summarise_study(tmp_path, "resnet18")
+        summarise_study(study, "resnet18")
     path.write_text("\n".join([*lines, lines[-1]]) + "\n")
     with pytest.raises(UserError, match="is predicted twice"):
-        summarise_study(tmp_path, "resnet18")
+        summarise_study(study, "resnet18")
 
 
 def test_a_changed_configuration_does_not_mix_in(
-    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, study: Path
 ) -> None:
-    run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=2)
     other = TrainingConfig(**{**config.to_json(), "learning_rate": 0.5})
     with pytest.raises(UserError, match=r"other settings .learning_rate 0\.001 there, 0\.5 now"):
-        run_cross_validation(["resnet18"], other, phantoms, tmp_path, fold_count=2)
+        run_cross_validation(["resnet18"], other, phantoms, study, fold_count=2)
     with pytest.raises(UserError, match=r"folds 2 there, 3 now"):
-        run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=3)
+        run_cross_validation(["resnet18"], config, phantoms, study, fold_count=3)
     with pytest.raises(UserError, match=r"protocol 'patient' there, 'image' now"):
-        run_cross_validation(
-            ["resnet18"], config, phantoms, tmp_path, fold_count=2, protocol="image"
-        )
+        run_cross_validation(["resnet18"], config, phantoms, study, fold_count=2, protocol="image")
     with pytest.raises(UserError, match="other folds or films"):
-        run_cross_validation(["resnet18"], config, phantoms[2:], tmp_path, fold_count=2)
+        run_cross_validation(["resnet18"], config, phantoms[2:], study, fold_count=2)
 
 
 def test_other_pixels_or_another_fold_do_not_mix_in(
-    phantoms: list[Film], phantom_folder: Path, config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], phantom_folder: Path, config: TrainingConfig, study: Path
 ) -> None:
-    study, other = tmp_path / "study", tmp_path / "films"
-    run_cross_validation(["resnet18"], config, phantoms, study, fold_count=2)
+    other = study.parent / "films"
     shutil.copytree(phantom_folder, other)
     shutil.copy(other / "mdb002.pgm", other / "mdb001.pgm")
     with pytest.raises(UserError, match="belongs to a training with other films"):
@@ -139,13 +147,12 @@ def test_other_pixels_or_another_fold_do_not_mix_in(
 
 
 def test_folds_of_another_task_are_refused(
-    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
+    phantoms: list[Film], config: TrainingConfig, finished: Path, tmp_path: Path
 ) -> None:
-    run_cross_validation(["resnet18"], config, phantoms, tmp_path / "a", fold_count=2)
     other = TrainingConfig(**{**config.to_json(), "task": "abnormal"})
     with pytest.raises(UserError, match="folds of task malignant, but abnormal is asked for"):
         run_cross_validation(
-            ["resnet18"], other, phantoms, tmp_path / "b", folds_file=tmp_path / "a" / "folds.json"
+            ["resnet18"], other, phantoms, tmp_path, folds_file=finished / "folds.json"
         )
 
 
@@ -173,6 +180,7 @@ def test_a_job_in_work_elsewhere_is_refused_alone_and_waited_for_in_a_whole_stud
     assert (tmp_path / "summary.json").is_file()
 
 
+@pytest.mark.systems
 def test_two_processes_divide_a_study_and_both_report_all_of_it(
     phantom_folder: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -242,19 +250,19 @@ def test_augment_first_trains_and_predicts_every_copy(
 def test_a_film_that_vanishes_half_way_loses_nothing(
     phantom_folder: Path, config: TrainingConfig, tmp_path: Path
 ) -> None:
-    films, study = tmp_path / "films", tmp_path / "study"
-    shutil.copytree(phantom_folder, films)
-    films = read_mias(films)
+    folder, study = tmp_path / "films", tmp_path / "study"
+    shutil.copytree(phantom_folder, folder)
+    films = read_mias(folder)
     run_cross_validation(["resnet18"], config, films, study, fold_count=2, only_jobs=[0])
     finished = study / "resnet18" / "fold0" / "result.json"
     before = finished.read_bytes()
-    (films / "mdb005.pgm").rename(films / "away")
+    (folder / "mdb005.pgm").rename(folder / "away")
     with pytest.raises(UserError, match=r"fold 1/2: .*mdb005\.pgm: no such file; 1 more job fail"):
         run_cross_validation(["resnet18"], config, films, study, fold_count=2)
     with pytest.raises(UserError, match="mdb005 has a row but no film"):
-        read_mias(films)
-    (films / "away").rename(films / "mdb005.pgm")
-    (summary,) = run_cross_validation(["resnet18"], config, read_mias(films), study, fold_count=2)
+        read_mias(folder)
+    (folder / "away").rename(folder / "mdb005.pgm")
+    (summary,) = run_cross_validation(["resnet18"], config, read_mias(folder), study, fold_count=2)
     assert finished.read_bytes() == before
     assert len(summary.folds) == 2
 
@@ -315,6 +323,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.systems
 @pytest.mark.parametrize("moment", ["in the first epoch", "between epochs", "in the second fold"])
 def test_kill_9_and_again_ends_as_if_undisturbed(
     phantom_folder: Path, undisturbed: Path, tmp_path: Path, moment: str
@@ -338,6 +347,7 @@ def test_kill_9_and_again_ends_as_if_undisturbed(
         assert finished.stat().st_mtime_ns == before
 
 
+@pytest.mark.systems
 def test_a_resume_file_cut_short_starts_the_fold_over(
     phantom_folder: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -369,13 +379,13 @@ main()
 """
 
 
-@pytest.mark.parametrize("limit", [100, 5_000, 20_000_000])
+@pytest.mark.parametrize("limit", [100, 5_000, pytest.param(20_000_000, marks=pytest.mark.systems)])
 def test_a_full_disk_is_one_line_and_nothing_half_written(
     phantom_folder: Path, tmp_path: Path, limit: int
 ) -> None:
-    arguments = command(phantom_folder, tmp_path)[4:]
+    arguments = command(phantom_folder, tmp_path)[3:]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", FILE_SIZE_LIMIT, str(limit), *arguments],
+        [sys.executable, "-c", FILE_SIZE_LIMIT, str(limit), *arguments],
         capture_output=True,
         text=True,
     )
@@ -387,9 +397,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(
         json.loads(path.read_text())
 
 
-def test_summaries_are_plain_json(
-    phantoms: list[Film], config: TrainingConfig, tmp_path: Path
-) -> None:
-    (summary,) = run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=2)
+def test_summaries_are_plain_json(finished: Path) -> None:
+    summary = summarise_study(finished, "resnet18")
     assert isinstance(summary, StudySummary)
     assert json.loads(json.dumps(summary.to_json()))["model"] == "resnet18"

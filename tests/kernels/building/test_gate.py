@@ -15,6 +15,7 @@ from hmc_fast.kernels.fused.tiles import INTERPRETER, Tile, load_tiles
 pytestmark = pytest.mark.compile_only
 
 
+@pytest.mark.systems
 @pytest.mark.timeout(1800)
 def test_every_shipped_tile_passes_the_gate() -> None:
     tiles = gate.check_tiles()
