@@ -14,7 +14,7 @@ from hmc_fast.data.folds import PROTOCOL_TITLES
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Interval
 from hmc_fast.files import write_text
-from hmc_fast.models.registry import trunk_of
+from hmc_fast.models import model_entry
 from hmc_fast.study import StudyRecord, compare, read_study
 from hmc_fast.study.tables import Table, detectable_gap, metrics_table
 
@@ -42,7 +42,11 @@ def _start(record: StudyRecord) -> str:
     weights = record.config["weights"]
     if weights is None:
         return "random weights"
-    others = [m for m in record.models if "=" in weights and f"{trunk_of(m)}=" not in weights]
+    others = [
+        m
+        for m in record.models
+        if "=" in weights and f"{model_entry(m).config.trunk}=" not in weights
+    ]
     return f"weights `{weights}`" + (f" ({', '.join(others)} start at random)" if others else "")
 
 

@@ -45,7 +45,7 @@ def target_layer(model: FilmModel, name: str | None = None) -> TargetLayer:
 
 def default_layer_name(model: FilmModel) -> str:
     """The layer that :func:`target_layer` takes by default."""
-    return model_entry(model.config.name).cam_layer(model.config)
+    return model_entry(model.config.name).cam_layer(model)
 
 
 def spatial_layers(model: FilmModel) -> dict[str, int]:

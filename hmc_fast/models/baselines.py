@@ -15,7 +15,6 @@ from hmc_fast.errors import UserError
 VGG_LAYERS = {"vgg16": "D", "vgg19": "E"}
 """Configurations of Simonyan & Zisserman (2015), by their letters."""
 VIT_PATCH_SIZE = 16
-VIT_LAYERS = 12
 STRIDE = 32
 
 
@@ -60,7 +59,7 @@ class ViTClassifier(VisionTransformer):  # type: ignore[misc]  # torchvision shi
         super().__init__(
             image_size=image_size,
             patch_size=VIT_PATCH_SIZE,
-            num_layers=VIT_LAYERS,
+            num_layers=12,
             num_heads=12,
             hidden_dim=768,
             mlp_dim=3072,

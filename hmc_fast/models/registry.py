@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torchvision.models.vgg import cfgs
-
 from hmc_fast.errors import UserError
 from hmc_fast.kernels.backend import check_backend_name
-from hmc_fast.models.baselines import VGG_LAYERS, VIT_LAYERS, VGGClassifier, ViTClassifier
+from hmc_fast.models.baselines import VGG_LAYERS, VGGClassifier, ViTClassifier
 from hmc_fast.models.hmc_net import HMCNet
 from hmc_fast.models.weights import load_trunk, read_trunk_weights
 
@@ -64,7 +62,7 @@ class ModelEntry:
     config: ModelConfig
     build: Callable[[ModelConfig, str], FilmModel]
     head: str
-    cam_layer: Callable[[ModelConfig], str]
+    cam_layer: Callable[[Any], str]
     token_maps: bool = False
     fixed_size: bool = False
 
@@ -96,22 +94,21 @@ def _build_vit(config: ModelConfig, backend: str) -> ViTClassifier:
     return ViTClassifier(config.num_classes, config.image_size, config.dropout)
 
 
-def _resnet_cam_layer(config: ModelConfig) -> str:
+def _resnet_cam_layer(model: HMCNet) -> str:
     """The fused C5, C5 after its attention, or C5 itself."""
-    if config.msca:
+    if model.msca is not None:
         return "msca"
-    return "hsa.C5" if "C5" in config.hsa_stages else "layer4"
+    return "hsa.C5" if "C5" in model.hsa else "layer4"
 
 
-def _vgg_cam_layer(config: ModelConfig) -> str:
+def _vgg_cam_layer(model: VGGClassifier) -> str:
     """The last convolution's ReLU, as in the Grad-CAM paper; a pooling follows."""
-    pools_and_pairs = (1 if layer == "M" else 2 for layer in cfgs[VGG_LAYERS[config.trunk]])
-    return f"features.{sum(pools_and_pairs) - 2}"
+    return f"features.{len(model.features) - 2}"
 
 
-def _vit_cam_layer(config: ModelConfig) -> str:
+def _vit_cam_layer(model: ViTClassifier) -> str:
     """The normalised input of the last attention, after which patches reach no class token."""
-    return f"encoder.layers.encoder_layer_{VIT_LAYERS - 1}.ln_1"
+    return f"encoder.layers.encoder_layer_{len(model.encoder.layers) - 1}.ln_1"
 
 
 def _resnets(trunk: str, full_name: str) -> Iterator[ModelEntry]:

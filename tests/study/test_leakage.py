@@ -78,8 +78,8 @@ def test_turned_mirrored_and_darkened_copies_are_found(phantoms: list[Film], ang
 
 @pytest.mark.real_data
 def test_real_films_are_told_apart_and_their_copies_recognised(real_data: Path) -> None:
-    films = read_mias(real_data / "mias")[:60]
-    one, turned = films(films), films(films[:10], rotation=56.0)
+    mias = read_mias(real_data / "mias")[:60]
+    one, turned = films(mias), films(mias[:10], rotation=56.0)
     apart = near_duplicates(one, [str(i) for i in range(60)], threshold=0)
     assert apart[0].correlation < SAME_FILM - 0.03
     found = near_duplicates([*one, *turned], ["a"] * 60 + ["b"] * 10, threshold=0)
