@@ -78,8 +78,16 @@ def test_an_explicit_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -
 def test_auto_says_why() -> None:
     good = tensors()
     choice = resolve_backend("auto", Problem.of_attention(good["q"], [good["v"]]))
+    assert choice.name == "cpu"
+    assert "the fastest on cpu" in choice.why
+    exact = {name: tensor.double() for name, tensor in good.items()}
+    choice = resolve_backend("auto", Problem.of_attention(exact["q"], [exact["v"]]))
     assert choice.name == "reference"
-    assert "need a GPU" in choice.why
+    assert "dtype of q, k, v is torch.float64; cpu needs float16" in choice.why
+    meta = good["q"].to("meta")
+    choice = resolve_backend("auto", Problem.of_attention(meta, [meta]))
+    assert choice.name == "reference"
+    assert "no kernels of ours for meta" in choice.why
 
 
 def test_why_not_lists_every_limit_hit() -> None:
@@ -89,7 +97,7 @@ def test_why_not_lists_every_limit_hit() -> None:
     for part in ("head dim of q and k is 8", "head dim of v is 4096", "float64", "cpu"):
         assert any(part in reason for reason in reasons)
     assert why_not(q, q, v, backend="reference") == []
-    assert {limit.backend for limit in CAPABILITIES} == {"reference", "triton"}
+    assert {limit.backend for limit in CAPABILITIES} == {"reference", "cpu", "triton"}
 
 
 def test_an_interpreter_that_a_newer_numpy_breaks_is_refused(
