@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels.cpu.blocks import BACKWARD, spans
+from hmc_fast.kernels.cpu.blocks import BACKWARD, ProductSum, Scratch, spans
 
 
 @dataclass(frozen=True)
@@ -27,45 +27,57 @@ class QuerySide:
     row_terms: Tensor
     """``dw_s + dlse - δ``, ``[G, M, S]``."""
 
+    @classmethod
+    def of(
+        cls,
+        q: Tensor,
+        outs: Sequence[Tensor],
+        lse: Tensor,
+        weights: Tensor,
+        d_outs: Sequence[Tensor],
+        d_lse: Tensor,
+        d_weights: Tensor,
+        scale: float,
+    ) -> "QuerySide":
+        """From ``q [G, M, Dqk]``, ``outs [G, M, Dv_s]``, ``lse [G, M]``, ``weights [G, M, S]``."""
+        full = [d_out.float() for d_out in d_outs]
+        delta = (weights * d_weights).sum(dim=2)
+        for out, d_out in zip(outs, full, strict=True):
+            delta += (d_out * out).sum(dim=2)
+        row_terms = d_weights + (d_lse - delta).unsqueeze(2)
+        return cls(q.float() * scale, lse.unsqueeze(2), full, row_terms)
 
-def query_side(
-    q: Tensor,
-    outs: Sequence[Tensor],
-    lse: Tensor,
-    weights: Tensor,
-    d_outs: Sequence[Tensor],
-    d_lse: Tensor,
-    d_weights: Tensor,
+
+def differentiate(
+    side: QuerySide,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
     scale: float,
-) -> QuerySide:
-    """From ``q [G, M, Dqk]``, ``outs [G, M, Dv_s]``, ``lse [G, M]``, ``weights [G, M, S]``."""
-    full = [d_out.float() for d_out in d_outs]
-    delta = (weights * d_weights).sum(dim=2)
-    for out, d_out in zip(outs, full, strict=True):
-        delta += (d_out * out).sum(dim=2)
-    row_terms = d_weights + (d_lse - delta).unsqueeze(2)
-    return QuerySide(q.float() * scale, lse.unsqueeze(2), full, row_terms)
-
-
-def key_gradients(
-    side: QuerySide, s: int, keys: Tensor, values: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
+    dq: Tensor,
+    dks: Sequence[Tensor],
+    dvs: Sequence[Tensor],
 ) -> None:
-    """Write ``dk``, ``dv`` of source ``s`` and add its share to ``dq [G, M, Dqk]``, fp32, unscaled.
+    """Write ``dq [G, M, Dqk]`` and of every source ``dk [G, N_s, Dqk]`` and ``dv [G, N_s, Dv_s]``.
 
-    ``keys [G, N, Dqk]`` and ``values [G, N, Dv]`` fp32; ``dk`` and ``dv`` of their shapes may be
-    strided and of another dtype.
+    ``keys`` and ``values`` of those shapes are fp32; the gradients may be of another dtype.
     """
-    for span in spans(keys.shape[1], BACKWARD.keys):
-        key, value = keys[:, span], values[:, span]
-        dk_block, dv_block = torch.zeros_like(key), torch.zeros_like(value)
-        for rows in spans(dq.shape[1], BACKWARD.queries):
-            queries, d_out = side.queries[:, rows], side.d_outs[s][:, rows]
-            probabilities = torch.bmm(queries, key.transpose(1, 2))
-            probabilities.sub_(side.lse[:, rows]).exp_()
-            dv_block.baddbmm_(probabilities.transpose(1, 2), d_out)
-            d_scores = torch.bmm(d_out, value.transpose(1, 2))
-            d_scores.add_(side.row_terms[:, rows, s, None]).mul_(probabilities)
-            dk_block.baddbmm_(d_scores.transpose(1, 2), queries)
-            dq[:, rows].baddbmm_(d_scores, key)
-        dk[:, span] = dk_block
-        dv[:, span] = dv_block
+    row_spans = list(spans(dq.shape[1], BACKWARD.queries))
+    dq_sums = [ProductSum(dq[:, rows]) for rows in row_spans]
+    probability_scratch, gradient_scratch = Scratch(), Scratch()
+    for s, (key, value) in enumerate(zip(keys, values, strict=True)):
+        for columns in spans(key.shape[1], BACKWARD.keys):
+            k, v = key[:, columns], value[:, columns]
+            dk_sum, dv_sum = ProductSum(dks[s][:, columns]), ProductSum(dvs[s][:, columns])
+            for rows, dq_sum in zip(row_spans, dq_sums, strict=True):
+                q, d_out = side.queries[:, rows], side.d_outs[s][:, rows]
+                probabilities = probability_scratch.product(q, k.transpose(1, 2))
+                probabilities.sub_(side.lse[:, rows]).exp_()
+                dv_sum.add(probabilities.transpose(1, 2), d_out)
+                d_scores = gradient_scratch.product(d_out, v.transpose(1, 2))
+                d_scores.add_(side.row_terms[:, rows, s, None]).mul_(probabilities)
+                dk_sum.add(d_scores.transpose(1, 2), q)
+                dq_sum.add(d_scores, k, scale)
+            dk_sum.store()
+            dv_sum.store()
+    for dq_sum in dq_sums:
+        dq_sum.store()

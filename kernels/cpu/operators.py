@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels.cpu.backward import key_gradients, query_side
-from hmc_fast.kernels.cpu.blocks import BACKWARD, FORWARD, head_groups
-from hmc_fast.kernels.cpu.forward import attend, with_ones
+from hmc_fast.kernels.cpu.backward import QuerySide, differentiate
+from hmc_fast.kernels.cpu.blocks import BACKWARD, FORWARD, Scratch, head_groups
+from hmc_fast.kernels.cpu.forward import attend
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -29,15 +29,17 @@ def multi_scale_attention(
     outs = [q.new_empty(batch, queries, heads, v.shape[3]) for v in vs]
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     weights = lse.new_empty(batch, heads, queries, len(vs))
+    scratch = Scratch()
     for group in head_groups(q, max(k.shape[1] for k in ks), FORWARD):
         attend(
             group.tokens(q),
-            [with_ones(group.tokens(k)) for k in ks],
+            [group.tokens(k).float() for k in ks],
             [group.tokens(v).float() for v in vs],
             scale,
             [group.tokens(out) for out in outs],
             lse[group.film, group.heads],
             weights[group.film, group.heads],
+            scratch,
         )
     return outs, lse, weights
 
@@ -77,7 +79,7 @@ def multi_scale_attention_backward(
     dks = [torch.empty_like(k, memory_format=torch.contiguous_format) for k in ks]
     dvs = [torch.empty_like(v, memory_format=torch.contiguous_format) for v in vs]
     for group in head_groups(q, max(k.shape[1] for k in ks), BACKWARD):
-        side = query_side(
+        side = QuerySide.of(
             group.tokens(q),
             [group.tokens(out) for out in outs],
             lse[group.film, group.heads],
@@ -87,16 +89,13 @@ def multi_scale_attention_backward(
             d_weights[group.film, group.heads],
             scale,
         )
-        dq_sum = torch.zeros_like(side.queries)
-        for s, (k, v) in enumerate(zip(ks, vs, strict=True)):
-            key_gradients(
-                side,
-                s,
-                group.tokens(k).float(),
-                group.tokens(v).float(),
-                dq_sum,
-                group.tokens(dks[s]),
-                group.tokens(dvs[s]),
-            )
-        group.tokens(dq).copy_(dq_sum.mul_(scale))
+        differentiate(
+            side,
+            [group.tokens(k).float() for k in ks],
+            [group.tokens(v).float() for v in vs],
+            scale,
+            group.tokens(dq),
+            [group.tokens(dk) for dk in dks],
+            [group.tokens(dv) for dv in dvs],
+        )
     return dq, dks, dvs
