@@ -8,10 +8,16 @@ so ``dk`` and ``dv`` of a block stay in cache (Dao 2023, FlashAttention-2).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from hmc_fast.kernels.cpu.blocks import BACKWARD, ProductSum, Scratch, spans
+from hmc_fast.kernels.cpu.blocks import (
+    BACKWARD,
+    ProductSum,
+    full_precision,
+    product,
+    row_products,
+    spans,
+)
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,10 @@ class QuerySide:
         scale: float,
     ) -> "QuerySide":
         """From ``q [G, M, Dqk]``, ``outs [G, M, Dv_s]``, ``lse [G, M]``, ``weights [G, M, S]``."""
-        full = [d_out.float() for d_out in d_outs]
         delta = (weights * d_weights).sum(dim=2)
-        for out, d_out in zip(outs, full, strict=True):
-            delta += (d_out * out).sum(dim=2)
+        for out, d_out in zip(outs, d_outs, strict=True):
+            delta += row_products(d_out, out)
+        full = [d_out.float() for d_out in d_outs]
         row_terms = d_weights + (d_lse - delta).unsqueeze(2)
         return cls(q.float() * scale, lse.unsqueeze(2), full, row_terms)
 
@@ -59,21 +65,21 @@ def differentiate(
 ) -> None:
     """Write ``dq [G, M, Dqk]`` and of every source ``dk [G, N_s, Dqk]`` and ``dv [G, N_s, Dv_s]``.
 
-    ``keys`` and ``values`` of those shapes are fp32; the gradients may be of another dtype.
+    ``keys``, ``values`` and the gradients may be of any dtype.
     """
-    row_spans = list(spans(dq.shape[1], BACKWARD.queries))
+    row_spans = spans(dq.shape[1], BACKWARD.queries)
     dq_sums = [ProductSum(dq[:, rows]) for rows in row_spans]
-    probability_scratch, gradient_scratch = Scratch(), Scratch()
     for s, (key, value) in enumerate(zip(keys, values, strict=True)):
         for columns in spans(key.shape[1], BACKWARD.keys):
-            k, v = key[:, columns], value[:, columns]
+            k = full_precision("keys", key[:, columns])
+            v = full_precision("values", value[:, columns])
             dk_sum, dv_sum = ProductSum(dks[s][:, columns]), ProductSum(dvs[s][:, columns])
             for rows, dq_sum in zip(row_spans, dq_sums, strict=True):
                 q, d_out = side.queries[:, rows], side.d_outs[s][:, rows]
-                probabilities = probability_scratch.product(q, k.transpose(1, 2))
+                probabilities = product("probabilities", q, k.transpose(1, 2))
                 probabilities.sub_(side.lse[:, rows]).exp_()
                 dv_sum.add(probabilities.transpose(1, 2), d_out)
-                d_scores = gradient_scratch.product(d_out, v.transpose(1, 2))
+                d_scores = product("scores", d_out, v.transpose(1, 2))
                 d_scores.add_(side.row_terms[:, rows, s, None]).mul_(probabilities)
                 dk_sum.add(d_scores.transpose(1, 2), q)
                 dq_sum.add(d_scores, k, scale)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels.cpu.blocks import FORWARD, ProductSum, Scratch, spans
+from hmc_fast.kernels.cpu.blocks import FORWARD, ProductSum, full_precision, product, spans
 
 SUM_LIMIT = 2.0**32
 """Exponentials of a block add up to at most this, and those of the first to at least its inverse:
@@ -26,27 +26,26 @@ def attend(
     outs: Sequence[Tensor],
     lse: Tensor,
     weights: Tensor,
-    scratch: Scratch,
 ) -> None:
     """Attention of ``q [G, M, Dqk]`` over all sources, written to ``outs``, ``lse``, ``weights``.
 
-    ``keys[s] [G, N_s, Dqk]`` and ``values[s] [G, N_s, Dv_s]`` are fp32, ``outs[s] [G, M, Dv_s]`` of
-    any dtype, ``lse [G, M]`` and ``weights [G, M, S]`` fp32.
+    ``keys[s] [G, N_s, Dqk]``, ``values[s] [G, N_s, Dv_s]`` and ``outs[s] [G, M, Dv_s]`` may be of
+    any dtype; ``lse [G, M]`` and ``weights [G, M, S]`` are fp32.
     """
     for span in spans(q.shape[1], FORWARD.queries):
-        rows = _Rows(q[:, span].float() * scale, [out[:, span] for out in outs], scratch)
+        rows = _Rows(q[:, span].float() * scale, [out[:, span] for out in outs])
         for s, (key, value) in enumerate(zip(keys, values, strict=True)):
             for columns in spans(key.shape[1], FORWARD.keys):
-                rows.add(s, key[:, columns], value[:, columns])
+                k = full_precision("keys", key[:, columns])
+                rows.add(s, k, full_precision("values", value[:, columns]))
         rows.store(lse[:, span], weights[:, span])
 
 
 class _Rows:
     """What is known so far of ``R`` queries of ``G`` heads."""
 
-    def __init__(self, queries: Tensor, outs: Sequence[Tensor], scratch: Scratch) -> None:
+    def __init__(self, queries: Tensor, outs: Sequence[Tensor]) -> None:
         self._queries = queries
-        self._scratch = scratch
         self._reference: Tensor | None = None
         """``[G, R, 1]``; None stands for zero."""
         self._sums: list[Tensor] = []
@@ -58,8 +57,7 @@ class _Rows:
         """Attend to a block of source ``s``: ``keys [G, C, Dqk]`` and ``values [G, C, Dv]``."""
         exponentials = self._scores(keys).exp_()
         sums = exponentials.sum(dim=2, keepdim=True)
-        too_small = not self._sums and sums.min().item() < 1 / SUM_LIMIT
-        if too_small or sums.max().item() > SUM_LIMIT:
+        if not self._in_range(sums):
             exponentials = self._scores(keys)
             exponentials -= self._move_reference(exponentials.amax(dim=2, keepdim=True))
             sums = exponentials.exp_().sum(dim=2, keepdim=True)
@@ -69,8 +67,15 @@ class _Rows:
             self._sums[s] += sums
         self._products[s].add(exponentials, values)
 
+    def _in_range(self, sums: Tensor) -> bool:
+        """Whether later sums can be added; what is not a number stays so with any reference."""
+        if self._sums:
+            return not sums.max().item() > SUM_LIMIT
+        least, most = (x.item() for x in sums.aminmax())
+        return not (least < 1 / SUM_LIMIT or most > SUM_LIMIT)
+
     def _scores(self, keys: Tensor) -> Tensor:
-        scores = self._scratch.product(self._queries, keys.transpose(1, 2))
+        scores = product("scores", self._queries, keys.transpose(1, 2))
         return scores if self._reference is None else scores.sub_(self._reference)
 
     def _move_reference(self, maximum: Tensor) -> Tensor:
@@ -91,9 +96,9 @@ class _Rows:
         sums = torch.cat(self._sums, dim=2)
         total = sums.sum(dim=2, keepdim=True)
         torch.div(sums, total, out=weights)
-        for product in self._products:
-            product.value.div_(total)
-            product.store()
+        for weighted in self._products:
+            weighted.value.div_(total)
+            weighted.store()
         total.log_()
         if self._reference is not None:
             total += self._reference

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hmc_fast.kernels.cpu.backward import QuerySide, differentiate
-from hmc_fast.kernels.cpu.blocks import BACKWARD, FORWARD, Scratch, head_groups
+from hmc_fast.kernels.cpu.blocks import BACKWARD, FORWARD, head_groups
 from hmc_fast.kernels.cpu.forward import attend
 
 
@@ -29,17 +29,15 @@ def multi_scale_attention(
     outs = [q.new_empty(batch, queries, heads, v.shape[3]) for v in vs]
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     weights = lse.new_empty(batch, heads, queries, len(vs))
-    scratch = Scratch()
     for group in head_groups(q, max(k.shape[1] for k in ks), FORWARD):
         attend(
             group.tokens(q),
-            [group.tokens(k).float() for k in ks],
-            [group.tokens(v).float() for v in vs],
+            [group.tokens(k) for k in ks],
+            [group.tokens(v) for v in vs],
             scale,
             [group.tokens(out) for out in outs],
             lse[group.film, group.heads],
             weights[group.film, group.heads],
-            scratch,
         )
     return outs, lse, weights
 
@@ -91,8 +89,8 @@ def multi_scale_attention_backward(
         )
         differentiate(
             side,
-            [group.tokens(k).float() for k in ks],
-            [group.tokens(v).float() for v in vs],
+            [group.tokens(k) for k in ks],
+            [group.tokens(v) for v in vs],
             scale,
             group.tokens(dq),
             [group.tokens(dk) for dk in dks],
