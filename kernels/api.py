@@ -21,7 +21,7 @@ def attention(
         v: values ``[B, N, H, Dv]``. All three share one floating dtype and one device; outer
             strides are free, the innermost is 1, so a channels-last feature map enters as it is.
         scale: factor on the scores, ``1/√Dqk`` by default.
-        backend: ``"auto"``, ``"reference"`` or ``"triton"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
 
     Returns:
         ``out [B, M, H, Dv]`` in the dtype of ``q``, and the log-sum-exp of the scaled scores
@@ -54,7 +54,7 @@ def multi_scale_attention(
         vs: values of each source, ``[B, N_s, H, Dv_s]``; sources may differ in ``N_s`` and
             ``Dv_s``. Dtype, device and strides as in :func:`attention`.
         scale: factor on the scores, ``1/√Dqk`` by default.
-        backend: ``"auto"``, ``"reference"`` or ``"triton"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
 
     Returns:
         ``outs[s] = P_s V_s [B, M, H, Dv_s]`` under the union softmax, ``lse [B, H, M]`` over the
@@ -93,7 +93,7 @@ def gated_projection(
         weight: ``[C, Σ K_s]``, in the dtype of ``attended``.
         bias: ``[C]``.
         gamma: gate of each channel, ``[C]``.
-        backend: ``"auto"``, ``"reference"`` or ``"triton"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
 
     Returns:
         ``[..., C]`` in the dtype of ``x``, contiguous for contiguous ``x``. Differentiable once by
@@ -107,7 +107,7 @@ def gated_projection(
     attended = list(attended)
     _check_projection(x, attended, weight, bias, gamma)
     choice = resolve_backend(backend, ProjectionProblem.of(attended))
-    if choice.name == "reference":
+    if choice.name != "triton":
         return reference.gated_projection(x, attended, weight, bias, gamma)
     y: Tensor = ops.gated_projection_forward(x, attended, weight, bias, gamma)
     return y

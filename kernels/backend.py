@@ -11,15 +11,17 @@ from dataclasses import dataclass
 
 from hmc_fast.kernels.capability import Problem, reasons_against
 
-BACKENDS = ("auto", "reference", "triton")
+BACKENDS = ("auto", "reference", "cpu", "triton")
 ENVIRONMENT_VARIABLE = "HMC_FAST_BACKEND"
 
 _choice: ContextVar[str | None] = ContextVar("backend", default=None)
+_FASTEST = {"cpu": "cpu", "cuda": "triton"}
+"""By the type of device."""
 
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """The backend that runs (``"reference"`` or ``"triton"``) and why it was picked."""
+    """The backend that runs (``"reference"``, ``"cpu"`` or ``"triton"``) and why it was picked."""
 
     name: str
     why: str
@@ -50,26 +52,32 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def resolve_backend(requested: str, problem: Problem) -> BackendChoice:
-    """The backend for one call, never ``"auto"``, which takes the fused kernels on a capable GPU.
+    """The backend for one call, never ``"auto"``, which takes the fastest that can run.
 
     Raises :class:`UnknownBackendError` for an unknown name and :class:`BackendUnavailableError`
     where an explicit choice cannot run.
     """
     name, origin = _requested_backend(requested)
     if name == "auto":
-        if problem.device.type != "cuda":
-            why = f"auto: the fused kernels need a GPU and the tensors are on {problem.device}"
-            return BackendChoice("reference", why)
-        reasons = reasons_against(problem, "triton")
-        if not reasons:
-            return BackendChoice("triton", "auto: the fused kernels can run this call")
-        return BackendChoice("reference", "auto: " + "; ".join(reasons))
+        return _automatic_choice(problem)
     reasons = reasons_against(problem, name)
     if reasons:
         raise BackendUnavailableError(
             f"backend {name!r} ({origin}) cannot run this call: " + "; ".join(reasons)
         )
     return BackendChoice(name, origin)
+
+
+def _automatic_choice(problem: Problem) -> BackendChoice:
+    fastest = _FASTEST.get(problem.device.type)
+    if fastest is None:
+        return BackendChoice("reference", f"auto: no kernels of ours for {problem.device}")
+    reasons = reasons_against(problem, fastest)
+    if reasons:
+        return BackendChoice("reference", "auto: " + "; ".join(reasons))
+    return BackendChoice(
+        fastest, f"auto: the fastest on {problem.device}, and it can run this call"
+    )
 
 
 def _requested_backend(argument: str) -> tuple[str, str]:

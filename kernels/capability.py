@@ -35,7 +35,7 @@ def _release(package: str) -> tuple[int, int] | None:
 
 TRITON_RELEASE = _release("triton")
 NUMPY_RELEASE = _release("numpy")
-TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 Problem = AttentionProblem | ProjectionProblem
@@ -67,6 +67,20 @@ CAPABILITIES: tuple[Limit, ...] = (
         lambda p: p.dtype,
     ),
     Limit(
+        "cpu",
+        "device of q, k, v",
+        "a CPU",
+        lambda p: p.device.type == "cpu",
+        lambda p: p.device,
+    ),
+    Limit(
+        "cpu",
+        "dtype of q, k, v",
+        "float16, bfloat16 or float32",
+        lambda p: p.dtype in FUSED_DTYPES,
+        lambda p: p.dtype,
+    ),
+    Limit(
         "triton",
         "the installed triton",
         f"release {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]} or newer",
@@ -85,7 +99,7 @@ CAPABILITIES: tuple[Limit, ...] = (
         "triton",
         "dtype of q, k, v",
         "float16, bfloat16 or float32",
-        lambda p: p.dtype in TRITON_DTYPES,
+        lambda p: p.dtype in FUSED_DTYPES,
         lambda p: p.dtype,
     ),
     Limit(

@@ -17,12 +17,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 from hmc_fast.kernels import reference
 
+_MODULES = {
+    "reference": "hmc_fast.kernels.reference",
+    "cpu": "hmc_fast.kernels.cpu.operators",
+    "triton": "hmc_fast.kernels.fused.operators",
+}
+
 
 def _implementation(backend: str) -> ModuleType:
-    """The reference imports no Triton, so the fused kernels are imported when first called."""
-    return (
-        reference if backend == "reference" else import_module("hmc_fast.kernels.fused.operators")
-    )
+    """The reference imports no Triton, so an implementation is imported when first called."""
+    return import_module(_MODULES[backend])
 
 
 def _no_autocast(q: Tensor) -> torch.autocast:

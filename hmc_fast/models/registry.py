@@ -176,7 +176,7 @@ def create_model(
         dropout: probability before the classifier (in VGG, in its two hidden layers).
         image_size: side of the images that ``vit_b_16`` is built for; the other models take any
             multiple of 32 and ignore it.
-        backend: ``"auto"``, ``"reference"`` or ``"triton"``; no part of the state dict.
+        backend: one of :data:`hmc_fast.kernels.BACKENDS`; no part of the state dict.
 
     Returns:
         The model, with its :class:`ModelConfig` as ``model.config``, in training mode.

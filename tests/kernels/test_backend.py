@@ -1,5 +1,6 @@
 """Backends are chosen as documented, never fall back, and a choice stays in its thread."""
 
+from dataclasses import replace
 from threading import Barrier, Thread
 
 import pytest
@@ -47,8 +48,14 @@ def test_an_explicit_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -
 def test_auto_says_why() -> None:
     problem = AttentionProblem(2, 5, 3, (7,), (32,), 16, torch.float32)
     choice = resolve_backend("auto", problem)
+    assert choice.name == "cpu"
+    assert "the fastest on cpu" in choice.why
+    choice = resolve_backend("auto", replace(problem, dtype=torch.float64))
     assert choice.name == "reference"
-    assert "need a GPU" in choice.why
+    assert "dtype of q, k, v is torch.float64; cpu needs float16" in choice.why
+    choice = resolve_backend("auto", replace(problem, device=torch.device("meta")))
+    assert choice.name == "reference"
+    assert "no kernels of ours for meta" in choice.why
 
 
 def test_an_inner_choice_ends_with_its_block() -> None:

@@ -14,7 +14,7 @@ def test_why_not_lists_every_limit_hit() -> None:
     for part in ("head dim of q and k is 8", "head dim of v is 4096", "float64", "cpu"):
         assert any(part in reason for reason in reasons)
     assert why_not(q, q, v, backend="reference") == []
-    assert {limit.backend for limit in CAPABILITIES} == {"reference", "triton"}
+    assert {limit.backend for limit in CAPABILITIES} == {"reference", "cpu", "triton"}
 
 
 def test_an_interpreter_that_a_newer_numpy_breaks_is_refused(

@@ -1,0 +1,89 @@
+"""Blocked backward pass: probabilities recomputed from ``lse``, every gradient summed in one order.
+
+With ``P_s = exp(S_s - lse)``, ``dP_s = dout_s v_sᵀ`` and ``δ = Σ_s (dout_s·out_s + dw_s·w_s)``,
+every score receives ``dS_s = P_s · (dP_s + dw_s + dlse - δ)``. Blocks of keys are walked outside,
+so ``dk`` and ``dv`` of a block stay in cache (Dao 2023, FlashAttention-2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hmc_fast.kernels.cpu.blocks import (
+    BACKWARD,
+    ProductSum,
+    full_precision,
+    product,
+    row_products,
+    spans,
+)
+
+
+@dataclass(frozen=True)
+class QuerySide:
+    """What the backward pass needs of ``M`` queries of ``G`` heads, in fp32."""
+
+    queries: Tensor
+    """Scaled, ``[G, M, Dqk]``."""
+    lse: Tensor
+    """``[G, M, 1]``."""
+    d_outs: list[Tensor]
+    """``[G, M, Dv_s]``."""
+    row_terms: Tensor
+    """``dw_s + dlse - δ``, ``[G, M, S]``."""
+
+    @classmethod
+    def of(
+        cls,
+        q: Tensor,
+        outs: Sequence[Tensor],
+        lse: Tensor,
+        weights: Tensor,
+        d_outs: Sequence[Tensor],
+        d_lse: Tensor,
+        d_weights: Tensor,
+        scale: float,
+    ) -> "QuerySide":
+        """From ``q [G, M, Dqk]``, ``outs [G, M, Dv_s]``, ``lse [G, M]``, ``weights [G, M, S]``."""
+        delta = (weights * d_weights).sum(dim=2)
+        for out, d_out in zip(outs, d_outs, strict=True):
+            delta += row_products(d_out, out)
+        full = [d_out.float() for d_out in d_outs]
+        row_terms = d_weights + (d_lse - delta).unsqueeze(2)
+        return cls(q.float() * scale, lse.unsqueeze(2), full, row_terms)
+
+
+def differentiate(
+    side: QuerySide,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    scale: float,
+    dq: Tensor,
+    dks: Sequence[Tensor],
+    dvs: Sequence[Tensor],
+) -> None:
+    """Write ``dq [G, M, Dqk]`` and of every source ``dk [G, N_s, Dqk]`` and ``dv [G, N_s, Dv_s]``.
+
+    ``keys``, ``values`` and the gradients may be of any dtype.
+    """
+    row_spans = spans(dq.shape[1], BACKWARD.queries)
+    dq_sums = [ProductSum(dq[:, rows]) for rows in row_spans]
+    for s, (key, value) in enumerate(zip(keys, values, strict=True)):
+        for columns in spans(key.shape[1], BACKWARD.keys):
+            k = full_precision("keys", key[:, columns])
+            v = full_precision("values", value[:, columns])
+            dk_sum, dv_sum = ProductSum(dks[s][:, columns]), ProductSum(dvs[s][:, columns])
+            for rows, dq_sum in zip(row_spans, dq_sums, strict=True):
+                q, d_out = side.queries[:, rows], side.d_outs[s][:, rows]
+                probabilities = product("probabilities", q, k.transpose(1, 2))
+                probabilities.sub_(side.lse[:, rows]).exp_()
+                dv_sum.add(probabilities.transpose(1, 2), d_out)
+                d_scores = product("scores", d_out, v.transpose(1, 2))
+                d_scores.add_(side.row_terms[:, rows, s, None]).mul_(probabilities)
+                dk_sum.add(d_scores.transpose(1, 2), q)
+                dq_sum.add(d_scores, k, scale)
+            dk_sum.store()
+            dv_sum.store()
+    for dq_sum in dq_sums:
+        dq_sum.store()

@@ -1,0 +1,124 @@
+"""How the work is cut into blocks that stay in a core's caches, and the memory blocks use."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+VECTOR = 16
+"""Numbers in a vector register: blocks are whole multiples of it where they can be."""
+SCORES_AT_ONCE = 2**19
+"""Heads share a block up to so many scores, 2 MiB in fp32: a call of PyTorch costs microseconds."""
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Queries and keys of one block of scores, at most."""
+
+    queries: int
+    keys: int
+
+    def heads(self, queries: int, keys: int) -> int:
+        """How many heads share a block where there are only so many queries and keys."""
+        scores_per_head = min(queries, self.queries) * min(keys, self.keys)
+        return max(1, SCORES_AT_ONCE // scores_per_head)
+
+
+FORWARD = BlockShape(queries=1024, keys=256)
+BACKWARD = BlockShape(queries=1024, keys=256)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Heads of one film that are computed together."""
+
+    film: int
+    heads: slice
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The view ``[G, M, D]`` of ``x [B, M, H, D]``."""
+        return x[self.film, :, self.heads].transpose(0, 1)
+
+
+def head_groups(q: Tensor, keys: int, block: BlockShape) -> Iterator[Group]:
+    """All films and heads of ``q [B, M, H, D]``, against ``keys`` keys at most per source."""
+    batch, queries, heads, _ = q.shape
+    together = block.heads(queries, keys)
+    for film in range(batch):
+        for span in spans(heads, together):
+            yield Group(film, span)
+
+
+def spans(length: int, most: int) -> list[slice]:
+    """``0 … length`` in as few slices of at most ``most`` as it takes, about equally long."""
+    count = -(-length // most)
+    step = min(most, -(-length // (count * VECTOR)) * VECTOR)
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+class _Workspace(threading.local):
+    """Memory for one block after the other, kept by each thread from call to call.
+
+    Fresh pages would cost a small problem more than its softmax does.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Contiguous fp32 ``[shape]`` of undefined content, until the next call with ``name``."""
+        size = prod(shape)
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < size:
+            with torch.inference_mode(False):  # its tensors could not be written to outside
+                kept = self._kept[name] = torch.empty(size, dtype=torch.float32)
+        return kept[:size].view(shape)
+
+
+_workspace = _Workspace()
+
+
+def product(name: str, a: Tensor, b: Tensor) -> Tensor:
+    """``a b [G, R, C]`` of fp32 ``a [G, R, K]`` and ``b [G, K, C]``, until ``name`` comes again."""
+    return torch.bmm(a, b, out=_workspace.take(name, *a.shape[:2], b.shape[2]))
+
+
+def full_precision(name: str, x: Tensor) -> Tensor:
+    """``x`` where it is fp32, else a copy that is, until ``name`` comes again."""
+    return x if x.dtype == torch.float32 else _workspace.take(name, *x.shape).copy_(x)
+
+
+def row_products(a: Tensor, b: Tensor) -> Tensor:
+    """``Σ_d a b [G, M]`` of ``a`` and ``b [G, M, D]`` of any dtype, in fp32."""
+    heads, rows, width = a.shape
+    sums = torch.empty(heads, rows, dtype=torch.float32)
+    for span in spans(rows, max(1, SCORES_AT_ONCE // (heads * width))):
+        x = full_precision("left", a[:, span])
+        y = full_precision("right", b[:, span])
+        torch.mul(x, y, out=(both := _workspace.take("scores", *x.shape)))
+        torch.sum(both, dim=2, out=sums[:, span])
+    return sums
+
+
+class ProductSum:
+    """``Σ a b`` over blocks in fp32, for a ``target [G, R, D]`` of any dtype and outer strides."""
+
+    def __init__(self, target: Tensor) -> None:
+        self._target = target
+        self._empty = True
+        in_place = target.dtype == torch.float32
+        self.value = target if in_place else torch.empty(target.shape, dtype=torch.float32)
+
+    def add(self, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+        """Add ``scale · a b``."""
+        beta = 0.0 if self._empty else 1.0
+        torch.baddbmm(self.value, a, b, beta=beta, alpha=scale, out=self.value)
+        self._empty = False
+
+    def store(self) -> None:
+        """Bring the sum into the target."""
+        if self.value is not self._target:
+            self._target.copy_(self.value)

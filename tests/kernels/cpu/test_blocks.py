@@ -1,0 +1,53 @@
+"""Blocks cover everything once and stay within their limits."""
+
+import pytest
+import torch
+
+from hmc_fast.kernels.cpu.blocks import (
+    SCORES_AT_ONCE,
+    BlockShape,
+    ProductSum,
+    head_groups,
+    row_products,
+    spans,
+)
+
+
+@pytest.mark.parametrize("most", [1, 7, 16, 17, 256])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 255, 257, 784])
+def test_spans_cover_a_length_once(length: int, most: int) -> None:
+    covered = [i for span in spans(length, most) for i in range(span.start, span.stop)]
+    assert covered == list(range(length))
+    assert max(span.stop - span.start for span in spans(length, most)) <= most
+
+
+def test_spans_leave_no_short_rest() -> None:
+    assert [span.stop - span.start for span in spans(784, 256)] == [208, 208, 208, 160]
+
+
+@pytest.mark.parametrize(("queries", "heads"), [(1, 8), (784, 2), (16384, 3), (49, 32)])
+def test_groups_cover_every_head_once(queries: int, heads: int) -> None:
+    shape = BlockShape(queries=1024, keys=256)
+    groups = list(head_groups(torch.empty(2, queries, heads, 4), queries, shape))
+    covered = [(g.film, h) for g in groups for h in range(g.heads.start, g.heads.stop)]
+    assert covered == [(film, head) for film in range(2) for head in range(heads)]
+    together = shape.heads(queries, queries)
+    assert together == 1 or together * min(queries, 1024) * min(queries, 256) <= SCORES_AT_ONCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_product_sum_in_a_strided_target(dtype: torch.dtype) -> None:
+    target = torch.full((5, 2, 8), torch.nan, dtype=dtype).transpose(0, 1)
+    pairs = [(torch.randn(2, 5, n), torch.randn(2, n, 8)) for n in (3, 1, 16)]
+    total = ProductSum(target)
+    for a, b in pairs:
+        total.add(a, b, scale=0.5)
+    total.store()
+    expected = sum(0.5 * a @ b for a, b in pairs)
+    torch.testing.assert_close(target, expected.to(dtype), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_row_products(dtype: torch.dtype) -> None:
+    a, b = (torch.randn(700, 3, 512, dtype=dtype).transpose(0, 1) for _ in range(2))
+    torch.testing.assert_close(row_products(a, b), (a.float() * b.float()).sum(2))
