@@ -25,7 +25,7 @@ CLASS_NAMES = ("rest", "malignant")
 
 @dataclass(frozen=True)
 class FilmMaps:
-    """Lesion maps ``[1, 3, h, w]`` and logit of a film, and cells ``[1, 1, h, w]`` of its breast."""
+    """Lesion maps ``[1, 3, h, w]`` and logit of a film; cells ``[1, 1, h, w]`` of its breast."""
 
     maps: Tensor
     breast: Tensor

@@ -24,6 +24,8 @@ from hmc_fast.models.lesion_head import black_level, breast_cells, lesion_featur
 from hmc_fast.models.weights import read_safetensors
 
 FORMAT = 1
+METADATA_KEY = "hmc_fast"
+"""One entry alone: safetensors writes several in a random order."""
 SUFFIX = ".safetensors"
 TRUNK_PARTS = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "hsa.C2.", "hsa.C3.", "hsa.C4.")
 """Parameters that C3 and C4 depend on."""
@@ -105,11 +107,12 @@ def read_features(file: Path) -> FilmFeatures:
     """Reread one film's features; raises :class:`UserError` where the file is damaged."""
     tensors, metadata = read_safetensors(file)
     try:
+        description = json.loads(metadata[METADATA_KEY])
         return FilmFeatures(
             tensors["cells"],
             tensors["breast"].bool(),
-            NativeFrame(**json.loads(metadata["frame"])),
-            metadata["film"],
+            NativeFrame(**description["frame"]),
+            description["film"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -170,5 +173,6 @@ def _write(film: _Film, tensors: dict[str, Tensor], limit_gib: float) -> None:
             f"{folder}: the features of one more film would exceed the limit of {limit_gib:g} GiB; "
             "raise the limit, or delete the folder, whose files can be computed again"
         )
-    metadata = {"film": film.digest, "frame": json.dumps(film.image.frame.to_json())}
+    description = {"film": film.digest, "frame": film.image.frame.to_json()}
+    metadata = {METADATA_KEY: json.dumps(description)}
     write_atomically(film.file, lambda temporary: save_file(tensors, temporary, metadata=metadata))

@@ -28,7 +28,7 @@ RING = 2 * CELL
 """Pixels around a lesion that belong neither to it nor to the background."""
 CALCIFICATION = "CALC"
 MAX_STEPS = 500
-GRADIENT_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
