@@ -7,6 +7,7 @@ teach.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +25,49 @@ LEAST_GREY = 1 / 1024
 """In 0…1: darker pixels are taken for the black ground, whatever the rounding."""
 
 
+TOP_CELLS = 10
+
+
+def _largest(maps: Tensor, breast: Tensor) -> Tensor:
+    return maps.masked_fill(~breast, -math.inf).amax((2, 3))
+
+
+def _mean(maps: Tensor, breast: Tensor) -> Tensor:
+    return (maps * breast).sum((2, 3)) / breast.sum((2, 3))
+
+
+def _top(maps: Tensor, breast: Tensor) -> Tensor:
+    """The mean of the ten largest cells, or of all where the breast has fewer."""
+    cells = maps.masked_fill(~breast, -math.inf).flatten(2)
+    top = cells.topk(min(TOP_CELLS, cells.shape[2]), 2).values
+    there = top > -math.inf
+    return top.masked_fill(~there, 0).sum(2) / there.sum(2)
+
+
+READOUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "maximum": _largest,
+    "top_cells": _top,
+    "mean": _mean,
+}
+"""What becomes of maps ``[B, maps, h, w]`` over the breast's cells ``[B, 1, h, w]``: ``[B, maps]``.
+
+The first is the default."""
+
+
 class LesionHead(nn.Module):
     """Lesion maps of a film from features C3 and C4, and the film's logit from the maps.
 
     Args:
         c3_channels: channels of C3, at stride 8.
         c4_channels: channels of C4, at stride 16.
+        readout: one of :data:`READOUTS`.
     """
 
     smoothing: Tensor
 
-    def __init__(self, c3_channels: int, c4_channels: int) -> None:
+    def __init__(self, c3_channels: int, c4_channels: int, readout: str = "maximum") -> None:
         super().__init__()
+        self.readout = readout
         self.maps = nn.Conv2d(2 * c3_channels + c4_channels, len(LESION_MAPS), 1)
         self.register_buffer("smoothing", gaussian(SMOOTHING), persistent=False)
 
@@ -44,18 +76,17 @@ class LesionHead(nn.Module):
         maps: Tensor = self.maps(lesion_features(c3, c4))
         return maps
 
-    def film_logit(self, maps: Tensor, breast: Tensor) -> Tensor:
-        """``[B]``: the maximum of the smoothed malignant map plus that of the any-lesion map.
-
-        Maxima are over the cells of the breast.
+    def film_logit(self, maps: Tensor, breast: Tensor, readout: str | None = None) -> Tensor:
+        """``[B]``: the readout of the smoothed malignant map plus that of the any-lesion map.
 
         Args:
             maps: ``[B, 3, h, w]``.
             breast: ``[B, 1, h, w]``, bool, see :func:`breast_cells`.
+            readout: one of :data:`READOUTS`; the head's own by default.
         """
         malignant = smooth(maps[:, :1], self.smoothing.to(maps.dtype))
-        both = torch.cat([malignant, maps[:, 1:2]], 1).masked_fill(~breast, -math.inf)
-        return both.amax((2, 3)).sum(1)
+        both = torch.cat([malignant, maps[:, 1:2]], 1)
+        return READOUTS[readout or self.readout](both, breast).sum(1)
 
 
 class LesionClassifier(nn.Module):

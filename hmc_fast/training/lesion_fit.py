@@ -27,6 +27,8 @@ BACKGROUND_POSITIONS = 100
 RING = 2 * CELL
 """Pixels around a lesion that belong neither to it nor to the background."""
 CALCIFICATION = "CALC"
+LESION_STAGES = ("C3", "C4")
+"""Stages whose features the head reads."""
 MAX_STEPS = 500
 GRADIENT_TOLERANCE = 1e-6
 
@@ -75,13 +77,17 @@ def film_positions(features: FilmFeatures, case: Case, seed: int = 0) -> FilmPos
 
 
 def fit_lesion_head(
-    films: Sequence[FilmPositions], c3_channels: int, c4_channels: int, penalty: float = PENALTY
+    films: Sequence[FilmPositions],
+    c3_channels: int,
+    c4_channels: int,
+    penalty: float = PENALTY,
+    stages: Sequence[str] = LESION_STAGES,
 ) -> LesionHead:
     """The head with the least penalised loss on the films; standardisation is part of its weights.
 
     In each of the three regressions the lesions' examples weigh as much as all others. Mean and
     standard deviation of the features are those of the films given. A map of which the films show
-    no lesion is zero throughout.
+    no lesion is zero throughout, and so are the weights of a stage that is not among ``stages``.
 
     Raises :class:`UserError` where no film has a malignant lesion.
     """
@@ -90,7 +96,12 @@ def fit_lesion_head(
             "no film of the training set has a malignant lesion with a circle; the lesion head "
             "learns from circles"
         )
-    cells = torch.cat([film.cells for film in films]).float()
+    part = {
+        "C3": range(2 * c3_channels),
+        "C4": range(2 * c3_channels, 2 * c3_channels + c4_channels),
+    }
+    columns = torch.tensor([column for stage in stages for column in part[stage]])
+    cells = torch.cat([film.cells[:, columns] for film in films]).float()
     targets = np.concatenate([film.targets for film in films])
     weights = balanced(targets, np.concatenate([film.weights for film in films]))
     mean = cells.mean(0)
@@ -99,8 +110,9 @@ def fit_lesion_head(
     slopes, offsets = minimise_loss(cells.sub_(mean).div_(std), targets, weights, penalty)
     head = LesionHead(c3_channels, c4_channels)
     folded = slopes / std.double()[:, None]
-    weight, bias = folded.T[:, :, None, None], offsets - mean.double() @ folded
-    head.maps.load_state_dict({"weight": weight, "bias": bias})
+    weight = torch.zeros(head.maps.weight.shape, dtype=torch.float64)
+    weight[:, columns] = folded.T[:, :, None, None]
+    head.maps.load_state_dict({"weight": weight, "bias": offsets - mean.double() @ folded})
     return head
 
 

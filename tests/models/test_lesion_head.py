@@ -1,6 +1,7 @@
 """The lesion head on its own and joined with HMC-Net: gradients, tracing, export, exact maxima."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
@@ -12,6 +13,7 @@ from torch import Tensor
 from hmc_fast.data.native import NativePreprocessing
 from hmc_fast.models import HMCNet, create_model
 from hmc_fast.models.lesion_head import (
+    READOUTS,
     SMOOTHING,
     LesionClassifier,
     LesionHead,
@@ -53,15 +55,25 @@ def test_the_maps_are_a_linear_function_of_averages_and_maxima() -> None:
     torch.testing.assert_close(maps[1, :, 1, 1], expected)
 
 
-def test_the_film_logit_is_the_smoothed_maximum_within_the_breast() -> None:
+READ: dict[str, Callable[[np.ndarray], float]] = {
+    "maximum": lambda cells: cells.max(),
+    "top_cells": lambda cells: np.sort(cells)[-10:].mean(),
+    "mean": lambda cells: cells.mean(),
+}
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("width", [1, 7])
+def test_the_film_logit_reads_the_smoothed_map_within_the_breast(readout: str, width: int) -> None:
     maps = torch.randn(3, 3, 20, 12, generator=torch.Generator().manual_seed(1))
     breast = torch.zeros(3, 1, 20, 12, dtype=torch.bool)
-    breast[:, :, 3:15, :7] = True
-    logit = LesionHead(2, 2).film_logit(maps, breast)
+    breast[:, :, 3 : 3 + width, :width] = True
+    logit = LesionHead(2, 2, readout).film_logit(maps, breast)
+    assert torch.equal(LesionHead(2, 2).film_logit(maps, breast, readout), logit)
     for film in range(3):
         inside = breast[film, 0].numpy()
         smoothed = gaussian_filter(maps[film, 0].double().numpy(), SMOOTHING, mode="nearest")
-        expected = smoothed[inside].max() + maps[film, 1].numpy()[inside].max()
+        expected = READ[readout](smoothed[inside]) + READ[readout](maps[film, 1].numpy()[inside])
         assert float(logit[film]) == pytest.approx(expected, abs=1e-5)
 
 

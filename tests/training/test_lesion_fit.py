@@ -159,6 +159,21 @@ def test_two_fits_are_one_and_scale_does_not_matter() -> None:
     np.testing.assert_allclose(moved, logits(head, films), atol=0.02)
 
 
+@pytest.mark.parametrize("stage", ["C3", "C4"])
+def test_a_stage_can_be_left_out(stage: str) -> None:
+    films = random_films(8)
+    head = fit_lesion_head(films, 1, 4, stages=[stage])
+    used = slice(0, 2) if stage == "C3" else slice(2, 6)
+    weights = head.maps.weight.detach().clone()
+    assert weights[:, used].abs().min() > 0
+    weights[:, used] = 0
+    assert weights.abs().max() == 0
+    alone = [FilmPositions(f.cells[:, used], f.targets, f.weights) for f in films]
+    sizes = (1, 0) if stage == "C3" else (0, 4)
+    expected = logits(fit_lesion_head(alone, *sizes), alone)
+    np.testing.assert_allclose(logits(head, films), expected, atol=1e-5)
+
+
 def test_a_constant_channel_and_an_absent_kind_are_left_at_zero() -> None:
     films = random_films(8)
     for film in films:
