@@ -99,11 +99,18 @@ class LesionClassifier(nn.Module):
     Args:
         net: a two-class HMC-Net or one of its ablations.
         head: made for the channels of ``net``'s C3 and C4.
-        black: the value of the first channel of a normalised image where the film is black.
+        black: see :func:`black_level`.
+
+    Raises:
+        ValueError: ``net`` has not two classes.
     """
 
     def __init__(self, net: HMCNet, head: LesionHead, black: float) -> None:
         super().__init__()
+        if net.fc.out_features != 2:
+            raise ValueError(
+                f"a network of {net.fc.out_features} classes: a lesion head joins one of two"
+            )
         self.net = net
         self.head = head
         self.black = black
@@ -135,7 +142,7 @@ def breast_cells(x: Tensor, black: float) -> Tensor:
 
     Args:
         x: normalised images ``[B, 3, H, W]``, black outside the breast.
-        black: the first channel's value there.
+        black: see :func:`black_level`.
     """
     share = avg_pool2d((x[:, :1] > black).to(x.dtype), CELL)
     inside = share >= 0.5
@@ -143,7 +150,7 @@ def breast_cells(x: Tensor, black: float) -> Tensor:
 
 
 def black_level(mean: float, std: float) -> float:
-    """The largest value of a normalised channel that still counts as black."""
+    """The largest value of the first channel that counts as black, by its ``mean`` and ``std``."""
     return (LEAST_GREY - mean) / std
 
 

@@ -134,6 +134,12 @@ def test_the_head_reads_the_features_of_hmc_net() -> None:
     assert torch.equal(early[1], c4)
 
 
+def test_a_network_of_three_classes_is_refused() -> None:
+    net = HMCNet("resnet18", 3, hsa_stages=(), msca=False)
+    with pytest.raises(ValueError, match="a network of 3 classes"):
+        LesionClassifier(net, LesionHead(128, 256), BLACK)
+
+
 def test_it_traces_without_a_break() -> None:
     model = joined("hmc_net_resnet18")
     program = torch.export.export(model, (images(),))
@@ -141,6 +147,24 @@ def test_it_traces_without_a_break() -> None:
     compiled = torch.compile(joined("resnet18").head, backend="eager", fullgraph=True)
     c3, c4 = torch.randn(1, 128, 8, 8), torch.randn(1, 256, 4, 4)
     torch.testing.assert_close(compiled(c3, c4), joined("resnet18").head(c3, c4))
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_onnx_runtime_reads_out_alike(readout: str) -> None:
+    class Readout(torch.nn.Module):
+        def forward(self, maps: Tensor, x: Tensor) -> Tensor:
+            return LesionHead(1, 1, readout).film_logit(maps, breast_cells(x, BLACK))
+
+    maps, x = torch.randn(2, 3, 6, 4), images()
+    program = torch.onnx.export(Readout().eval(), (maps, x), dynamo=True, opset_version=20)
+    assert program is not None
+    content = io.BytesIO()
+    program.save(content)
+    session = onnxruntime.InferenceSession(content.getvalue())
+    names = [node.name for node in session.get_inputs()]
+    inputs = {"maps": torch.randn(2, 3, 6, 4), "x": images(seed=7)}
+    (logits,) = session.run(None, {name: inputs[name].numpy() for name in names})
+    np.testing.assert_allclose(logits, Readout()(**inputs).numpy(), atol=1e-5)
 
 
 def test_onnx_runtime_computes_the_same_logits() -> None:

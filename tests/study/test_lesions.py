@@ -7,11 +7,18 @@ import pytest
 import torch
 
 from hmc_fast.data import TASKS, Case, Finding, Folds, make_folds, read_mias, write_phantoms
+from hmc_fast.data.film import read_film
 from hmc_fast.data.mias import side_of
 from hmc_fast.data.native import NativePreprocessing
 from hmc_fast.evaluation import pool
 from hmc_fast.models import HMCNet, create_model
-from hmc_fast.models.lesion_head import CELL, LesionHead, stage_channels
+from hmc_fast.models.lesion_head import (
+    CELL,
+    LesionClassifier,
+    LesionHead,
+    black_level,
+    stage_channels,
+)
 from hmc_fast.study.lesions import (
     RECIPES,
     LesionFilms,
@@ -37,6 +44,7 @@ class Material:
 
     films: LesionFilms
     folds: Folds
+    net: HMCNet
 
     def with_findings(self, findings: dict[int, tuple[Finding, ...]]) -> LesionFilms:
         """The films, some of them with other findings, and labels to match."""
@@ -73,7 +81,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
         tuple(files),
         stage_channels(net),
     )
-    return Material(films, make_folds(cases, labels, TASKS["malignant"], FOLDS, seed=0))
+    return Material(films, make_folds(cases, labels, TASKS["malignant"], FOLDS, seed=0), net)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +164,20 @@ def test_a_fold_is_its_training_films_alone(material: Material, result: LesionSt
         assert margin == alone["maximum"]
 
 
+def test_the_model_says_of_a_film_what_its_cached_features_say(material: Material) -> None:
+    head, held_out = material.head(0)
+    preprocessing = NativePreprocessing(film_side=256)
+    model = LesionClassifier(
+        material.net, head, black_level(preprocessing.mean[0], preprocessing.std[0])
+    ).eval()
+    for index in held_out:
+        image = preprocessing(read_film(material.films.cases[index].path)).image
+        with torch.inference_mode():
+            logits = model(preprocessing.normalise(image)[None])[0]
+        cached = film_scores(head, read_features(material.films.files[index]), ["maximum"])
+        assert float(logits[1] - logits[0]) == pytest.approx(cached["maximum"], abs=0.02)
+
+
 def test_a_lone_film_and_a_lesion_without_a_circle(material: Material) -> None:
     unlocated = {
         index: tuple(replace(f, x=None, y=None, radius=None) for f in case.findings)
@@ -176,7 +198,7 @@ def test_a_lone_film_and_a_lesion_without_a_circle(material: Material) -> None:
 
 def nested(material: Material, films: LesionFilms, fold: int) -> NestedFold:
     positions = training_positions(films)
-    return nested_fold(films, positions, material.folds, fold, inner_folds=2)
+    return nested_fold(films, positions, material.folds, fold, recipes=RECIPES[:6], inner_folds=2)
 
 
 def test_the_nested_choice_sees_the_training_films_alone(material: Material) -> None:
