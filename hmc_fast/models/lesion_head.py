@@ -23,9 +23,8 @@ SMOOTHING = 1.5
 """Standard deviation, in cells, of the Gaussian that the malignant map is smoothed with."""
 LEAST_GREY = 1 / 1024
 """In 0…1: darker pixels are taken for the black ground, whatever the rounding."""
-
-
 TOP_CELLS = 10
+"""Cells that the readout ``top_cells`` averages."""
 
 
 def _largest(maps: Tensor, breast: Tensor) -> Tensor:
@@ -37,7 +36,7 @@ def _mean(maps: Tensor, breast: Tensor) -> Tensor:
 
 
 def _top(maps: Tensor, breast: Tensor) -> Tensor:
-    """The mean of the ten largest cells, or of all where the breast has fewer."""
+    """The mean of the largest cells, or of all where the breast has fewer."""
     cells = maps.masked_fill(~breast, -math.inf).flatten(2)
     top = cells.topk(min(TOP_CELLS, cells.shape[2]), 2).values
     there = top > -math.inf

@@ -2,7 +2,8 @@
 
 Every cell of a film's features is an example: inside a malignant circle or not, inside any circle
 or not, inside calcifications or not. The three regressions have no local optimum and no random
-start, so that the same films give the same head.
+start, so that the same films give the same head (to the last bit on one machine with one number of
+threads).
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from hmc_fast.models.lesion_head import CELL, LESION_MAPS, LesionHead
 from hmc_fast.training.features import FilmFeatures
 
 PENALTY = 0.3
-"""Half of it times the squared weights is added to the mean loss, on standardised features."""
+"""Half of it times the squared weights is added to the loss, on standardised features."""
 BACKGROUND_POSITIONS = 100
 """Cells a film outside its lesions."""
 RING = 2 * CELL
@@ -31,6 +32,7 @@ LESION_STAGES = ("C3", "C4")
 """Stages whose features the head reads."""
 MAX_STEPS = 500
 GRADIENT_TOLERANCE = 1e-6
+"""Of the largest entry; in fp32 the fit ends before, where the loss falls no further."""
 
 
 @dataclass(frozen=True)
