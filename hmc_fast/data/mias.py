@@ -7,6 +7,7 @@ as well.
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from hmc_fast.data.films import Film, Finding, Severity
 from hmc_fast.errors import UserError
@@ -70,6 +71,11 @@ def is_film_id(name: str) -> bool:
 def patient_of(film_id: str) -> str:
     """MIAS numbers films in pairs: 2k-1 and 2k belong to patient k-1, as ``"p000"`` onwards."""
     return f"p{(_number(film_id) - 1) // 2:03d}"
+
+
+def side_of(film_id: str) -> Literal["L", "R"]:
+    """The breast that a film shows: the left one on even numbers, the right one on odd ones."""
+    return "R" if _number(film_id) % 2 else "L"
 
 
 def patient_in_name(name: str) -> str | None:

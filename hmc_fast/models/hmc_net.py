@@ -90,6 +90,11 @@ class HMCNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Feature maps C3, C4 and C5, each after its own self-attention."""
+        c3, c4 = self.early_stages(x)
+        return c3, c4, self._attend("C5", self.layer4(c4))
+
+    def early_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """C3 and C4 alone, as a lesion head reads them, without the work for C5."""
         if not torch.compiler.is_compiling() and (x.shape[-2] % STRIDE or x.shape[-1] % STRIDE):
             raise ValueError(
                 f"image size {x.shape[-2]}x{x.shape[-1]}: both sides must be multiples of {STRIDE}"
@@ -98,8 +103,7 @@ class HMCNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         c2 = self._attend("C2", self.layer1(x))
         c3 = self._attend("C3", self.layer2(c2))
-        c4 = self._attend("C4", self.layer3(c3))
-        return c3, c4, self._attend("C5", self.layer4(c4))
+        return c3, self._attend("C4", self.layer3(c3))
 
     def fuse(self, stages: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """C5 after cross-attention to C3 and C4 (C5 itself in a model without MSCA)."""

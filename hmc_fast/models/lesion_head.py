@@ -1,0 +1,168 @@
+"""Lesion maps from a trunk's features, and the film's logit that they give.
+
+A 1×1 convolution over C3 (2×2 average and 2×2 maximum) and C4 says for every cell of 16×16 pixels
+whether it lies in a malignant lesion, in any lesion, and in calcifications. Fitted to the lesions'
+circles (:mod:`hmc_fast.training.lesion_fit`) it finds cancers that labels of whole films do not
+teach.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
+
+from hmc_fast.models.hmc_net import HMCNet
+
+LESION_MAPS = ("malignant", "any lesion", "calcification")
+"""What the head's maps show, in their order."""
+CELL = 16
+"""Pixels of the image a side of a cell of the lesion maps: C4's stride."""
+SMOOTHING = 1.5
+"""Standard deviation, in cells, of the Gaussian that the malignant map is smoothed with."""
+LEAST_GREY = 1 / 1024
+"""In 0…1: darker pixels are taken for the black ground, whatever the rounding."""
+TOP_CELLS = 10
+"""Cells that the readout ``top_cells`` averages."""
+
+
+def _largest(maps: Tensor, breast: Tensor) -> Tensor:
+    return maps.masked_fill(~breast, -math.inf).amax((2, 3))
+
+
+def _mean(maps: Tensor, breast: Tensor) -> Tensor:
+    return (maps * breast).sum((2, 3)) / breast.sum((2, 3))
+
+
+def _top(maps: Tensor, breast: Tensor) -> Tensor:
+    """The mean of the largest cells, or of all where the breast has fewer."""
+    cells = maps.masked_fill(~breast, -math.inf).flatten(2)
+    top = cells.topk(min(TOP_CELLS, cells.shape[2]), 2).values
+    there = top > -math.inf
+    return top.masked_fill(~there, 0).sum(2) / there.sum(2)
+
+
+READOUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "maximum": _largest,
+    "top_cells": _top,
+    "mean": _mean,
+}
+"""What becomes of maps ``[B, maps, h, w]`` over the breast's cells ``[B, 1, h, w]``: ``[B, maps]``.
+
+The first is the default."""
+
+
+class LesionHead(nn.Module):
+    """Lesion maps of a film from features C3 and C4, and the film's logit from the maps.
+
+    Args:
+        c3_channels: channels of C3, at stride 8.
+        c4_channels: channels of C4, at stride 16.
+        readout: one of :data:`READOUTS`.
+    """
+
+    smoothing: Tensor
+
+    def __init__(self, c3_channels: int, c4_channels: int, readout: str = "maximum") -> None:
+        super().__init__()
+        self.readout = readout
+        self.maps = nn.Conv2d(2 * c3_channels + c4_channels, len(LESION_MAPS), 1)
+        self.register_buffer("smoothing", gaussian(SMOOTHING), persistent=False)
+
+    def forward(self, c3: Tensor, c4: Tensor) -> Tensor:
+        """Lesion maps ``[B, 3, h, w]`` of C3 ``[B, C, 2h, 2w]`` and C4 ``[B, C', h, w]``."""
+        maps: Tensor = self.maps(lesion_features(c3, c4))
+        return maps
+
+    def film_logit(self, maps: Tensor, breast: Tensor, readout: str | None = None) -> Tensor:
+        """``[B]``: the readout of the smoothed malignant map plus that of the any-lesion map.
+
+        Args:
+            maps: ``[B, 3, h, w]``.
+            breast: ``[B, 1, h, w]``, bool, see :func:`breast_cells`.
+            readout: one of :data:`READOUTS`; the head's own by default.
+        """
+        malignant = smooth(maps[:, :1], self.smoothing.to(maps.dtype))
+        both = torch.cat([malignant, maps[:, 1:2]], 1)
+        return READOUTS[readout or self.readout](both, breast).sum(1)
+
+
+class LesionClassifier(nn.Module):
+    """HMC-Net joined with a lesion head: the lesions' logit, and HMC-Net's own by a learned weight.
+
+    The weight starts at zero, so a fitted head decides alone until training shows that the network
+    with its attention adds to it. Both read the same features, which are the trunk's own while the
+    attention blocks' γ is zero.
+
+    Args:
+        net: a two-class HMC-Net or one of its ablations.
+        head: made for the channels of ``net``'s C3 and C4.
+        black: see :func:`black_level`.
+
+    Raises:
+        ValueError: ``net`` has not two classes.
+    """
+
+    def __init__(self, net: HMCNet, head: LesionHead, black: float) -> None:
+        super().__init__()
+        if net.fc.out_features != 2:
+            raise ValueError(
+                f"a network of {net.fc.out_features} classes: a lesion head joins one of two"
+            )
+        self.net = net
+        self.head = head
+        self.black = black
+        self.net_weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, 2]`` of normalised images ``[B, 3, H, W]``, black outside the breast."""
+        c3, c4, c5 = self.net.stages(x)
+        lesion = self.head.film_logit(self.head(c3, c4), breast_cells(x, self.black))
+        own: Tensor = self.net.classify(self.net.fuse((c3, c4, c5)))
+        return self.net_weight * own + torch.stack([-lesion / 2, lesion / 2], 1)
+
+
+def stage_channels(net: HMCNet) -> tuple[int, int]:
+    """The channels of C3 and C4."""
+    c5 = int(net.fc.in_features)
+    return c5 // 4, c5 // 2
+
+
+def lesion_features(c3: Tensor, c4: Tensor) -> Tensor:
+    """``[B, 2 C + C', h, w]``: 2×2 average and 2×2 maximum of C3, then C4."""
+    return torch.cat([avg_pool2d(c3, 2), max_pool2d(c3, 2), c4], 1)
+
+
+def breast_cells(x: Tensor, black: float) -> Tensor:
+    """Cells ``[B, 1, H/16, W/16]``, bool, at least half of whose pixels show the breast.
+
+    The whole of an image that has no such cell.
+
+    Args:
+        x: normalised images ``[B, 3, H, W]``, black outside the breast.
+        black: see :func:`black_level`.
+    """
+    share = avg_pool2d((x[:, :1] > black).to(x.dtype), CELL)
+    inside = share >= 0.5
+    return inside | (inside.to(x.dtype).amax((2, 3), keepdim=True) == 0)
+
+
+def black_level(mean: float, std: float) -> float:
+    """The largest value of the first channel that counts as black, by its ``mean`` and ``std``."""
+    return (LEAST_GREY - mean) / std
+
+
+def gaussian(sigma: float) -> Tensor:
+    """A normalised one-dimensional Gaussian, cut off at four standard deviations."""
+    reach = math.ceil(4 * sigma)
+    places = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    weights = torch.exp(-0.5 * (places / sigma) ** 2)
+    return weights / weights.sum()
+
+
+def smooth(maps: Tensor, kernel: Tensor) -> Tensor:
+    """Maps ``[B, 1, h, w]`` filtered along both axes; borders are continued outwards."""
+    reach = kernel.shape[0] // 2
+    padded = pad(maps, (reach, reach, reach, reach), mode="replicate")
+    return conv2d(conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))

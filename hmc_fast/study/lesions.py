@@ -1,0 +1,253 @@
+"""Cross-validation of the lesion head on cached features, by a fixed recipe or a nested choice."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hmc_fast.data import TASKS, Case, Folds, make_folds
+from hmc_fast.evaluation import Predictions
+from hmc_fast.evaluation.bilateral import bilateral_scores
+from hmc_fast.models.lesion_head import READOUTS, LesionHead
+from hmc_fast.training.features import FilmFeatures, read_features
+from hmc_fast.training.lesion_fit import (
+    LESION_STAGES,
+    PENALTY,
+    FilmPositions,
+    film_positions,
+    fit_lesion_head,
+)
+
+TASK = TASKS["malignant"]
+INNER_FOLDS = 4
+
+
+@dataclass(frozen=True)
+class LesionFilms:
+    """Films, their classes in the task ``malignant``, their sides and their cached features.
+
+    ``files`` come from :func:`hmc_fast.training.features.cache_features`, ``sides`` are ``"L"`` or
+    ``"R"``, ``channels`` are those of C3 and C4.
+    """
+
+    cases: tuple[Case, ...]
+    labels: tuple[int, ...]
+    sides: tuple[str, ...]
+    files: tuple[Path, ...]
+    channels: tuple[int, int]
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        return tuple(case.patient_id for case in self.cases)
+
+    def subset(self, index: Sequence[int]) -> "LesionFilms":
+        """Some of the films, in the order of ``index``."""
+        return LesionFilms(
+            tuple(self.cases[i] for i in index),
+            tuple(self.labels[i] for i in index),
+            tuple(self.sides[i] for i in index),
+            tuple(self.files[i] for i in index),
+            self.channels,
+        )
+
+
+@dataclass(frozen=True)
+class LesionRecipe:
+    """One way from features to a film's score.
+
+    ``stages`` are those that the head is fitted on, ``readout`` is one of :data:`READOUTS`;
+    ``bilateral`` compares a film with the other breast.
+    """
+
+    stages: tuple[str, ...] = LESION_STAGES
+    readout: str = "maximum"
+    bilateral: bool = True
+
+
+RECIPES = tuple(
+    LesionRecipe(stages, readout, bilateral)
+    for stages, readout, bilateral in product(
+        (LESION_STAGES, ("C4",), ("C3",)), READOUTS, (True, False)
+    )
+)
+"""What a nested choice is made among; the first is the fixed recipe."""
+
+
+@dataclass(frozen=True)
+class LesionStudy:
+    """What heads say of films that they have not seen, in the order of the films given.
+
+    ``own`` scores a film by itself, ``bilateral`` compares it with the other breast where
+    ``compared`` says that there was one. A score is the margin of the logits ``[-v/2, v/2]``.
+    ``left_out`` names the films that no fit could learn from, see :func:`film_positions`.
+    """
+
+    own: Predictions
+    bilateral: Predictions
+    compared: NDArray[np.bool_]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NestedFold:
+    """A fold's held-out films, scored by the recipe that did best within its training films.
+
+    ``inner_auc`` is that recipe's there. Scores are in standard deviations of its inner scores, so
+    that those of folds with different recipes can be pooled.
+    """
+
+    predictions: Predictions
+    recipe: LesionRecipe
+    inner_auc: float
+
+
+def training_positions(films: LesionFilms, seed: int = 0) -> list[FilmPositions | None]:
+    """The examples of every film, see :func:`film_positions`; ``seed`` draws the background."""
+    return [
+        film_positions(read_features(file), case, seed)
+        for case, file in zip(films.cases, films.files, strict=True)
+    ]
+
+
+def cross_validate_lesion_head(
+    films: LesionFilms,
+    folds: Folds,
+    *,
+    penalty: float = PENALTY,
+    seed: int = 0,
+    on_fold: Callable[[int], object] = lambda fold: None,
+) -> LesionStudy:
+    """Fit a head in every fold by the fixed recipe and score the films that it has not seen.
+
+    Args:
+        films: at least one malignant lesion with a circle among the training films of every fold.
+        folds: about the same films.
+        penalty: see :data:`hmc_fast.training.lesion_fit.PENALTY`.
+        seed: of the background positions.
+        on_fold: called with each finished fold.
+
+    Raises:
+        UserError: a file is damaged, the folds are about other films, or a fold's training films
+            hold no malignant lesion with a circle.
+    """
+    positions = training_positions(films, seed)
+    recipe = replace(RECIPES[0], bilateral=False)
+    scores = np.zeros(len(films.cases), np.float64)
+    fold_of = np.zeros(len(films.cases), np.int64)
+    for fold in range(folds.count):
+        training, held_out = folds.split(list(films.cases), fold)
+        fitted = _scores(films, positions, training, held_out, [recipe], penalty)
+        scores[held_out] = fitted[recipe]
+        fold_of[held_out] = fold
+        on_fold(fold)
+    own = _predictions(films, fold_of, scores)
+    compared = bilateral_scores(scores, films.patients, films.sides)
+    left_out = tuple(
+        case.sample_id for case, p in zip(films.cases, positions, strict=True) if p is None
+    )
+    bilateral = replace(own, logits=_logits(compared.scores))
+    return LesionStudy(own, bilateral, compared.compared, left_out)
+
+
+def nested_fold(
+    films: LesionFilms,
+    positions: Sequence[FilmPositions | None],
+    folds: Folds,
+    fold: int,
+    *,
+    recipes: Sequence[LesionRecipe] = RECIPES,
+    inner_folds: int = INNER_FOLDS,
+    penalty: float = PENALTY,
+) -> NestedFold:
+    """Choose a recipe by inner folds of the training films, then score the held-out ones with it.
+
+    Args:
+        films: all films of the study.
+        positions: by :func:`training_positions`.
+        folds: the outer folds; their seed draws the inner ones.
+        fold: of ``folds``.
+        recipes: declared before anything was seen; the first of equals is chosen.
+        inner_folds: how many.
+        penalty: as in :func:`cross_validate_lesion_head`.
+    """
+    training, held_out = folds.split(list(films.cases), fold)
+    inside = films.subset(training)
+    known = [positions[index] for index in training]
+    inner = make_folds(list(inside.cases), list(inside.labels), TASK, inner_folds, folds.seed)
+    scores = {recipe: np.zeros(len(training)) for recipe in recipes}
+    inner_fold_of = np.zeros(len(training), np.int64)
+    for inner_fold in range(inner_folds):
+        fitted, left = inner.split(list(inside.cases), inner_fold)
+        for recipe, values in _scores(inside, known, fitted, left, recipes, penalty).items():
+            scores[recipe][left] = values
+        inner_fold_of[left] = inner_fold
+    aucs = [_auc(_predictions(inside, inner_fold_of, scores[recipe])) for recipe in recipes]
+    best = int(np.argmax(aucs))
+    chosen = scores[recipes[best]]
+    outer = _scores(films, positions, training, held_out, [recipes[best]], penalty)
+    standard = (outer[recipes[best]] - chosen.mean()) / chosen.std()
+    outside = films.subset(held_out)
+    predictions = _predictions(outside, np.full(len(held_out), fold), standard)
+    return NestedFold(predictions, recipes[best], aucs[best])
+
+
+@torch.inference_mode()
+def film_scores(
+    head: LesionHead, features: FilmFeatures, readouts: Sequence[str]
+) -> dict[str, float]:
+    """A film's logit by every one of ``readouts``, from cached features."""
+    maps = head.maps(features.cells[None].float())
+    breast = features.breast[None, None]
+    return {readout: float(head.film_logit(maps, breast, readout)) for readout in readouts}
+
+
+def _scores(
+    films: LesionFilms,
+    positions: Sequence[FilmPositions | None],
+    training: Sequence[int],
+    held_out: Sequence[int],
+    recipes: Sequence[LesionRecipe],
+    penalty: float,
+) -> dict[LesionRecipe, NDArray[np.float64]]:
+    """Every recipe's scores of the held-out films, by heads fitted to the training films."""
+    usable = [film for index in training if (film := positions[index]) is not None]
+    outside = films.subset(held_out)
+    result = {}
+    for stages in dict.fromkeys(recipe.stages for recipe in recipes):
+        head = fit_lesion_head(usable, *films.channels, penalty, stages)
+        alike = [recipe for recipe in recipes if recipe.stages == stages]
+        readouts = list(dict.fromkeys(recipe.readout for recipe in alike))
+        own = [film_scores(head, read_features(file), readouts) for file in outside.files]
+        for recipe in alike:
+            scores = np.array([film[recipe.readout] for film in own])
+            if recipe.bilateral:
+                scores = bilateral_scores(scores, outside.patients, outside.sides).scores
+            result[recipe] = scores
+    return result
+
+
+def _predictions(
+    films: LesionFilms, fold_of: NDArray[np.int64], scores: NDArray[np.float64]
+) -> Predictions:
+    return Predictions(
+        tuple(case.sample_id for case in films.cases),
+        films.patients,
+        tuple(fold_of.tolist()),
+        np.asarray(films.labels, np.int64),
+        _logits(scores),
+        TASK.class_names,
+    )
+
+
+def _logits(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.stack([-scores / 2, scores / 2], 1)
+
+
+def _auc(predictions: Predictions) -> float:
+    auc = predictions.metrics()["auc_roc"]
+    assert auc is not None  # folds hold both classes
+    return auc
