@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hmc_fast.data import TASKS, Case, Folds, make_folds
+from hmc_fast.data import TASKS, Film, Folds, make_folds
 from hmc_fast.evaluation import Predictions
 from hmc_fast.evaluation.bilateral import bilateral_scores
 from hmc_fast.models.lesion_head import READOUTS, LesionHead
@@ -27,14 +27,14 @@ INNER_FOLDS = 4
 
 
 @dataclass(frozen=True)
-class LesionFilms:
+class Cohort:
     """Films, their classes in the task ``malignant``, their sides and their cached features.
 
     ``files`` come from :func:`hmc_fast.training.features.cache_features`, ``sides`` are ``"L"`` or
     ``"R"``, ``channels`` are those of C3 and C4.
     """
 
-    cases: tuple[Case, ...]
+    films: tuple[Film, ...]
     labels: tuple[int, ...]
     sides: tuple[str, ...]
     files: tuple[Path, ...]
@@ -42,12 +42,12 @@ class LesionFilms:
 
     @property
     def patients(self) -> tuple[str, ...]:
-        return tuple(case.patient_id for case in self.cases)
+        return tuple(film.patient_id for film in self.films)
 
-    def subset(self, index: Sequence[int]) -> "LesionFilms":
+    def subset(self, index: Sequence[int]) -> "Cohort":
         """Some of the films, in the order of ``index``."""
-        return LesionFilms(
-            tuple(self.cases[i] for i in index),
+        return Cohort(
+            tuple(self.films[i] for i in index),
             tuple(self.labels[i] for i in index),
             tuple(self.sides[i] for i in index),
             tuple(self.files[i] for i in index),
@@ -105,16 +105,16 @@ class NestedFold:
     inner_auc: float
 
 
-def training_positions(films: LesionFilms, seed: int = 0) -> list[FilmPositions | None]:
+def training_positions(cohort: Cohort, seed: int = 0) -> list[FilmPositions | None]:
     """The examples of every film, see :func:`film_positions`; ``seed`` draws the background."""
     return [
-        film_positions(read_features(file), case, seed)
-        for case, file in zip(films.cases, films.files, strict=True)
+        film_positions(read_features(file), film, seed)
+        for film, file in zip(cohort.films, cohort.files, strict=True)
     ]
 
 
 def cross_validate_lesion_head(
-    films: LesionFilms,
+    cohort: Cohort,
     folds: Folds,
     *,
     penalty: float = PENALTY,
@@ -124,7 +124,7 @@ def cross_validate_lesion_head(
     """Fit a head in every fold by the fixed recipe and score the films that it has not seen.
 
     Args:
-        films: at least one malignant lesion with a circle among the training films of every fold.
+        cohort: at least one malignant lesion with a circle among the training films of every fold.
         folds: about the same films.
         penalty: see :data:`hmc_fast.training.lesion_fit.PENALTY`.
         seed: of the background positions.
@@ -134,27 +134,27 @@ def cross_validate_lesion_head(
         UserError: a file is damaged, the folds are about other films, or a fold's training films
             hold no malignant lesion with a circle.
     """
-    positions = training_positions(films, seed)
+    positions = training_positions(cohort, seed)
     recipe = replace(RECIPES[0], bilateral=False)
-    scores = np.zeros(len(films.cases), np.float64)
-    fold_of = np.zeros(len(films.cases), np.int64)
+    scores = np.zeros(len(cohort.films), np.float64)
+    fold_of = np.zeros(len(cohort.films), np.int64)
     for fold in range(folds.count):
-        training, held_out = folds.split(list(films.cases), fold)
-        fitted = _scores(films, positions, training, held_out, [recipe], penalty)
+        training, held_out = folds.split(list(cohort.films), fold)
+        fitted = _scores(cohort, positions, training, held_out, [recipe], penalty)
         scores[held_out] = fitted[recipe]
         fold_of[held_out] = fold
         on_fold(fold)
-    own = _predictions(films, fold_of, scores)
-    compared = bilateral_scores(scores, films.patients, films.sides)
+    own = _predictions(cohort, fold_of, scores)
+    compared = bilateral_scores(scores, cohort.patients, cohort.sides)
     left_out = tuple(
-        case.sample_id for case, p in zip(films.cases, positions, strict=True) if p is None
+        film.sample_id for film, p in zip(cohort.films, positions, strict=True) if p is None
     )
     bilateral = replace(own, logits=_logits(compared.scores))
     return LesionStudy(own, bilateral, compared.compared, left_out)
 
 
 def nested_fold(
-    films: LesionFilms,
+    cohort: Cohort,
     positions: Sequence[FilmPositions | None],
     folds: Folds,
     fold: int,
@@ -166,7 +166,7 @@ def nested_fold(
     """Choose a recipe by inner folds of the training films, then score the held-out ones with it.
 
     Args:
-        films: all films of the study.
+        cohort: all films of the study.
         positions: by :func:`training_positions`.
         folds: the outer folds; their seed draws the inner ones.
         fold: of ``folds``.
@@ -174,23 +174,23 @@ def nested_fold(
         inner_folds: how many.
         penalty: as in :func:`cross_validate_lesion_head`.
     """
-    training, held_out = folds.split(list(films.cases), fold)
-    inside = films.subset(training)
+    training, held_out = folds.split(list(cohort.films), fold)
+    inside = cohort.subset(training)
     known = [positions[index] for index in training]
-    inner = make_folds(list(inside.cases), list(inside.labels), TASK, inner_folds, folds.seed)
+    inner = make_folds(list(inside.films), list(inside.labels), TASK, inner_folds, folds.seed)
     scores = {recipe: np.zeros(len(training)) for recipe in recipes}
     inner_fold_of = np.zeros(len(training), np.int64)
     for inner_fold in range(inner_folds):
-        fitted, left = inner.split(list(inside.cases), inner_fold)
+        fitted, left = inner.split(list(inside.films), inner_fold)
         for recipe, values in _scores(inside, known, fitted, left, recipes, penalty).items():
             scores[recipe][left] = values
         inner_fold_of[left] = inner_fold
     aucs = [_auc(_predictions(inside, inner_fold_of, scores[recipe])) for recipe in recipes]
     best = int(np.argmax(aucs))
     chosen = scores[recipes[best]]
-    outer = _scores(films, positions, training, held_out, [recipes[best]], penalty)
+    outer = _scores(cohort, positions, training, held_out, [recipes[best]], penalty)
     standard = (outer[recipes[best]] - chosen.mean()) / chosen.std()
-    outside = films.subset(held_out)
+    outside = cohort.subset(held_out)
     predictions = _predictions(outside, np.full(len(held_out), fold), standard)
     return NestedFold(predictions, recipes[best], aucs[best])
 
@@ -206,7 +206,7 @@ def film_scores(
 
 
 def _scores(
-    films: LesionFilms,
+    cohort: Cohort,
     positions: Sequence[FilmPositions | None],
     training: Sequence[int],
     held_out: Sequence[int],
@@ -215,10 +215,10 @@ def _scores(
 ) -> dict[LesionRecipe, NDArray[np.float64]]:
     """Every recipe's scores of the held-out films, by heads fitted to the training films."""
     usable = [film for index in training if (film := positions[index]) is not None]
-    outside = films.subset(held_out)
+    outside = cohort.subset(held_out)
     result = {}
     for stages in dict.fromkeys(recipe.stages for recipe in recipes):
-        head = fit_lesion_head(usable, *films.channels, penalty, stages)
+        head = fit_lesion_head(usable, *cohort.channels, penalty, stages)
         alike = [recipe for recipe in recipes if recipe.stages == stages]
         readouts = list(dict.fromkeys(recipe.readout for recipe in alike))
         own = [film_scores(head, read_features(file), readouts) for file in outside.files]
@@ -231,13 +231,13 @@ def _scores(
 
 
 def _predictions(
-    films: LesionFilms, fold_of: NDArray[np.int64], scores: NDArray[np.float64]
+    cohort: Cohort, fold_of: NDArray[np.int64], scores: NDArray[np.float64]
 ) -> Predictions:
     return Predictions(
-        tuple(case.sample_id for case in films.cases),
-        films.patients,
+        tuple(film.sample_id for film in cohort.films),
+        cohort.patients,
         tuple(fold_of.tolist()),
-        np.asarray(films.labels, np.int64),
+        np.asarray(cohort.labels, np.int64),
         _logits(scores),
         TASK.class_names,
     )

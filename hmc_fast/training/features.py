@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hmc_fast.data import read_film
+from hmc_fast.data import read_pixels
 from hmc_fast.data.native import NativeFrame, NativeImage, NativePreprocessing
 from hmc_fast.errors import UserError
 from hmc_fast.files import make_folder, write_atomically
@@ -131,7 +131,7 @@ def trunk_digest(trunk: HMCNet) -> str:
 
 
 def _read(path: Path, preprocessing: NativePreprocessing, weights: str, folder: Path) -> _Film:
-    pixels = read_film(path)
+    pixels = read_pixels(path)
     try:
         image = preprocessing(pixels)
     except UserError as error:

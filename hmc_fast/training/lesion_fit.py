@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from hmc_fast.data import Case, Finding
+from hmc_fast.data import Film, Finding
 from hmc_fast.data.native import NativeFrame
 from hmc_fast.errors import UserError
 from hmc_fast.models.lesion_head import CELL, LESION_MAPS, LesionHead
@@ -48,13 +48,13 @@ class FilmPositions:
     weights: NDArray[np.float64]
 
 
-def film_positions(features: FilmFeatures, case: Case, seed: int = 0) -> FilmPositions | None:
+def film_positions(features: FilmFeatures, film: Film, seed: int = 0) -> FilmPositions | None:
     """The lesions' cells and as many as 100 others of the breast, drawn by seed and film.
 
     None for a film with a lesion that has no circle, or whose circle lies outside the breast: there
     the lesion would be taken for background.
     """
-    distances = [_distance(finding, features.frame) for finding in case.findings]
+    distances = [_distance(finding, features.frame) for finding in film.findings]
     inside: list[NDArray[np.bool_]] = []
     free = features.breast.numpy().copy()
     for distance in distances:
@@ -65,7 +65,7 @@ def film_positions(features: FilmFeatures, case: Case, seed: int = 0) -> FilmPos
             return None
         inside.append(lesion)
         free &= distance > RING
-    targets = _targets(case.findings, inside, free.shape)
+    targets = _targets(film.findings, inside, free.shape)
     rng = np.random.default_rng([seed, int(features.digest[:16], 16)])
     places = np.flatnonzero(free)
     background = rng.permutation(places)[:BACKGROUND_POSITIONS]

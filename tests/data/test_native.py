@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmc_fast import UserError
-from hmc_fast.data import read_film, read_mias
+from hmc_fast.data import read_mias, read_pixels
 from hmc_fast.data.mias import side_of
 from hmc_fast.data.native import NativeFrame, NativePreprocessing
 
@@ -109,19 +109,19 @@ def test_a_black_film_is_refused_and_a_film_without_a_breast_shown_whole() -> No
 def test_real_breasts_are_framed_with_their_lesions(real_data: Path) -> None:
     preprocessing = NativePreprocessing()
     lesions = 0
-    annotated = [case for case in read_mias(real_data / "mias") if case.findings]
-    for case in annotated[::12]:
-        image, frame = preprocessing(read_film(case.path))
+    annotated = [film for film in read_mias(real_data / "mias") if film.findings]
+    for film in annotated[::12]:
+        image, frame = preprocessing(read_pixels(film.path))
         assert frame.breast_found
-        assert frame.mirrored == (side_of(case.film_id) == "R"), case.film_id
+        assert frame.mirrored == (side_of(film.film_id) == "R"), film.film_id
         assert frame.scale == 1
         assert 0.35 < (image > 0).float().mean() < 0.95
-        for finding in case.findings:
+        for finding in film.findings:
             if finding.x is not None and finding.y is not None and finding.radius is not None:
                 row, column, radius = frame.circle(finding.x, finding.y, finding.radius)
                 rows, columns = np.mgrid[: frame.height, : frame.width]
                 inside = np.hypot(rows - row, columns - column) <= radius
-                assert (image[0].numpy()[inside] > 0).mean() > 0.5, case.film_id
+                assert (image[0].numpy()[inside] > 0).mean() > 0.5, film.film_id
                 lesions += 1
     assert lesions > 3
 

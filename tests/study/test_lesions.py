@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from hmc_fast.data import TASKS, Case, Finding, Folds, make_folds, read_mias, write_phantoms
-from hmc_fast.data.film import read_film
+from hmc_fast.data import TASKS, Film, Finding, Folds, make_folds, read_mias, write_phantoms
 from hmc_fast.data.mias import side_of
 from hmc_fast.data.native import NativePreprocessing
+from hmc_fast.data.pixels import read_pixels
 from hmc_fast.evaluation import pool
 from hmc_fast.models import HMCNet, create_model
 from hmc_fast.models.lesion_head import (
@@ -21,7 +21,7 @@ from hmc_fast.models.lesion_head import (
 )
 from hmc_fast.study.lesions import (
     RECIPES,
-    LesionFilms,
+    Cohort,
     LesionRecipe,
     LesionStudy,
     NestedFold,
@@ -42,51 +42,51 @@ CALCIFIED = Finding("CALC", "malignant", 60, 128, 40)
 class Material:
     """Phantoms with the features of a trunk that has learned nothing, and their folds."""
 
-    films: LesionFilms
+    cohort: Cohort
     folds: Folds
     net: HMCNet
 
-    def with_findings(self, findings: dict[int, tuple[Finding, ...]]) -> LesionFilms:
+    def with_findings(self, findings: dict[int, tuple[Finding, ...]]) -> Cohort:
         """The films, some of them with other findings, and labels to match."""
-        cases = tuple(
-            replace(case, findings=findings.get(index, case.findings))
-            for index, case in enumerate(self.films.cases)
+        films = tuple(
+            replace(film, findings=findings.get(index, film.findings))
+            for index, film in enumerate(self.cohort.films)
         )
-        labels = tuple(int(case.severity == "malignant") for case in cases)
-        return replace(self.films, cases=cases, labels=labels)
+        labels = tuple(int(film.severity == "malignant") for film in films)
+        return replace(self.cohort, films=films, labels=labels)
 
     def head(self, fold: int) -> tuple[LesionHead, list[int]]:
         """A head fitted outside ``fold``, and the films of the fold."""
-        training, held_out = self.folds.split(list(self.films.cases), fold)
-        positions = training_positions(self.films.subset(training))
+        training, held_out = self.folds.split(list(self.cohort.films), fold)
+        positions = training_positions(self.cohort.subset(training))
         usable = [film for film in positions if film is not None]
-        return fit_lesion_head(usable, *self.films.channels), held_out
+        return fit_lesion_head(usable, *self.cohort.channels), held_out
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     folder = tmp_path_factory.mktemp("lesions")
     write_phantoms(folder / "films", patients=24, size=256, seed=3)
-    cases, labels = TASKS["malignant"].select(read_mias(folder / "films"))
+    films, labels = TASKS["malignant"].select(read_mias(folder / "films"))
     torch.manual_seed(0)
     net = create_model("resnet18")
     assert isinstance(net, HMCNet)
     files = cache_features(
-        [case.path for case in cases], net, NativePreprocessing(film_side=256), folder / "cache"
+        [film.path for film in films], net, NativePreprocessing(film_side=256), folder / "cache"
     )
-    films = LesionFilms(
-        tuple(cases),
+    cohort = Cohort(
+        tuple(films),
         tuple(labels),
-        tuple(side_of(case.film_id) for case in cases),
+        tuple(side_of(film.film_id) for film in films),
         tuple(files),
         stage_channels(net),
     )
-    return Material(films, make_folds(cases, labels, TASKS["malignant"], FOLDS, seed=0), net)
+    return Material(cohort, make_folds(films, labels, TASKS["malignant"], FOLDS, seed=0), net)
 
 
 @pytest.fixture(scope="module")
 def result(material: Material) -> LesionStudy:
-    return cross_validate_lesion_head(material.films, material.folds)
+    return cross_validate_lesion_head(material.cohort, material.folds)
 
 
 def test_malignant_phantoms_are_told_from_others(result: LesionStudy) -> None:
@@ -103,16 +103,16 @@ def test_the_malignant_map_points_at_the_lesion(material: Material) -> None:
     for fold in range(FOLDS):
         head, held_out = material.head(fold)
         for index in held_out:
-            case = material.films.cases[index]
-            if case.severity == "malignant":
-                features = read_features(material.films.files[index])
-                hits.append(points_at(head, features, case))
-    assert len(hits) == sum(material.films.labels)
+            film = material.cohort.films[index]
+            if film.severity == "malignant":
+                features = read_features(material.cohort.files[index])
+                hits.append(points_at(head, features, film))
+    assert len(hits) == sum(material.cohort.labels)
     assert np.mean(hits) > 0.7
 
 
-def points_at(head: LesionHead, features: FilmFeatures, case: Case) -> bool:
-    finding = case.findings[0]
+def points_at(head: LesionHead, features: FilmFeatures, film: Film) -> bool:
+    finding = film.findings[0]
     assert finding.x is not None
     assert finding.y is not None
     assert finding.radius is not None
@@ -127,7 +127,7 @@ def points_at(head: LesionHead, features: FilmFeatures, case: Case) -> bool:
 def test_pairs_never_straddle_folds_and_predictions_keep_the_films_order(
     material: Material, result: LesionStudy
 ) -> None:
-    assert result.own.films == tuple(case.sample_id for case in material.films.cases)
+    assert result.own.films == tuple(film.sample_id for film in material.cohort.films)
     fold_of = {a.film: a.fold for a in material.folds.assignments}
     assert result.own.folds == tuple(fold_of[film] for film in result.own.films)
     for patient in set(result.own.patients):
@@ -136,8 +136,8 @@ def test_pairs_never_straddle_folds_and_predictions_keep_the_films_order(
 
 
 def test_two_runs_are_one_and_the_seed_matters(material: Material, result: LesionStudy) -> None:
-    again = cross_validate_lesion_head(material.films, material.folds)
-    other = cross_validate_lesion_head(material.films, material.folds, seed=1)
+    again = cross_validate_lesion_head(material.cohort, material.folds)
+    other = cross_validate_lesion_head(material.cohort, material.folds, seed=1)
     assert np.array_equal(again.own.logits, result.own.logits)
     assert not np.array_equal(other.own.logits, result.own.logits)
 
@@ -146,7 +146,7 @@ def test_two_runs_are_one_and_the_seed_matters(material: Material, result: Lesio
 def test_circles_and_labels_of_held_out_films_do_not_reach_their_scores(
     material: Material, result: LesionStudy, fold: int
 ) -> None:
-    _, held_out = material.folds.split(list(material.films.cases), fold)
+    _, held_out = material.folds.split(list(material.cohort.films), fold)
     poisoned = cross_validate_lesion_head(
         material.with_findings(dict.fromkeys(held_out, (CALCIFIED,))), material.folds
     )
@@ -159,7 +159,7 @@ def test_circles_and_labels_of_held_out_films_do_not_reach_their_scores(
 def test_a_fold_is_its_training_films_alone(material: Material, result: LesionStudy) -> None:
     head, held_out = material.head(1)
     for index in held_out:
-        alone = film_scores(head, read_features(material.films.files[index]), ["maximum"])
+        alone = film_scores(head, read_features(material.cohort.files[index]), ["maximum"])
         margin = result.own.logits[index, 1] - result.own.logits[index, 0]
         assert margin == alone["maximum"]
 
@@ -171,46 +171,46 @@ def test_the_model_says_of_a_film_what_its_cached_features_say(material: Materia
         material.net, head, black_level(preprocessing.mean[0], preprocessing.std[0])
     ).eval()
     for index in held_out:
-        image = preprocessing(read_film(material.films.cases[index].path)).image
+        image = preprocessing(read_pixels(material.cohort.films[index].path)).image
         with torch.inference_mode():
             logits = model(preprocessing.normalise(image)[None])[0]
-        cached = film_scores(head, read_features(material.films.files[index]), ["maximum"])
+        cached = film_scores(head, read_features(material.cohort.files[index]), ["maximum"])
         assert float(logits[1] - logits[0]) == pytest.approx(cached["maximum"], abs=0.02)
 
 
 def test_a_lone_film_and_a_lesion_without_a_circle(material: Material) -> None:
     unlocated = {
-        index: tuple(replace(f, x=None, y=None, radius=None) for f in case.findings)
-        for index, case in enumerate(material.films.cases[:8])
+        index: tuple(replace(f, x=None, y=None, radius=None) for f in film.findings)
+        for index, film in enumerate(material.cohort.films[:8])
     }
-    rest = range(1, len(material.films.cases))
+    rest = range(1, len(material.cohort.films))
     films = material.with_findings(unlocated).subset(rest)
     assignments = tuple(
-        a for a in material.folds.assignments if a.film != material.films.cases[0].film_id
+        a for a in material.folds.assignments if a.film != material.cohort.films[0].film_id
     )
     outcome = cross_validate_lesion_head(films, replace(material.folds, assignments=assignments))
-    assert outcome.left_out == tuple(c.film_id for c in films.cases[:7] if c.findings)
+    assert outcome.left_out == tuple(c.film_id for c in films.films[:7] if c.findings)
     assert outcome.left_out
     assert outcome.compared.tolist() == [False, *[True] * (len(rest) - 1)]
     assert np.array_equal(outcome.bilateral.logits[0], outcome.own.logits[0])
     assert np.isfinite(outcome.own.logits).all()
 
 
-def nested(material: Material, films: LesionFilms, fold: int) -> NestedFold:
+def nested(material: Material, films: Cohort, fold: int) -> NestedFold:
     positions = training_positions(films)
     return nested_fold(films, positions, material.folds, fold, recipes=RECIPES[:6], inner_folds=2)
 
 
 def test_the_nested_choice_sees_the_training_films_alone(material: Material) -> None:
-    choices = [nested(material, material.films, fold) for fold in range(FOLDS)]
+    choices = [nested(material, material.cohort, fold) for fold in range(FOLDS)]
     pooled = pool([choice.predictions for choice in choices])
-    assert sorted(pooled.films) == sorted(case.sample_id for case in material.films.cases)
+    assert sorted(pooled.films) == sorted(film.sample_id for film in material.cohort.films)
     auc = pooled.metrics()["auc_roc"]
     assert auc is not None
     assert auc > 0.85
     assert {choice.recipe for choice in choices} <= set(RECIPES)
     assert all(choice.inner_auc > 0.85 for choice in choices)
-    _, held_out = material.folds.split(list(material.films.cases), 0)
+    _, held_out = material.folds.split(list(material.cohort.films), 0)
     poisoned = nested(material, material.with_findings(dict.fromkeys(held_out, (CALCIFIED,))), 0)
     assert poisoned.recipe == choices[0].recipe
     assert poisoned.inner_auc == choices[0].inner_auc

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from hmc_fast import UserError
-from hmc_fast.data import Case, read_film
+from hmc_fast.data import Film, read_pixels
 from hmc_fast.data.native import NativePreprocessing
 from hmc_fast.models import HMCNet, create_model
 from hmc_fast.models.lesion_head import lesion_features
@@ -26,7 +26,7 @@ def trunk(seed: int = 0) -> HMCNet:
 
 
 @pytest.fixture
-def films(phantoms: list[Case]) -> list[Path]:
+def films(phantoms: list[Film]) -> list[Path]:
     return [case.path for case in phantoms[:5]]
 
 
@@ -38,7 +38,7 @@ def test_the_file_holds_what_the_trunk_sees(films: list[Path], tmp_path: Path) -
     net = trunk()
     files = cache_features(films, net, NATIVE, tmp_path)
     for film, file in zip(films, files, strict=True):
-        image, frame = NATIVE(read_film(film))
+        image, frame = NATIVE(read_pixels(film))
         features = read_features(file)
         assert features.frame == frame
         assert features.breast.shape == (frame.height // 16, frame.width // 16)

@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from hmc_fast import UserError
-from hmc_fast.data import Case, Finding
+from hmc_fast.data import Film, Finding
 from hmc_fast.data.native import NativeFrame
 from hmc_fast.models.lesion_head import LesionHead
 from hmc_fast.training.features import FilmFeatures
@@ -40,8 +40,8 @@ def finding(
     return Finding(kind, severity, round(column), round(319 - row), radius)  # type: ignore[arg-type]
 
 
-def case(*findings: Finding) -> Case:
-    return Case("mdb001", "p000", Path("mdb001.pgm"), findings)
+def case(*findings: Finding) -> Film:
+    return Film("mdb001", "p000", Path("mdb001.pgm"), findings)
 
 
 def positions(*findings: Finding, seed: int = 0) -> FilmPositions:
