@@ -26,8 +26,8 @@ from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, mean_and_std, pool, predict_logits
 from hmc_fast.kernels.testing import BudgetUse
 from hmc_fast.models import FilmModel, build_model, model_entry
+from hmc_fast.progress import Progress
 from hmc_fast.study import FOLDS_FILE, fold_checkpoints, run_cross_validation
-from hmc_fast.study.run import Progress
 from hmc_fast.training import TrainingConfig
 
 LATENCY_ROUNDS = 20

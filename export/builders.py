@@ -5,7 +5,6 @@ says so: nothing that was asked for is left out in silence.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ from hmc_fast.export.packages import need
 from hmc_fast.export.plugin import register_plugins
 from hmc_fast.export.progress import BuildProgress, progress_monitor, stops_on_interrupt
 from hmc_fast.export.sidecar import INPUT_NAME, Profile
+from hmc_fast.progress import Progress
 
 AUTO = "auto"
 FIRST_DEFAULT_TARGET = 80
@@ -151,9 +151,7 @@ class Builder:
                 "that it builds for, or leave the option out"
             )
 
-    def build(
-        self, onnx: bytes, request: BuildRequest, report: Callable[[str, int, int], object]
-    ) -> BuiltEngine:
+    def build(self, onnx: bytes, request: BuildRequest, report: Progress) -> BuiltEngine:
         """Build a strongly typed engine.
 
         Args:

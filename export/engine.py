@@ -5,9 +5,10 @@ from pathlib import Path
 
 from hmc_fast.errors import UserError
 from hmc_fast.export.builders import AUTO, Builder, BuildRequest
-from hmc_fast.export.onnx_export import OnnxExport, Progress, make_onnx, name_files
+from hmc_fast.export.onnx_export import OnnxExport, make_onnx, name_files
 from hmc_fast.export.sidecar import EngineInfo, FileIdentity, Profile, Sidecar, write_artefacts
 from hmc_fast.files import make_folder, write_atomically
+from hmc_fast.progress import Progress, no_progress
 
 ONNX_SUFFIX = ".onnx"
 
@@ -42,7 +43,7 @@ def export_engine(
     profile: Profile | None = None,
     size: int | None = None,
     options: EngineOptions | None = None,
-    on_progress: Progress = lambda what, done, total: None,
+    on_progress: Progress = no_progress,
 ) -> Sidecar:
     """Write ``checkpoint`` as the engine ``out``; see :func:`make_onnx` and :func:`write_engine`.
 
@@ -82,7 +83,7 @@ def write_engine(
     out: Path,
     options: EngineOptions,
     *,
-    on_progress: Progress = lambda what, done, total: None,
+    on_progress: Progress = no_progress,
 ) -> Sidecar:
     """Build an engine from a graph and write it, the graph beside it, and both sidecars.
 

@@ -30,15 +30,13 @@ from hmc_fast.export.sidecar import (
     write_artefacts,
 )
 from hmc_fast.files import make_folder
+from hmc_fast.progress import Progress, no_progress
 
 OPSETS = {"fp32": 20, "fp16": 20, "bf16": 22}
 """Opset 23 has an Attention node that TensorRT refuses for Dv != Dqk; bf16 convolutions need 22."""
 EXAMPLE_BATCH = 2
 """The exporter takes a batch of one for a constant."""
 RECORDED_PACKAGES = ("hmc-fast", "torch", "torchvision", "onnx", "onnxscript")
-
-Progress = Callable[[str, int, int], object]
-"""Called with what is being done, the steps finished since the last call, and the steps in all."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def export_onnx(
     precision: str = "fp32",
     profile: Profile | None = None,
     size: int | None = None,
-    on_progress: Progress = lambda what, done, total: None,
+    on_progress: Progress = no_progress,
 ) -> Sidecar:
     """Write ``checkpoint`` as the ONNX file ``out`` with its sidecar; see :func:`make_onnx`."""
     make_folder(out.parent)
@@ -92,7 +90,7 @@ def make_onnx(
     profile: Profile | None = None,
     size: int | None = None,
     plugin: bool = False,
-    on_progress: Progress = lambda what, done, total: None,
+    on_progress: Progress = no_progress,
 ) -> OnnxExport:
     """The ONNX graph of a checkpoint, images ``[batch, 3, H, W]`` to logits, both fp32.
 
@@ -147,7 +145,7 @@ def trace_checkpoint(
     precision: str = "fp32",
     profile: Profile | None = None,
     size: int | None = None,
-    on_progress: Progress = lambda what, done, total: None,
+    on_progress: Progress = no_progress,
 ) -> TracedCheckpoint:
     """Trace a checkpoint; arguments and errors as :func:`make_onnx`."""
     dtype = precision_dtype(precision)

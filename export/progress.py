@@ -2,10 +2,12 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+from hmc_fast.progress import Progress
 
 PERCENT = 100
 
@@ -19,7 +21,7 @@ class BuildProgress:
         report: called with the phase's name, the percent gained, and 100.
     """
 
-    def __init__(self, report: Callable[[str, int, int], object]) -> None:
+    def __init__(self, report: Progress) -> None:
         self.cancelled = False
         self._report = report
         self._lock = threading.Lock()

@@ -1,6 +1,6 @@
 """Is the artefact the model? Real films through torch, ONNX Runtime and the engine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +18,7 @@ from hmc_fast.evaluation import Predictions, predict_logits
 from hmc_fast.export.packages import CannotRunHereError
 from hmc_fast.export.runtime import load
 from hmc_fast.export.sidecar import Sidecar, check_file, read_sidecar
-
-Progress = Callable[[str, int, int], object]
-"""Called with what runs, the films finished since the last call, and the films in all."""
+from hmc_fast.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def verify(
     bounds: Bounds | None = None,
     max_films: int | None = None,
     batch_size: int = 8,
-    on_progress: Progress = lambda what, done, total: None,
+    on_progress: Progress = no_progress,
 ) -> Verification:
     """Compare an artefact with its checkpoint on films.
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hmc_fast.cli import options
-from hmc_fast.cli.output import Report, console, print_json, print_table, progress_bar
+from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
+from hmc_fast.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -247,7 +248,7 @@ def _graph(
     number_format: str | None,
     calibration: Path | None,
     films: int,
-    report: Report,
+    report: Progress,
     *,
     plugin: bool = False,
 ) -> "OnnxExport":

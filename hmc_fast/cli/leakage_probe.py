@@ -70,7 +70,7 @@ def leakage_probe(
             fold_count=folds,
             copies=copies,
             seed=training.seed,
-            on_films=report,
+            on_progress=report,
         )
         rows += [{"what": "1-nearest neighbour, no learning", **asdict(p)} for p in probes]
         for protocol in (PROTOCOL, AUGMENT_FIRST) if name else ():

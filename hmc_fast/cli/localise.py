@@ -76,7 +76,7 @@ def localise(
                 settings,
                 backend=backend,
                 device=default_device(),
-                on_film=report,
+                on_progress=report,
             )
             write_localisation(make_folder(out / name), result)
             results.append(result)

@@ -1,33 +1,32 @@
 """Shared output: tables and progress for people on stderr or stdout, JSON for scripts."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import rich.progress
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
 
+from hmc_fast.progress import Progress
+
 console = Console()
 errors = Console(stderr=True)
 
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, the units finished since the last call, and the units in all."""
-
 
 @contextmanager
-def progress_bar(unit: str) -> Iterator[Report]:
+def progress_bar(unit: str) -> Iterator[Progress]:
     """A bar on stderr that counts ``unit``; a line a step where stderr is no terminal."""
-    bar = Progress(
+    bar = rich.progress.Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),

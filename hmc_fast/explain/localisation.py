@@ -17,7 +17,7 @@ The results are described, and read, in :mod:`hmc_fast.evaluation.localisation`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,10 @@ from hmc_fast.explain.film_scores import BASELINES, FilmScore, FilmScorer
 from hmc_fast.explain.methods import METHODS, SCALE, ScoreOptions
 from hmc_fast.explain.scale import has_scale_map
 from hmc_fast.files import write_json
+from hmc_fast.progress import Progress, no_progress
 
 UNCHANGED = 0.5
 """From this mean rank correlation on, a map is said not to depend on the learned weights."""
-
-Progress = Callable[[str, int, int], object]
-"""Called with what is being done, the films finished since the last call, and the films in all."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def measure_localisation(
     *,
     backend: str = "auto",
     device: str | torch.device = "cpu",
-    on_film: Progress = lambda what, done, total: None,
+    on_progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Score the maps of one model; returns what ``localisation.json`` holds.
 
@@ -104,7 +102,7 @@ def measure_localisation(
         settings: what is measured.
         backend: as in :func:`hmc_fast.create_model`.
         device: where the model runs.
-        on_film: is told of progress.
+        on_progress: is told of progress.
 
     Raises:
         UserError: checkpoints of several models or tasks, no annotated film of an unseen patient,
@@ -147,7 +145,7 @@ def measure_localisation(
                         )
                     )
             label = f"{metadata.model.name}, checkpoint {number}/{len(checkpoints)}"
-            on_film(label, 1, len(annotated) * len(checkpoints))
+            on_progress(label, 1, len(annotated) * len(checkpoints))
     if first is None or not scores:
         raise UserError(
             "no film with a lesion circle is of a patient whom the checkpoints have not seen; "

@@ -5,7 +5,7 @@ film hardly changes them, so where copies of one film are on both sides, the nea
 is another copy of the test film and hands over its label.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,11 @@ from sklearn.preprocessing import StandardScaler
 from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset, Preprocessing, make_folds
 from hmc_fast.data.films import rotated_copies
 from hmc_fast.data.folds import AUGMENT_FIRST
+from hmc_fast.progress import Progress, no_progress
 
 PROBE_SIZE = 128
 """Films are reduced to this many pixels a side: the probe needs no detail."""
 QUANTILES = 32
-
-OnFilms = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def run_probe(
     fold_count: int,
     copies: int,
     seed: int,
-    on_films: OnFilms = lambda what, done, total: None,
+    on_progress: Progress = no_progress,
 ) -> list[ProbeResult]:
     """Cross-validate the nearest neighbour under each protocol.
 
@@ -71,7 +70,7 @@ def run_probe(
     task = TASKS[task_name]
     selected, _ = task.select(films)
     copied = rotated_copies(selected, copies) if AUGMENT_FIRST in protocols else selected
-    features = _features(copied, on_films)
+    features = _features(copied, on_progress)
     results = []
     for protocol in protocols:
         one_each = protocol != AUGMENT_FIRST
@@ -96,10 +95,10 @@ def run_probe(
     return results
 
 
-def _features(films: list[Film], on_films: OnFilms) -> dict[str, NDArray[np.float64]]:
+def _features(films: list[Film], on_progress: Progress) -> dict[str, NDArray[np.float64]]:
     dataset = FilmDataset(films, [0] * len(films), FilmCache(Preprocessing.square(PROBE_SIZE)))
     features = {}
     for number, film in enumerate(films):
         features[film.sample_id] = probe_features(dataset.film(number)[0].numpy())
-        on_films("probe", 1, len(films))
+        on_progress("probe", 1, len(films))
     return features

@@ -5,7 +5,7 @@ system, take different jobs.
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,12 @@ from hmc_fast.data.phantom import are_phantoms
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_json
+from hmc_fast.progress import Progress, no_progress
 from hmc_fast.study.folder import SUMMARY_FILE, job_lock, open_study
 from hmc_fast.study.plan import StudyJob, StudyPlan, plan_study
 from hmc_fast.study.summary import StudySummary, summarise_study
 from hmc_fast.training.config import TrainingConfig
 from hmc_fast.training.train import train
-
-Progress = Callable[[str, int, int], object]
-"""Called with a job's label, the films trained on since the last call, and the films in all."""
 
 
 def run_cross_validation(
@@ -37,7 +35,7 @@ def run_cross_validation(
     copies: int | None = None,
     folds_file: Path | None = None,
     only_jobs: Sequence[int] | None = None,
-    on_progress: Progress = lambda label, done, total: None,
+    on_progress: Progress = no_progress,
 ) -> list[StudySummary]:
     """Train every model on every fold, skipping what ``folder`` holds finished already.
 

@@ -9,7 +9,7 @@ from hmc_fast.data import Film, Preprocessing, read_pixels
 from hmc_fast.data.mias import patient_in_name
 from hmc_fast.errors import UserError
 from hmc_fast.files import read_json
-from hmc_fast.study.leakage import OnFilms
+from hmc_fast.progress import Progress, no_progress
 from hmc_fast.study.near_duplicates import SIDE, near_duplicates
 
 FILM_COLUMNS = ("film", "file", "path", "image")
@@ -58,7 +58,7 @@ def check_split(
     path: Path,
     folder: Path,
     films: list[Film],
-    on_films: OnFilms = lambda what, done, total: None,
+    on_progress: Progress = no_progress,
 ) -> SplitReport:
     """Check a split file about the films of ``folder``.
 
@@ -81,7 +81,7 @@ def check_split(
     pixels = []
     for film in split:
         pixels.append(preprocessing.resize(read_pixels(film.path))[0].numpy())
-        on_films("comparing films", 1, len(split))
+        on_progress("comparing films", 1, len(split))
     pairs = near_duplicates(pixels, [film.side for film in split])
     return SplitReport(
         dict(counts),
