@@ -22,13 +22,18 @@ class BlockShape:
     keys: int
 
     def heads(self, queries: int, keys: int) -> int:
-        """How many heads share a block where there are only so many queries and keys."""
+        """How many heads share a block where there are only so many queries and keys.
+
+        One a thread at least: a thread then has products of its own, and waits for none.
+        """
         scores_per_head = min(queries, self.queries) * min(keys, self.keys)
-        return max(1, SCORES_AT_ONCE // scores_per_head)
+        return max(torch.get_num_threads(), SCORES_AT_ONCE // scores_per_head)
 
 
-FORWARD = BlockShape(queries=1024, keys=256)
-BACKWARD = BlockShape(queries=1024, keys=256)
+# Measured at N = 784 and 4,096, d_qk 64, d_v 256, on two idle cores with 2 MiB of L2 each, among
+# 256 to 1,024 queries and keys and one or two heads a block: the best or within a point of it.
+FORWARD = BlockShape(queries=1024, keys=512)
+BACKWARD = BlockShape(queries=1024, keys=512)
 
 
 @dataclass(frozen=True)
