@@ -11,7 +11,9 @@ import torch._dynamo
 from torch import Tensor
 
 from hmc_fast.devices import autocast, precision_dtype
+from hmc_fast.kernels import AttentionProblem, ProjectionProblem
 from hmc_fast.kernels.capability import Problem, reasons_against
+from hmc_fast.kernels.geometry import QK_HEAD_DIM
 from hmc_fast.models import (
     FilmModel,
     HierarchicalSelfAttention,
@@ -19,7 +21,6 @@ from hmc_fast.models import (
     MultiScaleCrossAttention,
     build_model,
 )
-from hmc_fast.models.blocks import QK_HEAD_DIM
 
 IMPLEMENTATIONS = {
     "eager": "reference attention, eager PyTorch",
@@ -99,5 +100,8 @@ def _problems(model: FilmModel, device: torch.device, dtype: torch.dtype) -> lis
         for block in model.modules()
         if isinstance(block, HierarchicalSelfAttention | MultiScaleCrossAttention)
     ]
-    attention = [Problem(device, dtype, len(dims), QK_HEAD_DIM, dims) for dims in blocks]
-    return attention or [Problem(device, dtype, 1)]
+    attention = [
+        AttentionProblem(1, 1, 1, (1,) * len(dims), dims, QK_HEAD_DIM, dtype, device)
+        for dims in blocks
+    ]
+    return [*attention] or [ProjectionProblem(1, dtype, device)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hmc_fast.errors import UserError
-from hmc_fast.models.blocks import HSA_VALUE_HEAD_DIM, MSCA_HEADS, QK_HEAD_DIM
+from hmc_fast.kernels.geometry import HSA_VALUE_HEAD_DIM, MSCA_HEADS, QK_HEAD_DIM
 from hmc_fast.models.hmc_net import STRIDE
 
 STAGE_CHANNELS = {"c2": 256, "c3": 512, "c4": 1024, "c5": 2048}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,9 +25,9 @@ from hmc_fast.bench.peers_block import (
 )
 from hmc_fast.bench.peers_flex import attend_by_flex
 from hmc_fast.environment import installed_version
-from hmc_fast.kernels.capability import Problem, reasons_against
+from hmc_fast.kernels.capability import reasons_against
+from hmc_fast.kernels.geometry import cross_attention_problem
 from hmc_fast.models import HierarchicalSelfAttention, HMCNet, create_model
-from hmc_fast.models.blocks import QK_HEAD_DIM
 
 CALIBRATION_SIZE = 96
 CALIBRATION_IMAGES = 4
@@ -131,7 +131,7 @@ def _triton(case: ModelCase, dtype: torch.dtype, device: torch.device) -> str | 
         return plain
     if device.type != "cuda":
         return "the fused kernels need an NVIDIA GPU; Triton's interpreter is for tests of results"
-    problem = Problem(device, dtype, 2, QK_HEAD_DIM, (128, 256))
+    problem = replace(cross_attention_problem(224, 1), dtype=dtype, device=device)
     return "; ".join(reasons_against(problem, "triton")) or None
 
 

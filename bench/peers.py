@@ -14,8 +14,8 @@ from torch import Tensor
 from hmc_fast.bench.candidates import why_no_compiler
 from hmc_fast.bench.cases import Case, Inputs
 from hmc_fast.bench.work import PASSES, Pass
-from hmc_fast.kernels import attention, multi_scale_attention, reference
-from hmc_fast.kernels.capability import Problem, reasons_against
+from hmc_fast.kernels import AttentionProblem, attention, multi_scale_attention, reference
+from hmc_fast.kernels.capability import reasons_against
 
 Identity = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -90,9 +90,19 @@ def _compiled_reference(case: Case) -> Callable[[Case, Inputs], BoundCall]:
     return bind
 
 
-def problem_of(case: Case, dtype: torch.dtype, device: torch.device) -> Problem:
+def problem_of(case: Case, dtype: torch.dtype, device: torch.device) -> AttentionProblem:
     """What the capability table needs to know of a case."""
-    return Problem(device, dtype, len(case.tokens), case.qk_head_dim, case.v_head_dims)
+    return AttentionProblem(
+        case.batch,
+        case.queries,
+        case.heads,
+        case.tokens,
+        case.v_head_dims,
+        case.qk_head_dim,
+        dtype,
+        device,
+        case.name,
+    )
 
 
 def why_no_triton(case: Case, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -13,9 +13,9 @@ from hmc_fast.bench.peers import BoundCall, Peer, Variant, why_no_triton
 from hmc_fast.bench.peers_flex import attend_by_flex
 from hmc_fast.bench.peers_sdpa import SDPA_BACKENDS, attend_by
 from hmc_fast.kernels import reference
+from hmc_fast.kernels.geometry import QK_HEAD_DIM
 from hmc_fast.kernels.testing import textbook_attention
 from hmc_fast.models import HierarchicalSelfAttention, MultiScaleCrossAttention
-from hmc_fast.models.blocks import QK_HEAD_DIM
 
 TokenAttend = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 """``(q [B, M, H, Dqk], ks, vs)`` to ``outs[s] [B, M, H, Dv_s]`` under the union softmax."""

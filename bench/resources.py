@@ -8,12 +8,12 @@ import torch
 from hmc_fast.bench.cases import Case
 from hmc_fast.bench.failures import describe
 from hmc_fast.bench.kernel_bench import KernelBenchOptions
+from hmc_fast.bench.peers import problem_of
 from hmc_fast.bench.profile_record import KernelResources
 from hmc_fast.devices import precision_dtype
 
 if TYPE_CHECKING:
-    from hmc_fast.kernels.fused.launch import Launch
-    from hmc_fast.kernels.fused.planning import Target
+    from hmc_fast.kernels.fused.launch import Launch, Target
 
 DEFAULT_ARCHITECTURE = "sm_90"
 """Compiled for where there is no GPU."""
@@ -41,8 +41,8 @@ def _case_resources(case: Case, precision: str, device: torch.device) -> Iterato
     architecture = DEFAULT_ARCHITECTURE
     try:
         # Triton is imported here: everything else about a record can be read without it.
-        from hmc_fast.kernels.fused import aot
-        from hmc_fast.kernels.fused.planning import Target
+        from hmc_fast.kernels.building import aot
+        from hmc_fast.kernels.fused.launch import Target
         from hmc_fast.kernels.fused.tiles import architecture_of, load_tiles
 
         multiprocessors = DEFAULT_MULTIPROCESSORS
@@ -85,18 +85,8 @@ def _fault(
 
 
 def _launches(case: Case, precision: str, target: "Target") -> list[tuple[str, "Launch"]]:
-    from hmc_fast.kernels.gate_builds import plan_passes
-    from hmc_fast.kernels.model_problems import AttentionProblem
+    from hmc_fast.kernels.building.builds import plan_passes
 
-    sources = tuple(zip(case.tokens, case.v_head_dims, strict=True))
-    shape = AttentionProblem(
-        case.name,
-        case.batch,
-        case.queries,
-        case.heads,
-        sources,
-        case.qk_head_dim,
-        precision_dtype(precision),
-    )
+    shape = problem_of(case, precision_dtype(precision), torch.device("meta"))
     forward, backward = plan_passes(target, shape)
     return [("forward", x) for x in forward] + [("backward", x) for x in backward]

@@ -22,7 +22,7 @@ from hmc_fast.export.packages import need
 from hmc_fast.export.sidecar import FileIdentity, check_file
 from hmc_fast.files import make_folder, read_json, write_json
 from hmc_fast.kernels import ops  # noqa: F401  # registers the operators that programs name
-from hmc_fast.kernels.model_problems import AttentionProblem
+from hmc_fast.kernels.problem import AttentionProblem
 
 if TYPE_CHECKING:
     from hmc_fast.kernels.fused.launch import Launch
@@ -44,7 +44,7 @@ class AttentionCall:
         self, batch: int, device: torch.device
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Random ``q``, ``ks`` and ``vs`` of ``batch`` images."""
-        return replace(self.problem, batch=batch).tensors(device)
+        return replace(self.problem, batch=batch, device=device).tensors()
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,17 @@ def attention_calls(program: torch.export.ExportedProgram) -> list[AttentionCall
         else:
             continue
         stack = [path for path, _ in node.meta["nn_module_stack"].values()]
-        sources = tuple((int(k.shape[1]), int(v.shape[3])) for k, v in zip(ks, vs, strict=True))
         name = stack[-1].removeprefix("model.") if stack else node.name
+        # The batch may be symbolic; a problem has numbers alone.
         problem = AttentionProblem(
-            name, 1, int(q.shape[1]), int(q.shape[2]), sources, int(q.shape[3]), q.dtype
+            1,
+            int(q.shape[1]),
+            int(q.shape[2]),
+            tuple(int(k.shape[1]) for k in ks),
+            tuple(int(v.shape[3]) for v in vs),
+            int(q.shape[3]),
+            q.dtype,
+            name=name,
         )
         calls.append(AttentionCall(name, problem, float(node.args[3])))
     return calls
@@ -116,8 +123,8 @@ def attention_calls(program: torch.export.ExportedProgram) -> list[AttentionCall
 
 def plan_call(call: AttentionCall, architecture: str) -> "Launch":
     """The launch of one image, on tensors without memory, with the architecture's default tile."""
-    from hmc_fast.kernels.fused.engine_kernels import plan_engine_attention
-    from hmc_fast.kernels.fused.planning import Target
+    from hmc_fast.kernels.building.engine_kernels import plan_engine_attention
+    from hmc_fast.kernels.fused.launch import Target
     from hmc_fast.kernels.fused.tiles import fitting_architecture, load_tiles
 
     q, ks, vs = call.tensors(1, torch.device("meta"))
@@ -175,7 +182,7 @@ def write_kernels(
 def _compile(call: AttentionCall, architecture: str, name: str) -> tuple[ManifestKernel, bytes]:
     from triton.errors import TritonError
 
-    from hmc_fast.kernels.fused import aot
+    from hmc_fast.kernels.building import aot
 
     where = f"{call.name} for {architecture}"
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hmc_fast.errors import UserError
 from hmc_fast.export.aot import BATCH, AttentionCall, Manifest, ManifestKernel
 from hmc_fast.export.packages import CannotRunHereError, need
-from hmc_fast.kernels.model_problems import AttentionProblem
+from hmc_fast.kernels.problem import AttentionProblem
 from hmc_fast.kernels.testing import BudgetUse, budget_use, textbook_attention
 
 SHARED_BYTES_WITHOUT_ASKING = 48 * 1024
@@ -109,8 +109,10 @@ def _call_of(kernel: ManifestKernel) -> AttentionCall:
     dtype = next(a.dtype for a in kernel.arguments if a.dtype is not None)
     queries, heads, d_qk = shapes["q"]
     values = [shape for name, shape in shapes.items() if name.startswith("v")]
-    sources = tuple((tokens, d_v) for tokens, _, d_v in values)
-    problem = AttentionProblem(kernel.call, 1, queries, heads, sources, d_qk, getattr(torch, dtype))
+    tokens, _, v_head_dims = zip(*values, strict=True)
+    problem = AttentionProblem(
+        1, queries, heads, tokens, v_head_dims, d_qk, getattr(torch, dtype), name=kernel.call
+    )
     return AttentionCall(kernel.call, problem, kernel.scale)
 
 

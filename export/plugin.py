@@ -18,10 +18,10 @@ import torch
 
 from hmc_fast.errors import UserError
 from hmc_fast.export.aot import AttentionCall, grid_per_image, plan_call
-from hmc_fast.kernels.model_problems import AttentionProblem
+from hmc_fast.kernels.problem import AttentionProblem
 
 if TYPE_CHECKING:
-    from hmc_fast.kernels.fused.aot import KernelBinary
+    from hmc_fast.kernels.building.aot import KernelBinary
     from hmc_fast.kernels.fused.launch import Launch
 
 NAMESPACE = "hmc_fast"
@@ -137,7 +137,7 @@ def _implement(
 
 
 def _compile(call: AttentionCall, architecture: str) -> tuple["Launch", "KernelBinary"]:
-    from hmc_fast.kernels.fused import aot
+    from hmc_fast.kernels.building import aot
 
     launch = plan_call(call, architecture)
     return launch, aot.binary_for(launch, architecture)
@@ -150,11 +150,10 @@ def _call_of(trt: ModuleType, q: Any, ks: Sequence[Any], vs: Sequence[Any]) -> A
         trt.DataType.FLOAT: torch.float32,
     }
     queries, heads, d_qk = _fixed_sides("q", q)
-    sources = []
-    for s, (k, v) in enumerate(zip(ks, vs, strict=True)):
-        tokens, _, _ = _fixed_sides(f"k{s}", k)
-        sources.append((tokens, _fixed_sides(f"v{s}", v)[2]))
-    problem = AttentionProblem(ATTENTION, 1, queries, heads, tuple(sources), d_qk, dtypes[q.dtype])
+    tokens = tuple(_fixed_sides(f"k{s}", k)[0] for s, k in enumerate(ks))
+    v_head_dims = tuple(_fixed_sides(f"v{s}", v)[2] for s, v in enumerate(vs))
+    dtype = dtypes[q.dtype]
+    problem = AttentionProblem(1, queries, heads, tokens, v_head_dims, d_qk, dtype, name=ATTENTION)
     return AttentionCall(ATTENTION, problem, default_scale(d_qk))
 
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import psutil
@@ -23,8 +23,8 @@ from pydicom.uid import (
 
 from hmc_fast.devices import default_device
 from hmc_fast.environment import cpu_name, installed_version
-from hmc_fast.kernels.capability import Problem, reasons_against
-from hmc_fast.models.blocks import HSA_VALUE_HEAD_DIM, QK_HEAD_DIM
+from hmc_fast.kernels.capability import reasons_against
+from hmc_fast.kernels.geometry import self_attention_problem
 
 TRANSFER_SYNTAXES: tuple[UID, ...] = (
     ImplicitVRLittleEndian,
@@ -100,7 +100,7 @@ def _reference() -> Check:
 
 def _triton() -> Check:
     device = default_device()
-    problem = Problem(device, torch.float16, 1, QK_HEAD_DIM, (HSA_VALUE_HEAD_DIM,))
+    problem = replace(self_attention_problem("c3", 224, 1), dtype=torch.float16, device=device)
     reasons = reasons_against(problem, "triton")
     if not reasons:
         return Check("Triton attention", True, f"triton {installed_version('triton')}")

@@ -7,14 +7,16 @@ imports nothing else of ``hmc_fast``.
 
 from hmc_fast.kernels.api import attention, gated_projection, multi_scale_attention
 from hmc_fast.kernels.backend import BACKENDS, BackendChoice, resolve_backend, use_backend
-from hmc_fast.kernels.capability import CAPABILITIES, Limit, Problem, why_not
+from hmc_fast.kernels.capability import CAPABILITIES, Limit, why_not
+from hmc_fast.kernels.problem import AttentionProblem, ProjectionProblem
 
 __all__ = [
     "BACKENDS",
     "CAPABILITIES",
+    "AttentionProblem",
     "BackendChoice",
     "Limit",
-    "Problem",
+    "ProjectionProblem",
     "attention",
     "gated_projection",
     "multi_scale_attention",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hmc_fast.kernels import ops, reference
 from hmc_fast.kernels.backend import resolve_backend
-from hmc_fast.kernels.capability import Problem
+from hmc_fast.kernels.problem import AttentionProblem, ProjectionProblem
 
 
 def attention(
@@ -34,7 +34,7 @@ def attention(
         BackendUnavailableError: an explicit backend cannot run this call; every reason is listed.
     """
     _check_arguments(q, [k], [v], ["k"], ["v"])
-    choice = resolve_backend(backend, Problem.of_attention(q, [v]))
+    choice = resolve_backend(backend, AttentionProblem.of(q, [k], [v]))
     out, lse = ops.attention_forward(q, k, v, _scale(scale, q), choice.name)
     return out, lse
 
@@ -71,7 +71,7 @@ def multi_scale_attention(
         )
     names = range(len(ks))
     _check_arguments(q, ks, vs, [f"ks[{s}]" for s in names], [f"vs[{s}]" for s in names])
-    choice = resolve_backend(backend, Problem.of_attention(q, vs))
+    choice = resolve_backend(backend, AttentionProblem.of(q, ks, vs))
     outs, lse, weights = ops.multi_scale_attention_forward(q, ks, vs, _scale(scale, q), choice.name)
     return outs, lse, weights
 
@@ -106,7 +106,7 @@ def gated_projection(
     """
     attended = list(attended)
     _check_projection(x, attended, weight, bias, gamma)
-    choice = resolve_backend(backend, Problem.of_projection(attended))
+    choice = resolve_backend(backend, ProjectionProblem.of(attended))
     if choice.name == "reference":
         return reference.gated_projection(x, attended, weight, bias, gamma)
     y: Tensor = ops.gated_projection_forward(x, attended, weight, bias, gamma)

@@ -6,6 +6,7 @@ An explicit choice never falls back: where it cannot run, the error lists every 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from hmc_fast.kernels.capability import Problem, reasons_against
@@ -13,7 +14,7 @@ from hmc_fast.kernels.capability import Problem, reasons_against
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "HMC_FAST_BACKEND"
 
-_context_choices: list[str] = []
+_choice: ContextVar[str | None] = ContextVar("backend", default=None)
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,16 @@ class BackendUnavailableError(RuntimeError):
 def use_backend(backend: str) -> Iterator[None]:
     """Choose the backend for every call inside the block that does not name one itself.
 
+    Other threads are not affected, nor do they inherit the choice.
+
     Raises :class:`UnknownBackendError` for an unknown name.
     """
     check_backend_name(backend, "backend")
-    _context_choices.append(backend)
+    token = _choice.set(backend)
     try:
         yield
     finally:
-        _context_choices.pop()
+        _choice.reset(token)
 
 
 def resolve_backend(requested: str, problem: Problem) -> BackendChoice:
@@ -73,8 +76,9 @@ def _requested_backend(argument: str) -> tuple[str, str]:
     check_backend_name(argument, "backend")
     if argument != "auto":
         return argument, "chosen by argument"
-    if _context_choices:
-        return _context_choices[-1], "chosen by use_backend"
+    chosen = _choice.get()
+    if chosen is not None:
+        return chosen, "chosen by use_backend"
     from_environment = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
     check_backend_name(from_environment, ENVIRONMENT_VARIABLE)
     return from_environment, f"chosen by {ENVIRONMENT_VARIABLE}"

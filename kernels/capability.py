@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
+from hmc_fast.kernels.problem import AttentionProblem, ProjectionProblem
+
 MIN_HEAD_DIM = 16
 MAX_QK_HEAD_DIM = 256
 MAX_V_HEAD_DIM = 2048
@@ -36,26 +38,7 @@ NUMPY_RELEASE = _release("numpy")
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The properties of one call that decide which backend can run it.
-
-    ``qk_head_dim`` is None and ``v_head_dims`` are empty for the gated projection, which has none.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    sources: int
-    qk_head_dim: int | None = None
-    v_head_dims: tuple[int, ...] = ()
-
-    @classmethod
-    def of_attention(cls, q: Tensor, vs: Sequence[Tensor]) -> "Problem":
-        return cls(q.device, q.dtype, len(vs), q.shape[-1], tuple(v.shape[-1] for v in vs))
-
-    @classmethod
-    def of_projection(cls, attended: Sequence[Tensor]) -> "Problem":
-        return cls(attended[0].device, attended[0].dtype, len(attended))
+Problem = AttentionProblem | ProjectionProblem
 
 
 @dataclass(frozen=True)
@@ -130,15 +113,15 @@ CAPABILITIES: tuple[Limit, ...] = (
         "triton",
         "head dim of q and k",
         f"{MIN_HEAD_DIM} to {MAX_QK_HEAD_DIM}",
-        lambda p: p.qk_head_dim is None or MIN_HEAD_DIM <= p.qk_head_dim <= MAX_QK_HEAD_DIM,
-        lambda p: p.qk_head_dim,
+        lambda p: all(MIN_HEAD_DIM <= d <= MAX_QK_HEAD_DIM for d in _head_dims(p)[0]),
+        lambda p: ", ".join(map(str, _head_dims(p)[0])),
     ),
     Limit(
         "triton",
         "head dim of v",
         f"{MIN_HEAD_DIM} to {MAX_V_HEAD_DIM}",
-        lambda p: all(MIN_HEAD_DIM <= d <= MAX_V_HEAD_DIM for d in p.v_head_dims),
-        lambda p: ", ".join(map(str, p.v_head_dims)),
+        lambda p: all(MIN_HEAD_DIM <= d <= MAX_V_HEAD_DIM for d in _head_dims(p)[1]),
+        lambda p: ", ".join(map(str, _head_dims(p)[1])),
     ),
 )
 
@@ -154,9 +137,8 @@ def why_not(
     ``k`` and ``v`` are tensors, or lists of them for several sources. Shapes as in
     :func:`hmc_fast.kernels.attention`.
     """
-    del k
-    vs = [v] if isinstance(v, Tensor) else list(v)
-    return reasons_against(Problem.of_attention(q, vs), backend)
+    ks, vs = ([x] if isinstance(x, Tensor) else list(x) for x in (k, v))
+    return reasons_against(AttentionProblem.of(q, ks, vs), backend)
 
 
 def reasons_against(problem: Problem, backend: str) -> list[str]:
@@ -168,6 +150,13 @@ def reasons_against(problem: Problem, backend: str) -> list[str]:
 def interpreting() -> bool:
     """Whether Triton runs its kernels in its interpreter (``TRITON_INTERPRET``)."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def _head_dims(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of q and k, and of the values; a projection has none."""
+    if isinstance(problem, ProjectionProblem):
+        return (), ()
+    return (problem.qk_head_dim,), problem.v_head_dims
 
 
 def _breaks_interpreter(triton: tuple[int, int] | None, numpy: tuple[int, int] | None) -> bool:

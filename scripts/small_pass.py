@@ -7,8 +7,8 @@ import sys
 
 import torch
 
-from hmc_fast.kernels.fused.engine_kernels import plan_engine_attention
-from hmc_fast.kernels.fused.planning import Target
+from hmc_fast.kernels.building.engine_kernels import plan_engine_attention
+from hmc_fast.kernels.fused.launch import Target
 from hmc_fast.kernels.fused.tiles import architecture_of, load_tiles
 from hmc_fast.kernels.testing import assert_parity, assert_projection_parity
 

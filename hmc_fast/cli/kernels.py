@@ -32,7 +32,7 @@ def resources(
 
     Example: [bold]hmc-fast kernels resources --architecture sm_90[/bold]
     """
-    from hmc_fast.kernels import gate
+    from hmc_fast.kernels.building import gate
 
     chosen = architecture or list(gate.ARCHITECTURES)
     for name in chosen:
@@ -72,7 +72,7 @@ def tune(
         raise UserError("kernels tune: needs an NVIDIA GPU; torch sees none here")
     from triton.testing import do_bench
 
-    from hmc_fast.kernels.tuning import propose_tiles
+    from hmc_fast.kernels.building.tuning import propose_tiles
 
     with progress_bar("kernels") as progress:
         document = propose_tiles(
@@ -81,4 +81,4 @@ def tune(
             progress=progress,
         )
     write_json(out, document)
-    console.print(f"Proposed tiles: {out}. Review it, then put it into kernels/tuned/.")
+    console.print(f"Proposed tiles: {out}. Review it, then put it into kernels/fused/tuned/.")

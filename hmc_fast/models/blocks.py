@@ -11,10 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hmc_fast.kernels import attention, gated_projection, multi_scale_attention
-
-QK_HEAD_DIM = 64
-HSA_VALUE_HEAD_DIM = 256
-MSCA_HEADS = 4
+from hmc_fast.kernels.geometry import MSCA_HEADS, QK_HEAD_DIM, hsa_heads
 
 
 class HierarchicalSelfAttention(nn.Module):
@@ -27,7 +24,7 @@ class HierarchicalSelfAttention(nn.Module):
 
     def __init__(self, channels: int, backend: str = "auto") -> None:
         super().__init__()
-        self.heads = max(1, channels // HSA_VALUE_HEAD_DIM)
+        self.heads = hsa_heads(channels)
         self.value_head_dims = (channels // self.heads,)
         self.backend = backend
         self.qk_proj = nn.Linear(channels, 2 * self.heads * QK_HEAD_DIM)

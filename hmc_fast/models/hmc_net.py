@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from hmc_fast.errors import UserError
+from hmc_fast.kernels.geometry import STRIDES
 from hmc_fast.models.blocks import HierarchicalSelfAttention, MultiScaleCrossAttention
 
 STAGES = ("C2", "C3", "C4", "C5")
@@ -14,7 +15,7 @@ TRUNKS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
 }
-STRIDE = 32
+STRIDE = STRIDES["c5"]
 """The trunk's total stride: heights and widths must be multiples of it."""
 
 

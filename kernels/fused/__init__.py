@@ -1,5 +1,6 @@
 """Fused Triton kernels. Imported only when they are used: the reference needs no Triton.
 
-``primitives`` and ``forward``, ``backward``, ``projection`` hold the kernels, ``planning`` their
-launches, ``tiles`` the reviewed block sizes, ``operators`` the operators.
+``forward``, ``backward`` and ``projection`` hold the kernels, each with the plan of its launches
+below it, ``architectures`` which plan an architecture takes, ``tiles`` the reviewed block sizes and
+``operators`` the operators.
 """

@@ -6,9 +6,23 @@ every score receives ``dS_s = P_s · (dP_s + dw_s - δ)``. Queries and keys are 
 atomics, and two runs give the same bits (Dao 2023, FlashAttention-2, deterministic backward).
 """
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from hmc_fast.kernels.fused.launch import (
+    Launch,
+    Target,
+    bits,
+    ceil_div,
+    log2_scale,
+    padded,
+    row_strides,
+    value_block,
+)
 from hmc_fast.kernels.fused.primitives import (
     batch_head_offset,
     load_rows,
@@ -424,3 +438,109 @@ def _attention_backward_kv_kernel(
                 BLOCK_N,
             )
         block -= source_blocks
+
+
+def plan_attention_backward(
+    target: Target,
+    d_outs: Sequence[Tensor],
+    d_lse: Tensor,
+    d_weights: Tensor,
+    q: Tensor,
+    ks: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    lse: Tensor,
+    weights: Tensor,
+    scale: float,
+    dq: Tensor,
+    dks: Sequence[Tensor],
+    dvs: Sequence[Tensor],
+) -> list[Launch]:
+    """Launches that fill ``dq``, ``dks`` and ``dvs`` (all contiguous)."""
+    batch, queries, heads, d_qk = q.shape
+    d_vs = tuple(v.shape[3] for v in vs)
+    blocks = tuple(value_block(d, target.tiles.value_columns[bits(q)].chunk) for d in d_vs)
+    lengths = tuple(k.shape[1] for k in ks)
+    delta = torch.empty_like(lse)
+    problem = (bits(q), d_qk, max(blocks), queries)
+    delta_tile = target.tiles.choose("delta", *problem)
+    q_tile = target.tiles.choose("attention_backward_q", *problem)
+    kv_tile = target.tiles.choose("attention_backward_kv", *problem)
+    value_blocks = {"D_VS": d_vs, "BLOCK_DVS": blocks}
+    shared_arguments = {
+        "q_ptr": q,
+        "k_ptrs": tuple(ks),
+        "v_ptrs": tuple(vs),
+        "d_out_ptrs": tuple(d_outs),
+        "lse_ptr": lse,
+        "delta_ptr": delta,
+        "d_weights_ptr": d_weights,
+    }
+    shapes = {
+        "q_strides": row_strides(q),
+        "k_strides": tuple(row_strides(k) for k in ks),
+        "v_strides": tuple(row_strides(v) for v in vs),
+        "d_out_strides": tuple(row_strides(d_out) for d_out in d_outs),
+        "lengths": lengths,
+        "queries": queries,
+        "heads": heads,
+        "log2_scale": log2_scale(scale),
+        "scale": float(scale),
+    }
+    shared_constants = {
+        "D_QK": d_qk,
+        **value_blocks,
+        "BLOCK_QK": padded(d_qk),
+        "NEGATE_Q": scale < 0,
+        "PRECISION": target.precision,
+    }
+    delta_launch = Launch.of(
+        _delta_kernel,
+        (ceil_div(queries, delta_tile.blocks["BLOCK_M"]) * batch * heads,),
+        delta_tile,
+        {
+            "out_ptrs": tuple(outs),
+            "d_out_ptrs": tuple(d_outs),
+            "weights_ptr": weights,
+            "d_weights_ptr": d_weights,
+            "d_lse_ptr": d_lse,
+            "delta_ptr": delta,
+            "d_out_strides": shapes["d_out_strides"],
+            "queries": queries,
+            "heads": heads,
+        },
+        value_blocks,
+    )
+    q_launch = Launch.of(
+        _attention_backward_q_kernel,
+        (ceil_div(queries, q_tile.blocks["BLOCK_M"]) * batch * heads,),
+        q_tile,
+        {**shared_arguments, "dq_ptr": dq, **shapes},
+        {
+            **shared_constants,
+            "WHOLE_BLOCKS": tuple(n % q_tile.blocks["BLOCK_N"] == 0 for n in lengths),
+        },
+    )
+    chunks = max(ceil_div(d, block) for d, block in zip(d_vs, blocks, strict=True))
+    if chunks == 1:
+        outputs = [(kv_tile, 1, True, True)]
+    else:
+        # dk needs whole value rows, which take a loop and a tile of its own; dv a chunk of them.
+        k_tile = target.tiles.choose("attention_backward_k", *problem)
+        outputs = [(k_tile, 1, True, False), (kv_tile, chunks, False, True)]
+    kv_launches = [
+        Launch.of(
+            _attention_backward_kv_kernel,
+            (sum(ceil_div(n, tile.blocks["BLOCK_N"]) for n in lengths) * batch * heads, columns),
+            tile,
+            {**shared_arguments, "dk_ptrs": tuple(dks), "dv_ptrs": tuple(dvs), **shapes},
+            {
+                **shared_constants,
+                "WHOLE_QUERIES": queries % tile.blocks["BLOCK_M"] == 0,
+                "WRITE_DK": write_dk,
+                "WRITE_DV": write_dv,
+            },
+        )
+        for tile, columns, write_dk, write_dv in outputs
+    ]
+    return [delta_launch, q_launch, *kv_launches]

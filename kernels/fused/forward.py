@@ -9,9 +9,23 @@ Outputs are contiguous: ``out_s [splits, B, M, H, Dv_s]``, ``lse [splits, B, H, 
 ``weights [splits, B, H, M, S]``.
 """
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from hmc_fast.kernels.fused.launch import (
+    Launch,
+    Target,
+    bits,
+    ceil_div,
+    log2_scale,
+    padded,
+    row_strides,
+    value_block,
+)
 from hmc_fast.kernels.fused.primitives import (
     batch_head_offset,
     load_rows,
@@ -288,3 +302,105 @@ def _combine_splits_kernel(
         if SOURCES > 1:
             weight_ptrs = weights_ptr + (batch_head * queries + row) * SOURCES + s
             tl.store(weight_ptrs, weight, mask=write_statistics)
+
+
+def plan_attention_forward(
+    target: Target,
+    q: Tensor,
+    ks: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    scale: float,
+    outs: Sequence[Tensor],
+    lse: Tensor,
+    weights: Tensor,
+) -> list[Launch]:
+    """Launches that fill ``outs``, ``lse`` and (for several sources) ``weights``."""
+    batch, queries, heads, d_qk = q.shape
+    d_vs = tuple(v.shape[3] for v in vs)
+    columns = target.tiles.value_columns[bits(q)]
+    chunk_limit = columns.chunk
+    while sum(value_block(d, chunk_limit) for d in d_vs) > columns.accumulated:
+        chunk_limit //= 2
+    blocks = tuple(value_block(d, chunk_limit) for d in d_vs)
+    tile = target.tiles.choose("attention_forward", bits(q), d_qk, sum(blocks), queries)
+    chunks = max(ceil_div(d, block) for d, block in zip(d_vs, blocks, strict=True))
+    programs = ceil_div(queries, tile.blocks["BLOCK_M"]) * batch * heads
+    lengths = tuple(k.shape[1] for k in ks)
+    splits, spans = split_keys(
+        lengths, tile.blocks["BLOCK_N"], programs * chunks, target.multiprocessors
+    )
+    if splits == 1:
+        part_outs, part_lse, part_weights = list(outs), lse, weights
+    else:
+        part_outs = [q.new_empty(splits, *out.shape, dtype=torch.float32) for out in outs]
+        part_lse = lse.new_empty(splits, *lse.shape)
+        part_weights = weights.new_empty(splits, *weights.shape)
+    forward = Launch.of(
+        _attention_forward_kernel,
+        (programs, chunks, splits),
+        tile,
+        {
+            "q_ptr": q,
+            "k_ptrs": tuple(ks),
+            "v_ptrs": tuple(vs),
+            "out_ptrs": tuple(part_outs),
+            "lse_ptr": part_lse,
+            "weights_ptr": part_weights,
+            "q_strides": row_strides(q),
+            "k_strides": tuple(row_strides(k) for k in ks),
+            "v_strides": tuple(row_strides(v) for v in vs),
+            "lengths": lengths,
+            "spans": spans,
+            "queries": queries,
+            "heads": heads,
+            "batch_heads": batch * heads,
+            "log2_scale": log2_scale(scale),
+        },
+        {
+            "D_QK": d_qk,
+            "D_VS": d_vs,
+            "BLOCK_QK": padded(d_qk),
+            "BLOCK_DVS": blocks,
+            "WHOLE_BLOCKS": tuple(n % tile.blocks["BLOCK_N"] == 0 for n in lengths),
+            "NEGATE_Q": scale < 0,
+            "PRECISION": target.precision,
+            "WRITE_STATISTICS": True,
+        },
+    )
+    if splits == 1:
+        return [forward]
+    combine_tile = target.tiles.choose("combine_splits", bits(q), d_qk, max(blocks), queries)
+    combine = Launch.of(
+        _combine_splits_kernel,
+        (ceil_div(queries, combine_tile.blocks["BLOCK_M"]) * batch * heads, chunks),
+        combine_tile,
+        {
+            "partial_out_ptrs": tuple(part_outs),
+            "partial_lse_ptr": part_lse,
+            "partial_weights_ptr": part_weights,
+            "out_ptrs": tuple(outs),
+            "lse_ptr": lse,
+            "weights_ptr": weights,
+            "splits": splits,
+            "queries": queries,
+            "heads": heads,
+            "batch_heads": batch * heads,
+        },
+        {"D_VS": d_vs, "BLOCK_DVS": blocks},
+    )
+    return [forward, combine]
+
+
+def split_keys(
+    lengths: Sequence[int], block_n: int, programs: int, multiprocessors: int
+) -> tuple[int, tuple[int, ...]]:
+    """How many splits of the keys fill the GPU, and each source's span of keys per split.
+
+    A span is a whole number of blocks; no split is empty in the longest source. A grid that fills
+    the multiprocessors on its own is not split.
+    """
+    block_counts = [ceil_div(n, block_n) for n in lengths]
+    wanted = max(1, min(multiprocessors // programs, max(block_counts)))
+    longest_span = ceil_div(max(block_counts), wanted)
+    splits = ceil_div(max(block_counts), longest_span)
+    return splits, tuple(ceil_div(count, splits) * block_n for count in block_counts)

@@ -1,7 +1,19 @@
-"""One kernel launch as data: it can be run, or compiled ahead of time without a GPU."""
+"""One kernel launch as data: it can be run, or compiled ahead of time without a GPU.
+
+Beside it what every plan needs: what a launch is planned for, and small arithmetic.
+"""
 
 from dataclasses import dataclass
+from math import log2
 from typing import Any
+
+from torch import Tensor
+
+from hmc_fast.kernels.fused.tiles import Tile, TileTable
+
+LOG2_E = log2(2.718281828459045)
+SMALLEST_SCALE = 1e-30
+"""Stands for a scale of zero, which would turn the masked scores' −∞ into NaN."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,26 @@ class Launch:
     num_warps: int
     num_stages: int
     max_registers: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        kernel: Any,
+        grid: tuple[int, ...],
+        tile: Tile,
+        arguments: dict[str, Any],
+        constants: dict[str, Any],
+    ) -> "Launch":
+        """A launch with the block sizes, warps, stages and registers of ``tile``."""
+        constants = {**constants, **tile.blocks}
+        options = (tile.num_warps, tile.num_stages, tile.max_registers)
+        return cls(kernel, grid, arguments, constants, *options)
+
+    @property
+    def name(self) -> str:
+        """The kernel's name without its affixes, such as ``attention_forward``."""
+        name: str = self.kernel.fn.__name__
+        return name.strip("_").removesuffix("_kernel")
 
     @property
     def tile(self) -> str:
@@ -38,3 +70,46 @@ class Launch:
             maxnreg=self.max_registers,
             enable_fp_fusion=True,
         )
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the launches are planned for."""
+
+    tiles: TileTable
+    multiprocessors: int
+    precision: str
+    """``input_precision`` of fp32 products: ``"ieee"`` or ``"tf32"``."""
+
+    @property
+    def architecture(self) -> str:
+        """``"sm_90"`` and the like, or ``"interpreter"``."""
+        return self.tiles.architecture
+
+
+def value_block(d_v: int, limit: int) -> int:
+    """Columns of one value chunk: a power of two, at most ``limit``."""
+    return min(padded(d_v), limit)
+
+
+def padded(width: int) -> int:
+    """The next power of two, at least 16, which ``tl.dot`` needs."""
+    return int(max(16, 1 << (width - 1).bit_length()))
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def bits(x: Tensor) -> int:
+    return x.dtype.itemsize * 8
+
+
+def row_strides(x: Tensor) -> tuple[int, int, int]:
+    """Strides of batch, token and head of ``[B, N, H, D]``."""
+    return x.stride(0), x.stride(1), x.stride(2)
+
+
+def log2_scale(scale: float) -> float:
+    """``|scale| · log2 e``; a negative scale negates one factor instead (``NEGATE_Q``)."""
+    return max(abs(float(scale)), SMALLEST_SCALE) * LOG2_E

@@ -7,13 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels.fused.launch import Launch
-from hmc_fast.kernels.fused.planning import (
-    Target,
-    plan_backward,
-    plan_forward,
-    plan_gated_projection,
-)
+from hmc_fast.kernels.fused.architectures import plan_for
+from hmc_fast.kernels.fused.launch import Launch, Target
 from hmc_fast.kernels.fused.tiles import tiles_for
 
 INTERPRETER_MULTIPROCESSORS = 8
@@ -40,7 +35,9 @@ def multi_scale_attention(
         weights = lse.new_ones(batch, heads, queries, 1)
     else:
         weights = lse.new_empty(batch, heads, queries, len(vs))
-    run(q, plan_forward(target_of(q), q, ks, vs, scale, outs, lse, weights))
+    target = target_of(q)
+    plan = plan_for("attention_forward", target.architecture)
+    run(q, plan(target, q, ks, vs, scale, outs, lse, weights))
     return outs, lse, weights
 
 
@@ -81,23 +78,12 @@ def multi_scale_attention_backward(
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dks = [torch.empty_like(k, memory_format=torch.contiguous_format) for k in ks]
     dvs = [torch.empty_like(v, memory_format=torch.contiguous_format) for v in vs]
-    launches = plan_backward(
-        target_of(q),
-        [_addressable(d_out) for d_out in d_outs],
-        d_lse.contiguous(),
-        d_weights.contiguous(),
-        q,
-        ks,
-        vs,
-        outs,
-        lse,
-        weights,
-        scale,
-        dq,
-        dks,
-        dvs,
-    )
-    run(q, launches)
+    d_outs = [_addressable(d_out) for d_out in d_outs]
+    d_lse, d_weights = d_lse.contiguous(), d_weights.contiguous()
+    target = target_of(q)
+    plan = plan_for("attention_backward", target.architecture)
+    cotangents, results = (d_outs, d_lse, d_weights), (outs, lse, weights)
+    run(q, plan(target, *cotangents, q, ks, vs, *results, scale, dq, dks, dvs))
     return dq, dks, dvs
 
 
@@ -107,19 +93,24 @@ def gated_projection(
     """As :func:`hmc_fast.kernels.reference.gated_projection`."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     contiguous = [a.contiguous() for a in attended]
-    launch = plan_gated_projection(
-        target_of(x), x.contiguous(), contiguous, weight.contiguous(), bias, gamma, y
-    )
-    run(x, [launch])
+    target = target_of(weight)
+    plan = plan_for("gated_projection", target.architecture)
+    run(x, plan(target, x.contiguous(), contiguous, weight.contiguous(), bias, gamma, y))
     return y
 
 
 def target_of(x: Tensor) -> Target:
-    """The device, its tiles, and the fp32 precision that PyTorch allows on it."""
+    """The device, its tiles, and the precision of products of the dtype of ``x``."""
     if x.device.type != "cuda":
         return Target(tiles_for(x.device), INTERPRETER_MULTIPROCESSORS, "ieee")
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
-    return Target(tiles_for(x.device), _multiprocessors(x.device), precision)
+    return Target(tiles_for(x.device), _multiprocessors(x.device), input_precision(x.dtype))
+
+
+def input_precision(dtype: torch.dtype) -> str:
+    """``"tf32"`` for fp32 products where PyTorch allows it on GPUs, by any of its switches."""
+    # allow_tf32 cannot be read once the newer fp32_precision has been set; this sees both.
+    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed else "ieee"
 
 
 @cache

@@ -6,9 +6,14 @@ several sources are segments of one inner dimension, so they are never concatena
 to queries and keys has no such epilogue: it stays a library GEMM with a bias.
 """
 
+from collections.abc import Sequence
+from math import prod
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from hmc_fast.kernels.fused.launch import Launch, Target, bits, ceil_div
 from hmc_fast.kernels.fused.primitives import load_rows, store_rows
 
 ROW_BLOCKS_PER_GROUP = 8
@@ -81,3 +86,43 @@ def _gated_projection_kernel(
     )
     y = x.to(tl.float32) + gamma[None, :] * (acc + bias[None, :])
     store_rows(y_ptr, y, first_row, rows, CHANNELS, first_channel, BLOCK_M, CHANNELS, BLOCK_N)
+
+
+def plan_gated_projection(
+    target: Target,
+    x: Tensor,
+    attended: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    gamma: Tensor,
+    y: Tensor,
+) -> list[Launch]:
+    """The launch that fills ``y``; ``x``, ``attended`` and ``weight`` are contiguous."""
+    channels = x.shape[-1]
+    rows = prod(x.shape[:-1])
+    widths = tuple(a.shape[-1] for a in attended)
+    tile = target.tiles.choose("gated_projection", bits(weight), 0, 0, rows)
+    row_blocks = ceil_div(rows, tile.blocks["BLOCK_M"])
+    launch = Launch.of(
+        _gated_projection_kernel,
+        (row_blocks * ceil_div(channels, tile.blocks["BLOCK_N"]),),
+        tile,
+        {
+            "x_ptr": x,
+            "attended_ptrs": tuple(attended),
+            "weight_ptr": weight,
+            "bias_ptr": bias,
+            "gamma_ptr": gamma,
+            "y_ptr": y,
+            "rows": rows,
+        },
+        {
+            "CHANNELS": channels,
+            "WIDTHS": widths,
+            "INNER": sum(widths),
+            "WHOLE_ROWS": rows % tile.blocks["BLOCK_M"] == 0,
+            "PRECISION": target.precision,
+            "GROUP": ROW_BLOCKS_PER_GROUP,
+        },
+    )
+    return [launch]

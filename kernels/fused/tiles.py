@@ -123,7 +123,7 @@ def tiles_for(device: torch.device) -> TileTable:
 def load_tiles(architecture: str) -> TileTable:
     """The reviewed table of an architecture, such as ``"sm_90"`` or ``"interpreter"``."""
     name = TILE_FILE.get(architecture, architecture)
-    text = files("hmc_fast.kernels").joinpath("tuned", f"{name}.json").read_text("utf-8")
+    text = files("hmc_fast.kernels.fused").joinpath("tuned", f"{name}.json").read_text("utf-8")
     return parse_tiles(architecture, json.loads(text))
 
 

@@ -15,7 +15,7 @@ takes from the capability table::
 
     @pytest.mark.parametrize("problem", draw_problems(seed=0, count=20), ids=str)
     def test_parity(problem):
-        assert_parity(*problem.tensors(torch.float16, "cuda"), scale=problem.scale)
+        assert_parity(*problem.tensors(torch.float16, "cuda"), scale=problem.shape.scale)
 """
 
 from hmc_fast.kernels.testing.budget import (

@@ -8,8 +8,8 @@ from hmc_fast import UserError
 from hmc_fast.bench.cases import CASE_PRESETS, parse_case
 from hmc_fast.bench.model_cases import MODEL_PRESETS, parse_model_case
 from hmc_fast.bench.work import Work, work_of
+from hmc_fast.kernels.geometry import MSCA_HEADS
 from hmc_fast.models import HierarchicalSelfAttention
-from hmc_fast.models.blocks import MSCA_HEADS
 
 
 def test_shapes_of_the_stages() -> None:

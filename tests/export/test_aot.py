@@ -18,9 +18,9 @@ from hmc_fast.export.aot import (
 )
 from hmc_fast.export.driver import check_kernels
 from hmc_fast.export.onnx_export import trace_checkpoint
-from hmc_fast.kernels.fused.aot import parameter_bytes
+from hmc_fast.kernels.building.aot import parameter_bytes
 from hmc_fast.kernels.fused.tiles import SHARED_MEMORY_KIB
-from hmc_fast.kernels.model_problems import AttentionProblem
+from hmc_fast.kernels.problem import AttentionProblem
 
 CALLS = ["hsa.C3", "hsa.C4", "hsa.C5", "msca"]
 
@@ -149,8 +149,8 @@ def test_an_earlier_export_survives_a_failing_one(
 
 
 def test_a_call_without_a_kernel_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
-    wide = AttentionProblem("wide", 1, 49, 1, ((49, 256),), 512, torch.float16)
-    many = AttentionProblem("many", 1, 49, 1, ((49, 64),) * 3, 64, torch.float16)
+    wide = AttentionProblem(1, 49, 1, (49,), (256,), 512, torch.float16, name="wide")
+    many = AttentionProblem(1, 49, 1, (49,) * 3, (64,) * 3, 64, torch.float16, name="many")
     for problem, message in ((wide, "wide for sm_90: has no kernel"), (many, "3 sources")):
         calls = [AttentionCall(problem.name, problem, 0.125)]
         with pytest.raises(UserError, match=message):

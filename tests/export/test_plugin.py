@@ -23,7 +23,7 @@ import tensorrt_rtx
 
 from hmc_fast import UserError, create_model
 from hmc_fast.export import make_onnx, plugin
-from hmc_fast.kernels.fused import aot
+from hmc_fast.kernels.building import aot
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning")
 

@@ -1,6 +1,7 @@
 """The fused kernels on a GPU: parity at every precision, long sequences, determinism, graphs."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from hmc_fast import create_model
 from hmc_fast.kernels import attention, multi_scale_attention
-from hmc_fast.kernels.model_problems import AttentionProblem, model_problems
+from hmc_fast.kernels.geometry import model_problems
+from hmc_fast.kernels.problem import AttentionProblem
 from hmc_fast.kernels.testing import (
     DrawnProblem,
     assert_parity,
@@ -41,7 +43,7 @@ def _poison_uninitialised_memory() -> Iterator[None]:
 @pytest.mark.parametrize("problem", draw_problems(seed=7, count=36), ids=str)
 def test_drawn_problems(problem: DrawnProblem, dtype: torch.dtype) -> None:
     q, ks, vs = problem.tensors(dtype, "cuda")
-    assert_parity(q, ks, vs, scale=problem.scale, backend="triton")
+    assert_parity(q, ks, vs, scale=problem.shape.scale, backend="triton")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -52,10 +54,8 @@ def test_drawn_problems(problem: DrawnProblem, dtype: torch.dtype) -> None:
 )
 def test_the_models_own_problems(problem: AttentionProblem, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    problem = AttentionProblem(
-        problem.name, 2, problem.queries, problem.heads, problem.sources, 64, dtype
-    )
-    assert_parity(*problem.tensors(torch.device("cuda")), backend="triton")
+    problem = replace(problem, dtype=dtype, device=torch.device("cuda"))
+    assert_parity(*problem.tensors(), backend="triton")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -99,7 +99,8 @@ def test_long_sequences(tokens: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_repeats_give_identical_bits(dtype: torch.dtype) -> None:
-    problem = DrawnProblem(3, "normal", 2, 331, 4, 64, ((1031, 128), (257, 256)))
+    shape = AttentionProblem(2, 331, 4, (1031, 257), (128, 256), 64, torch.float32)
+    problem = DrawnProblem(3, "normal", shape)
     q, ks, vs = problem.tensors(dtype, "cuda")
 
     def run() -> list[Tensor]:

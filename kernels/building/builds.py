@@ -8,28 +8,17 @@ with the tile that its planner takes.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels.fused import aot
-from hmc_fast.kernels.fused.backward import (
-    _attention_backward_kv_kernel,
-    _attention_backward_q_kernel,
-    _delta_kernel,
-)
-from hmc_fast.kernels.fused.forward import _attention_forward_kernel, _combine_splits_kernel
-from hmc_fast.kernels.fused.launch import Launch
-from hmc_fast.kernels.fused.planning import (
-    Target,
-    plan_backward,
-    plan_forward,
-    plan_gated_projection,
-)
-from hmc_fast.kernels.fused.projection import _gated_projection_kernel
+from hmc_fast.kernels.building import aot
+from hmc_fast.kernels.fused.architectures import plan_for
+from hmc_fast.kernels.fused.launch import Launch, Target
 from hmc_fast.kernels.fused.tiles import Tile, TileEntry, load_tiles
-from hmc_fast.kernels.model_problems import AttentionProblem, model_problems
+from hmc_fast.kernels.geometry import model_problems
+from hmc_fast.kernels.problem import AttentionProblem
 
 MATRIX_KERNELS = (
     "attention_forward",
@@ -85,11 +74,11 @@ class TileBuild:
         target = Target(tiles, multiprocessors, self.precision)
         if self.kernel == "gated_projection":
             return _plan_projection(target, self.tokens, self.d_vs[0], self.dtype)
-        sources = tuple((self.tokens, d_v) for d_v in self.d_vs)
+        tokens = (self.tokens,) * len(self.d_vs)
         shape = AttentionProblem(
-            "", 1, self.tokens, _HEADS, sources, self.entry.max_d_qk, self.dtype
+            1, self.tokens, _HEADS, tokens, self.d_vs, self.entry.max_d_qk, self.dtype
         )
-        return _find(target, shape, self.kernel)
+        return find_launch(target, shape, self.kernel)
 
     @property
     def problem(self) -> str:
@@ -118,7 +107,9 @@ class ModelBuild:
         return f"{_dtype_name(self.dtype, self.precision)}, {self.shape.name}"
 
     def launch(self) -> Launch:
-        return _find(_model_target(self.architecture, self.precision), self.shape, self.kernel)
+        return find_launch(
+            _model_target(self.architecture, self.precision), self.shape, self.kernel
+        )
 
 
 def builds_for(architecture: str) -> Iterator[Build]:
@@ -132,19 +123,9 @@ def builds_for(architecture: str) -> Iterator[Build]:
 
 def kernel_of(launch: Launch) -> str:
     """The name under which a tile file lists the kernel of ``launch``."""
-    if launch.kernel is _attention_backward_kv_kernel and not launch.constants["WRITE_DV"]:
+    if launch.name == "attention_backward_kv" and not launch.constants["WRITE_DV"]:
         return "attention_backward_k"
-    return _NAMES[launch.kernel]
-
-
-_NAMES: dict[Any, str] = {
-    _attention_forward_kernel: "attention_forward",
-    _combine_splits_kernel: "combine_splits",
-    _delta_kernel: "delta",
-    _attention_backward_q_kernel: "attention_backward_q",
-    _attention_backward_kv_kernel: "attention_backward_kv",
-    _gated_projection_kernel: "gated_projection",
-}
+    return launch.name
 
 
 def _tile_builds(
@@ -193,20 +174,22 @@ def _value_head_dims(architecture: str, kernel: str, entry: TileEntry) -> list[t
 
 def plan_passes(target: Target, shape: AttentionProblem) -> tuple[list[Launch], list[Launch]]:
     """The launches of a forward and of a backward pass, on tensors without memory."""
-    q, ks, vs = shape.tensors(torch.device("meta"))
+    q, ks, vs = replace(shape, device=torch.device("meta")).tensors()
     batch, queries, heads, _ = q.shape
     outs = [q.new_empty(batch, queries, heads, v.shape[3]) for v in vs]
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     weights = q.new_empty(batch, heads, queries, len(vs), dtype=torch.float32)
-    scale = float(shape.qk_head_dim**-0.5)
-    forward = plan_forward(target, q, ks, vs, scale, outs, lse, weights)
-    backward = plan_backward(
-        target, outs, lse, weights, q, ks, vs, outs, lse, weights, scale, q, ks, vs
+    results, inputs = (outs, lse, weights), (q, ks, vs)
+    forward = plan_for("attention_forward", target.architecture)
+    backward = plan_for("attention_backward", target.architecture)
+    return (
+        forward(target, *inputs, shape.scale, *results),
+        backward(target, *results, *inputs, *results, shape.scale, *inputs),
     )
-    return forward, backward
 
 
-def _find(target: Target, shape: AttentionProblem, kernel: str) -> Launch:
+def find_launch(target: Target, shape: AttentionProblem, kernel: str) -> Launch:
+    """The first launch of a forward and backward pass whose kernel has this name."""
     planned = chain(*plan_passes(target, shape))
     return next(launch for launch in planned if kernel_of(launch) == kernel)
 
@@ -220,7 +203,9 @@ def _plan_projection(target: Target, rows: int, channels: int, dtype: torch.dtyp
         return torch.empty(shape, dtype=of, device="meta")
 
     x, gate = meta(rows, channels), meta(channels, of=torch.float32)
-    return plan_gated_projection(target, x, [x], meta(channels, channels), gate, gate, x)
+    plan = plan_for("gated_projection", target.architecture)
+    (launch,) = plan(target, x, [x], meta(channels, channels), gate, gate, x)
+    return launch
 
 
 def _dtype_name(dtype: torch.dtype, precision: str) -> str:

@@ -178,10 +178,7 @@ def _assemble(ptx: str, launch: Launch, architecture: str) -> bytes:
 
 def parameter_bytes(cubin: bytes) -> list[int]:
     """Sizes of a cubin's kernel parameters in order, as its own metadata has them."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        listing = _cuobjdump("--dump-elf", path)
+    listing = cuobjdump("--dump-elf", cubin)
     found = re.findall(
         r"EIATTR_KPARAM_INFO.*?Ordinal\s*:\s*0x([0-9a-f]+).*?Size\s*:\s*0x([0-9a-f]+)",
         listing,
@@ -195,10 +192,7 @@ def resources(compiled: Any) -> Resources:
 
     Raises ``RuntimeError`` where Triton's copy of ``cuobjdump`` is missing or fails.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = _cuobjdump("--dump-resource-usage", cubin)
+    usage = cuobjdump("--dump-resource-usage", compiled.asm["cubin"])
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump printed no resource usage: {usage.strip()[:200]}")
@@ -217,12 +211,19 @@ def _mma_kind(ptx: str) -> str:
     return " and ".join(found) or ("fma" if "fma.rn" in ptx else "none")
 
 
-def _cuobjdump(option: str, cubin: Path) -> str:
+def cuobjdump(option: str, cubin: bytes) -> str:
+    """What Triton's copy of ``cuobjdump``, or the one on PATH, prints about a cubin.
+
+    Raises ``RuntimeError`` where it is missing or fails.
+    """
     program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     path = str(program) if program.is_file() else shutil.which("cuobjdump")
     if path is None:
         raise RuntimeError(f"cuobjdump is missing: neither {program} nor on PATH")
-    done = subprocess.run([path, option, str(cubin)], capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        done = subprocess.run([path, option, file], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"cuobjdump {option} failed: {done.stderr.strip()}")
     return done.stdout

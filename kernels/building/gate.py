@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import triton
 
-from hmc_fast.kernels.fused import aot
+from hmc_fast.kernels.building import aot
+from hmc_fast.kernels.building.builds import MATRIX_KERNELS, Build, builds_for
 from hmc_fast.kernels.fused.tiles import SHARED_MEMORY_KIB
-from hmc_fast.kernels.gate_builds import MATRIX_KERNELS, Build, builds_for
 
 ARCHITECTURES = tuple(SHARED_MEMORY_KIB)
 TENSOR_MEMORY_COLUMNS = 512

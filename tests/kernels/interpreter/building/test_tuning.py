@@ -7,17 +7,17 @@ from importlib.resources import files
 import pytest
 import torch
 
+from hmc_fast.kernels.building.tuning import propose_tiles
 from hmc_fast.kernels.fused import operators
 from hmc_fast.kernels.fused.launch import Launch
 from hmc_fast.kernels.fused.tiles import INTERPRETER, Tile, load_tiles, parse_tiles
-from hmc_fast.kernels.model_problems import AttentionProblem
-from hmc_fast.kernels.tuning import propose_tiles
+from hmc_fast.kernels.problem import AttentionProblem
 
-PROBLEM = AttentionProblem("small", 1, 40, 1, ((50, 32),), 16, torch.float16)
+PROBLEM = AttentionProblem(1, 40, 1, (50,), (32,), 16, torch.float16)
 
 
 def digests() -> dict[str, str]:
-    folder = files("hmc_fast.kernels").joinpath("tuned")
+    folder = files("hmc_fast.kernels.fused").joinpath("tuned")
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 

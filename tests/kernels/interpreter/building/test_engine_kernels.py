@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from hmc_fast.kernels.fused.engine_kernels import plan_engine_attention
-from hmc_fast.kernels.fused.planning import Target
+from hmc_fast.kernels.building.engine_kernels import plan_engine_attention
+from hmc_fast.kernels.fused.launch import Target
 from hmc_fast.kernels.fused.tiles import INTERPRETER, load_tiles
-from hmc_fast.kernels.model_problems import AttentionProblem
+from hmc_fast.kernels.problem import AttentionProblem
 from hmc_fast.kernels.testing import budget_use, textbook_attention
 
 
@@ -20,9 +20,10 @@ def test_engine_kernels_are_within_the_budget(
     queries: int, heads: int, d_qk: int, sources: tuple[tuple[int, int], ...], dtype: torch.dtype
 ) -> None:
     torch.manual_seed(queries)
-    problem = AttentionProblem("", 2, queries, heads, sources, d_qk, dtype)
-    q, ks, vs = problem.tensors(torch.device("cpu"))
-    outs = [q.new_empty(2, queries, heads, d_v) for _, d_v in sources]
+    tokens, v_head_dims = zip(*sources, strict=True)
+    problem = AttentionProblem(2, queries, heads, tokens, v_head_dims, d_qk, dtype)
+    q, ks, vs = problem.tensors()
+    outs = [q.new_empty(2, queries, heads, d_v) for d_v in v_head_dims]
     target = Target(load_tiles(INTERPRETER), 8, "ieee")
     plan_engine_attention(target, q, ks, vs, d_qk**-0.5, outs).run()
     eager, _, _ = textbook_attention(q, ks, vs, d_qk**-0.5)

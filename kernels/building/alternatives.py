@@ -1,4 +1,6 @@
-"""What can be told of other tiles without a GPU: tile_alternatives.py OUT.md [ARCHITECTURE].
+"""What can be told of other tiles without a GPU.
+
+Run as ``python -m hmc_fast.kernels.building.alternatives OUT.md [ARCHITECTURE]``.
 
 Compiles the attention launches of HMC-Net's largest cases with every tile of a grid and reads the
 machine code of each kernel's hottest loop: matrix instructions, exponentials, all instructions, for
@@ -7,7 +9,6 @@ one step over a block of keys (or queries) by one warp. Times are not among it.
 
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,17 +16,12 @@ from pathlib import Path
 
 import triton
 
-from hmc_fast.files import write_text
-from hmc_fast.kernels.fused import aot
-from hmc_fast.kernels.fused.launch import Launch
-from hmc_fast.kernels.fused.planning import Target
+from hmc_fast.kernels.building import aot
+from hmc_fast.kernels.building.builds import find_launch, kernel_of
+from hmc_fast.kernels.fused.launch import Launch, Target
 from hmc_fast.kernels.fused.tiles import Tile, TileEntry, load_tiles
-from hmc_fast.kernels.gate_builds import kernel_of, plan_passes
-from hmc_fast.kernels.model_problems import (
-    AttentionProblem,
-    cross_attention_problem,
-    self_attention_problem,
-)
+from hmc_fast.kernels.geometry import cross_attention_problem, self_attention_problem
+from hmc_fast.kernels.problem import AttentionProblem
 
 PROBLEMS = (self_attention_problem("c3", 1024, 8), cross_attention_problem(1024, 8))
 KERNELS = ("attention_forward", "attention_backward_q", "attention_backward_kv")
@@ -74,8 +70,10 @@ def hottest_loop(sass: str) -> Loop:
         if any(start <= s and e <= end and (s, e) != (start, end) for s, e in ranges):
             continue  # not innermost
         body = [text for address, text in code.items() if start <= address <= end]
-        counts = (sum(bool(p.search(text)) for text in body) for p in (MATRIX, EXPONENTIAL))
-        loops.append(Loop(*counts, len(body)))
+        matrix, exponentials = (
+            sum(bool(p.search(text)) for text in body) for p in (MATRIX, EXPONENTIAL)
+        )
+        loops.append(Loop(matrix, exponentials, len(body)))
     return max(loops, key=lambda loop: loop.matrix, default=Loop(0, 0, 0))
 
 
@@ -85,16 +83,11 @@ def launches(
     """The kernel's launch with the shipped tile, then with every tile of the grid."""
     shipped = load_tiles(architecture)
     target = Target(shipped, 132, "ieee")
-    yield "shipped: ", _launch_of(target, problem, kernel)
+    yield "shipped: ", find_launch(target, problem, kernel)
     for m, n, warps, stages in product(*GRID[kernel]):
         only = TileEntry(16, 256, 512, None, (Tile({"BLOCK_M": m, "BLOCK_N": n}, warps, stages),))
         tiles = replace(shipped, entries={**shipped.entries, kernel: [only]})
-        yield "", _launch_of(replace(target, tiles=tiles), problem, kernel)
-
-
-def _launch_of(target: Target, problem: AttentionProblem, kernel: str) -> Launch:
-    forward, backward = plan_passes(target, problem)
-    return next(x for x in (*forward, *backward) if kernel_of(x) == kernel)
+        yield "", find_launch(replace(target, tiles=tiles), problem, kernel)
 
 
 def row(architecture: str, label: str, launch: Launch, problem: AttentionProblem) -> list[str]:
@@ -104,13 +97,10 @@ def row(architecture: str, label: str, launch: Launch, problem: AttentionProblem
         used = aot.resources(compiled)
     except Exception as error:  # Triton raises many kinds of errors for what it cannot build
         return [label + launch.tile, str(error).strip().splitlines()[0][:60], *[""] * 6]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(compiled.asm["cubin"])
-        loop = hottest_loop(aot._cuobjdump("--dump-sass", path))
+    loop = hottest_loop(aot.cuobjdump("--dump-sass", compiled.asm["cubin"]))
     pairs = launch.constants["BLOCK_M"] * launch.constants["BLOCK_N"]
     qk, v = PRODUCTS[kernel_of(launch)]
-    width = qk * problem.qk_head_dim + v * max(d for _, d in problem.sources)
+    width = qk * problem.qk_head_dim + v * max(problem.v_head_dims)
     per_warp = pairs * width / launch.num_warps / 1000
     return [
         label + launch.tile,
@@ -131,7 +121,7 @@ def main() -> None:
         "",
         "Read from machine code, not timed. Fewer instructions per product leave more of the issue "
         "slots to the matrix units; a spill costs local memory traffic. Made by "
-        "`python scripts/tile_alternatives.py OUT.md`.",
+        "`python -m hmc_fast.kernels.building.alternatives OUT.md`.",
     ]
     for problem, kernel in product(PROBLEMS, KERNELS):
         lines += ["", f"## {kernel}, {problem.name}", "", "| " + " | ".join(HEADER) + " |"]
@@ -139,7 +129,7 @@ def main() -> None:
         for label, launch in launches(architecture, problem, kernel):
             lines.append("| " + " | ".join(row(architecture, label, launch, problem)) + " |")
             print(lines[-1], flush=True)
-    write_text(Path(sys.argv[1]), "\n".join(lines) + "\n")
+    Path(sys.argv[1]).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

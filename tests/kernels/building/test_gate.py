@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmc_fast.kernels import gate
+from hmc_fast.kernels.building import gate
+from hmc_fast.kernels.building.builds import MATRIX_KERNELS, TileBuild, builds_for
 from hmc_fast.kernels.capability import MAX_SOURCES
-from hmc_fast.kernels.fused.planning import padded, value_block
+from hmc_fast.kernels.fused.launch import padded, value_block
 from hmc_fast.kernels.fused.tiles import INTERPRETER, Tile, load_tiles
-from hmc_fast.kernels.gate_builds import MATRIX_KERNELS, TileBuild, builds_for
 
 pytestmark = pytest.mark.compile_only
 

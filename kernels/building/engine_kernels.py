@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hmc_fast.kernels.fused.forward import _attention_forward_kernel
-from hmc_fast.kernels.fused.launch import Launch
-from hmc_fast.kernels.fused.planning import Target, plan_forward
+from hmc_fast.kernels.fused.forward import _attention_forward_kernel, plan_attention_forward
+from hmc_fast.kernels.fused.launch import Launch, Target
 
 ENGINE_SOURCES = (1, 2)
 """Numbers of sources that have an engine kernel: self-attention, and C3 with C4."""
@@ -149,7 +148,7 @@ def plan_engine_attention(
     batch, queries, heads, _ = q.shape
     lse = torch.empty(batch, heads, queries, device="meta")
     weights = torch.empty(batch, heads, queries, len(ks), device="meta")
-    (forward,) = plan_forward(
+    (forward,) = plan_attention_forward(
         replace(target, multiprocessors=1), q, ks, vs, scale, outs, lse, weights
     )
     constants = {name: v for name, v in forward.constants.items() if name != "WRITE_STATISTICS"}

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from hmc_fast.kernels import attention, multi_scale_attention
-from hmc_fast.kernels.fused.planning import split_keys
+from hmc_fast.kernels.fused.forward import split_keys
+from hmc_fast.kernels.problem import AttentionProblem
 from hmc_fast.kernels.testing import (
     DrawnProblem,
     assert_parity,
@@ -26,18 +27,19 @@ DTYPES = (torch.float32, torch.float16)
 )
 def test_drawn_problems(problem: DrawnProblem, dtype: torch.dtype) -> None:
     q, ks, vs = problem.tensors(dtype)
-    assert_parity(q, ks, vs, scale=problem.scale, backend="triton")
+    assert_parity(q, ks, vs, scale=problem.shape.scale, backend="triton")
 
 
 def test_the_draw_covers_what_it_promises() -> None:
     assert {p.kind for p in PROBLEMS} >= {"strided", "large logits", "constant keys", "one key"}
-    assert {len(p.sources) for p in PROBLEMS} == {1, 2, 3}
-    assert min(p.queries for p in PROBLEMS) == 1
-    assert max(p.queries for p in PROBLEMS) == 300
-    assert {16, 256} <= {p.qk_head_dim for p in PROBLEMS}
-    assert {16, 1024} <= {d for p in PROBLEMS for _, d in p.sources}
-    assert {1, 8} <= {p.heads for p in PROBLEMS}
-    splitting = [p for p in PROBLEMS if p.kind == "few queries" and p.sources[0][0] > 100]
+    shapes = [p.shape for p in PROBLEMS]
+    assert {p.sources for p in shapes} == {1, 2, 3}
+    assert min(p.queries for p in shapes) == 1
+    assert max(p.queries for p in shapes) == 300
+    assert {16, 256} <= {p.qk_head_dim for p in shapes}
+    assert {16, 1024} <= {d for p in shapes for d in p.v_head_dims}
+    assert {1, 8} <= {p.heads for p in shapes}
+    splitting = [p for p in PROBLEMS if p.kind == "few queries" and p.shape.tokens[0] > 100]
     assert splitting
 
 
@@ -150,7 +152,8 @@ def test_results_do_not_depend_on_the_batch_they_travel_in(plain: tuple[Tensor, 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_two_backward_runs_give_identical_bits(dtype: torch.dtype) -> None:
-    problem = DrawnProblem(3, "normal", 2, 70, 2, 32, ((130, 48), (17, 64)))
+    shape = AttentionProblem(2, 70, 2, (130, 17), (48, 64), 32, torch.float32)
+    problem = DrawnProblem(3, "normal", shape)
     q, ks, vs = problem.tensors(dtype)
 
     def run() -> list[Tensor]:

@@ -21,11 +21,8 @@ from hmc_fast.kernels.fused.tiles import (
     load_tiles,
     use_tiles,
 )
-from hmc_fast.kernels.model_problems import (
-    AttentionProblem,
-    cross_attention_problem,
-    self_attention_problem,
-)
+from hmc_fast.kernels.geometry import cross_attention_problem, self_attention_problem
+from hmc_fast.kernels.problem import AttentionProblem
 from hmc_fast.kernels.testing import parity
 
 TILES_PROPOSED = 3
@@ -80,8 +77,7 @@ def propose_tiles(
 
 
 def _entry_used(entries: Sequence[TileEntry], problem: AttentionProblem, *, forward: bool) -> int:
-    widths = [d for _, d in problem.sources]
-    columns = sum(widths) if forward else max(widths)
+    columns = (sum if forward else max)(problem.v_head_dims)
     bits = problem.dtype.itemsize * 8
     return next(
         i
@@ -109,7 +105,7 @@ def _time_tiles(
     problem: AttentionProblem,
     measure: Measure,
 ) -> dict[Tile, float]:
-    q, ks, vs = problem.tensors(device)
+    q, ks, vs = replace(problem, device=device).tensors()
     outs, lse, weights = operators.multi_scale_attention(q, ks, vs, 0.125)
 
     def forward() -> object:
@@ -137,10 +133,11 @@ def _is_right(device: torch.device, problem: AttentionProblem) -> bool:
         batch=1,
         queries=min(problem.queries, 97),
         heads=1,
-        sources=tuple((min(n, 131), d) for n, d in problem.sources),
+        tokens=tuple(min(n, 131) for n in problem.tokens),
+        device=device,
     )
     try:
-        return all(use.within for use in parity(*small.tensors(device), backend="triton"))
+        return all(use.within for use in parity(*small.tensors(), backend="triton"))
     except Exception:
         # A tile that needs too much shared memory or does not compile is no candidate; Triton
         # raises many kinds of errors for it.

@@ -1,0 +1,1 @@
+"""The kernels without a run: compiled ahead of time, gated, and their tiles tuned."""

@@ -1,0 +1,58 @@
+"""A plan of one architecture is taken there and nowhere else."""
+
+from typing import Any
+
+import pytest
+
+from hmc_fast.kernels.building import gate
+from hmc_fast.kernels.building.builds import plan_passes
+from hmc_fast.kernels.fused import architectures, operators
+from hmc_fast.kernels.fused.architectures import DEFAULT, PLANS, plan_for
+from hmc_fast.kernels.fused.launch import Launch, Target
+from hmc_fast.kernels.fused.tiles import INTERPRETER, load_tiles
+from hmc_fast.kernels.geometry import self_attention_problem
+
+PROBLEM = self_attention_problem("c5", 224, batch=1)
+
+
+def target(architecture: str) -> Target:
+    return Target(load_tiles(architecture), 132, "ieee")
+
+
+@pytest.mark.parametrize("operator", list(PLANS))
+def test_a_registered_plan_is_taken_on_its_architecture_alone(
+    operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = plan_for(operator, "sm_90")
+
+    def special(*arguments: Any) -> list[Launch]:
+        return default(*arguments)
+
+    monkeypatch.setitem(PLANS[operator], "sm_90", special)
+    assert plan_for(operator, "sm_90") is special
+    for other in {*gate.ARCHITECTURES, INTERPRETER} - {"sm_90"}:
+        assert plan_for(operator, other) is default
+    for other in set(PLANS) - {operator}:
+        assert plan_for(other, "sm_90") is PLANS[other][DEFAULT]
+
+
+def test_the_gate_and_the_operators_ask_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def record(operator: str, architecture: str) -> architectures.Plan:
+        asked.append((operator, architecture))
+        return lambda *arguments: []
+
+    monkeypatch.setattr("hmc_fast.kernels.building.builds.plan_for", record)
+    assert plan_passes(target("sm_90"), PROBLEM) == ([], [])
+    assert asked == [("attention_forward", "sm_90"), ("attention_backward", "sm_90")]
+    asked.clear()
+    monkeypatch.setattr(operators, "plan_for", record)
+    q, ks, vs = PROBLEM.tensors()
+    outs, lse, weights = operators.multi_scale_attention(q, ks, vs, 0.125)
+    operators.multi_scale_attention_backward(
+        outs, lse, weights, q, ks, vs, outs, lse, weights, 0.125
+    )
+    x, weight = q.flatten(2), q.new_empty(512, 512)
+    operators.gated_projection(x, [x], weight, weight[0], weight[0])
+    assert asked == [(operator, INTERPRETER) for operator in PLANS]
