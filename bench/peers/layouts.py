@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hmc_fast.bench.cases import Case, Inputs
-from hmc_fast.bench.peers import BoundCall, grad_leaves
+from hmc_fast.bench.peers.peer import BoundCall, grad_leaves
+from hmc_fast.models import Attend
 
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+AttendOnce = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """``(q, k, v, scale)`` in ``[B, H, N, D]`` to ``out [B, H, M, Dv]``."""
-AttendWithLse = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-"""As :data:`Attend`, with ``lse [B, H, M]`` (natural logarithm)."""
+AttendOnceWithLse = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+"""As :data:`AttendOnce`, with ``lse [B, H, M]`` (natural logarithm)."""
 
 
 def heads_first(x: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def widened(x: Tensor, width: int) -> Tensor:
 
 
 def bind_concatenated(
-    attend: Attend, case: Case, inputs: Inputs, *, equal_head_dims: bool, one_call: bool
+    attend: AttendOnce, case: Case, inputs: Inputs, *, equal_head_dims: bool, one_call: bool
 ) -> BoundCall:
     """All sources in one sequence.
 
@@ -44,9 +45,9 @@ def bind_concatenated(
         one_call: put the values of all sources beside each other in one wide head; else there is a
             call per source, each over all keys.
     """
-    widths = [sum(case.v_head_dims)] if one_call else list(case.v_head_dims)
-    call_widths = [max(case.qk_head_dim, w) if equal_head_dims else w for w in widths]
-    qk_width = max(call_widths) if equal_head_dims else case.qk_head_dim
+    widths = [sum(case.attention.v_head_dims)] if one_call else list(case.attention.v_head_dims)
+    call_widths = [max(case.attention.qk_head_dim, w) if equal_head_dims else w for w in widths]
+    qk_width = max(call_widths) if equal_head_dims else case.attention.qk_head_dim
     values = [_in_place_of_all(inputs.vs, s) for s in range(len(inputs.vs))]
     if one_call:
         values = [torch.cat(values, dim=-1)]
@@ -59,7 +60,7 @@ def bind_concatenated(
     )
     d_outs = [torch.cat(inputs.d_outs, dim=-1)] if one_call else inputs.d_outs
     d_outs = [heads_first(widened(d, w)) for d, w in zip(d_outs, call_widths, strict=True)]
-    scale = case.qk_head_dim**-0.5
+    scale = case.attention.qk_head_dim**-0.5
 
     def forward() -> list[Tensor]:
         q, k, *vs = leaves
@@ -71,28 +72,29 @@ def bind_concatenated(
 
     def results(outs: Sequence[Tensor]) -> list[Tensor]:
         trimmed = [heads_first(o)[..., :w] for o, w in zip(outs, widths, strict=True)]
-        return list(torch.split(trimmed[0], list(case.v_head_dims), -1)) if one_call else trimmed
+        return list(torch.split(trimmed[0], list(case.attention.v_head_dims), -1)) if one_call else trimmed
 
     def gradients(grads: Sequence[Tensor]) -> list[Tensor]:
         dq, dk, *dvs = [heads_first(g) for g in grads]
-        dks = torch.split(dk[..., : case.qk_head_dim], list(case.tokens), dim=1)
+        dks = torch.split(dk[..., : case.attention.qk_head_dim], list(case.attention.tokens), dim=1)
         spread = results([heads_first(dv) for dv in dvs])
-        own = [torch.split(dv, list(case.tokens), dim=1)[s] for s, dv in enumerate(spread)]
-        return [dq[..., : case.qk_head_dim], *dks, *own]
+        tokens = list(case.attention.tokens)
+        parts = [torch.split(dv, tokens, dim=1)[s] for s, dv in enumerate(spread)]
+        return [dq[..., : case.attention.qk_head_dim], *dks, *parts]
 
     return BoundCall(forward, leaves, d_outs, results, gradients)
 
 
 def bind_merged(
-    attend: AttendWithLse, case: Case, inputs: Inputs, *, equal_head_dims: bool
+    attend: AttendOnceWithLse, case: Case, inputs: Inputs, *, equal_head_dims: bool
 ) -> BoundCall:
     """A call per source and a merge by log-sum-exp.
 
     Differentiable where ``attend`` is, through both of its outputs.
     """
-    scale = case.qk_head_dim**-0.5
-    widths = [max(case.qk_head_dim, w) if equal_head_dims else w for w in case.v_head_dims]
-    qk_widths = widths if equal_head_dims else [case.qk_head_dim] * len(widths)
+    scale = case.attention.qk_head_dim**-0.5
+    widths = [max(case.attention.qk_head_dim, w) if equal_head_dims else w for w in case.attention.v_head_dims]
+    qk_widths = widths if equal_head_dims else [case.attention.qk_head_dim] * len(widths)
     keys = [widened(k, w) for k, w in zip(inputs.ks, qk_widths, strict=True)]
     values = [widened(v, w) for v, w in zip(inputs.vs, widths, strict=True)]
     tensors = [widened(inputs.q, max(qk_widths)), *keys, *values]
@@ -104,18 +106,38 @@ def bind_merged(
         q, ks, vs = leaves[0], leaves[1 : 1 + sources], leaves[1 + sources :]
         pairs = [attend(q[..., :w], k, v, scale) for k, v, w in zip(ks, vs, qk_widths, strict=True)]
         lse = torch.stack([lse for _, lse in pairs]).logsumexp(dim=0)
-        return [out * (own - lse).exp().unsqueeze(-1).to(out.dtype) for out, own in pairs]
+        return [out * (part - lse).exp().unsqueeze(-1).to(out.dtype) for out, part in pairs]
 
     def results(outs: Sequence[Tensor]) -> list[Tensor]:
-        return [heads_first(o)[..., :w] for o, w in zip(outs, case.v_head_dims, strict=True)]
+        return [heads_first(o)[..., :w] for o, w in zip(outs, case.attention.v_head_dims, strict=True)]
 
     def gradients(grads: Sequence[Tensor]) -> list[Tensor]:
         turned = [heads_first(g) for g in grads]
         dq, dks, dvs = turned[0], turned[1 : 1 + sources], turned[1 + sources :]
-        trimmed = [g[..., : case.qk_head_dim] for g in (dq, *dks)]
-        return trimmed + [g[..., :w] for g, w in zip(dvs, case.v_head_dims, strict=True)]
+        trimmed = [g[..., : case.attention.qk_head_dim] for g in (dq, *dks)]
+        return trimmed + [g[..., :w] for g, w in zip(dvs, case.attention.v_head_dims, strict=True)]
 
     return BoundCall(forward, leaves, d_outs, results, gradients)
+
+
+def attend_sources(attend: AttendOnce, *, equal_head_dims: bool) -> Attend:
+    """A function of one source for the blocks' seam; several sources are concatenated."""
+
+    def attend_tokens(
+        q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor]
+    ) -> tuple[list[Tensor], None]:
+        k = ks[0] if len(ks) == 1 else torch.cat(list(ks), dim=1)
+        outs = []
+        for s, v in enumerate(vs):
+            value = v if len(vs) == 1 else _in_place_of_all(vs, s)
+            width = max(q.shape[-1], v.shape[-1]) if equal_head_dims else q.shape[-1]
+            q_wide, k_wide = (heads_first(widened(x, width)) for x in (q, k))
+            v_wide = widened(value, width) if equal_head_dims else value
+            out = attend(q_wide, k_wide, heads_first(v_wide), q.shape[-1] ** -0.5)
+            outs.append(heads_first(out)[..., : v.shape[-1]])
+        return outs, None
+
+    return attend_tokens
 
 
 def _in_place_of_all(vs: Sequence[Tensor], s: int) -> Tensor:
