@@ -1,7 +1,22 @@
-"""The benchmark: latency, memory and accuracy across folds in one table, parity first."""
+"""The benchmark: peers side by side, parity first.
 
-from hmc_fast.bench.main_job import BenchOptions, run_bench
-from hmc_fast.bench.record import BenchRecord, Row, read_record
-from hmc_fast.bench.report import write_reports
+A **peer** is an alternative that is timed beside others; a **variant** is one way in which a peer
+can do a case. The main job measures latency, memory and accuracy across folds in one table.
+"""
 
-__all__ = ["BenchOptions", "BenchRecord", "Row", "read_record", "run_bench", "write_reports"]
+from hmc_fast.bench.jobs.folds import FoldsOptions, run_folds
+from hmc_fast.bench.record import Measurement, Record, read_record, write_record
+from hmc_fast.bench.report.pages import write_reports
+from hmc_fast.bench.run import Plan, run_plan
+
+__all__ = [
+    "FoldsOptions",
+    "Measurement",
+    "Plan",
+    "Record",
+    "read_record",
+    "run_folds",
+    "run_plan",
+    "write_record",
+    "write_reports",
+]

@@ -194,9 +194,7 @@ def _problems_of(model: str, size: int) -> tuple[AttentionProblem, ...]:
     """The attention calls of one image, as the blocks of the model make them."""
     problems: list[AttentionProblem] = []
 
-    def note(
-        q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor]
-    ) -> tuple[list[Tensor], None]:
+    def note(q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor]) -> tuple[list[Tensor], None]:
         problems.append(AttentionProblem.of(q, ks, vs))
         return [q.new_empty(*q.shape[:3], v.shape[3]) for v in vs], None
 

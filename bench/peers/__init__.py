@@ -48,9 +48,7 @@ def family_names(*families: Family) -> tuple[str, ...]:
     return tuple(p.name for p in PEERS if p.family in families)
 
 
-def choose_peers(
-    names: Sequence[str] | None, kind: Kind, device: torch.device
-) -> tuple[Peer, ...]:
+def choose_peers(names: Sequence[str] | None, kind: Kind, device: torch.device) -> tuple[Peer, ...]:
     """The peers that do cases of ``kind``: those named, else all but the slow ones on a CPU.
 
     Raises :class:`UserError` for an unknown name.

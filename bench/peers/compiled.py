@@ -50,7 +50,9 @@ COMPILED = Peer(
     operators=_variants,
     blocks=(ModuleVariant("torch.compile of the block", attend=reference_attend, build=compiled),),
     models=(
-        ModuleVariant("torch.compile through the reference", attend=reference_attend, build=compiled),
+        ModuleVariant(
+            "torch.compile through the reference", attend=reference_attend, build=compiled
+        ),
     ),
     why_not=why_no_compiler,
     slow_on_cpu=("model",),

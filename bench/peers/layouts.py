@@ -45,9 +45,10 @@ def bind_concatenated(
         one_call: put the values of all sources beside each other in one wide head; else there is a
             call per source, each over all keys.
     """
-    widths = [sum(case.attention.v_head_dims)] if one_call else list(case.attention.v_head_dims)
-    call_widths = [max(case.attention.qk_head_dim, w) if equal_head_dims else w for w in widths]
-    qk_width = max(call_widths) if equal_head_dims else case.attention.qk_head_dim
+    problem = case.attention
+    widths = [sum(problem.v_head_dims)] if one_call else list(problem.v_head_dims)
+    call_widths = [max(problem.qk_head_dim, w) if equal_head_dims else w for w in widths]
+    qk_width = max(call_widths) if equal_head_dims else problem.qk_head_dim
     values = [_in_place_of_all(inputs.vs, s) for s in range(len(inputs.vs))]
     if one_call:
         values = [torch.cat(values, dim=-1)]
@@ -60,7 +61,7 @@ def bind_concatenated(
     )
     d_outs = [torch.cat(inputs.d_outs, dim=-1)] if one_call else inputs.d_outs
     d_outs = [heads_first(widened(d, w)) for d, w in zip(d_outs, call_widths, strict=True)]
-    scale = case.attention.qk_head_dim**-0.5
+    scale = problem.scale
 
     def forward() -> list[Tensor]:
         q, k, *vs = leaves
@@ -72,15 +73,15 @@ def bind_concatenated(
 
     def results(outs: Sequence[Tensor]) -> list[Tensor]:
         trimmed = [heads_first(o)[..., :w] for o, w in zip(outs, widths, strict=True)]
-        return list(torch.split(trimmed[0], list(case.attention.v_head_dims), -1)) if one_call else trimmed
+        return list(torch.split(trimmed[0], list(problem.v_head_dims), -1)) if one_call else trimmed
 
     def gradients(grads: Sequence[Tensor]) -> list[Tensor]:
         dq, dk, *dvs = [heads_first(g) for g in grads]
-        dks = torch.split(dk[..., : case.attention.qk_head_dim], list(case.attention.tokens), dim=1)
+        dks = torch.split(dk[..., : problem.qk_head_dim], list(problem.tokens), dim=1)
         spread = results([heads_first(dv) for dv in dvs])
-        tokens = list(case.attention.tokens)
+        tokens = list(problem.tokens)
         parts = [torch.split(dv, tokens, dim=1)[s] for s, dv in enumerate(spread)]
-        return [dq[..., : case.attention.qk_head_dim], *dks, *parts]
+        return [dq[..., : problem.qk_head_dim], *dks, *parts]
 
     return BoundCall(forward, leaves, d_outs, results, gradients)
 
@@ -92,9 +93,10 @@ def bind_merged(
 
     Differentiable where ``attend`` is, through both of its outputs.
     """
-    scale = case.attention.qk_head_dim**-0.5
-    widths = [max(case.attention.qk_head_dim, w) if equal_head_dims else w for w in case.attention.v_head_dims]
-    qk_widths = widths if equal_head_dims else [case.attention.qk_head_dim] * len(widths)
+    problem = case.attention
+    scale = problem.scale
+    widths = [max(problem.qk_head_dim, w) if equal_head_dims else w for w in problem.v_head_dims]
+    qk_widths = widths if equal_head_dims else [problem.qk_head_dim] * len(widths)
     keys = [widened(k, w) for k, w in zip(inputs.ks, qk_widths, strict=True)]
     values = [widened(v, w) for v, w in zip(inputs.vs, widths, strict=True)]
     tensors = [widened(inputs.q, max(qk_widths)), *keys, *values]
@@ -109,13 +111,13 @@ def bind_merged(
         return [out * (part - lse).exp().unsqueeze(-1).to(out.dtype) for out, part in pairs]
 
     def results(outs: Sequence[Tensor]) -> list[Tensor]:
-        return [heads_first(o)[..., :w] for o, w in zip(outs, case.attention.v_head_dims, strict=True)]
+        return [heads_first(o)[..., :w] for o, w in zip(outs, problem.v_head_dims, strict=True)]
 
     def gradients(grads: Sequence[Tensor]) -> list[Tensor]:
         turned = [heads_first(g) for g in grads]
         dq, dks, dvs = turned[0], turned[1 : 1 + sources], turned[1 + sources :]
-        trimmed = [g[..., : case.attention.qk_head_dim] for g in (dq, *dks)]
-        return trimmed + [g[..., :w] for g, w in zip(dvs, case.attention.v_head_dims, strict=True)]
+        trimmed = [g[..., : problem.qk_head_dim] for g in (dq, *dks)]
+        return trimmed + [g[..., :w] for g, w in zip(dvs, problem.v_head_dims, strict=True)]
 
     return BoundCall(forward, leaves, d_outs, results, gradients)
 

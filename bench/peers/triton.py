@@ -4,7 +4,13 @@ import torch
 
 from hmc_fast.bench.cases import Case
 from hmc_fast.bench.peers.operators import operator_variants
-from hmc_fast.bench.peers.peer import ModuleVariant, Peer, compiled, why_no_attention, why_no_backend
+from hmc_fast.bench.peers.peer import (
+    ModuleVariant,
+    Peer,
+    compiled,
+    why_no_attention,
+    why_no_backend,
+)
 
 
 def _why_not(case: Case, dtype: torch.dtype, device: torch.device) -> str | None:

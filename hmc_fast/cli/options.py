@@ -1,10 +1,12 @@
 """Options that several commands share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hmc_fast.bench.peers import PEERS, peer_names
 from hmc_fast.data.tasks import TASKS
 from hmc_fast.errors import UserError
 from hmc_fast.models.registry import MODEL_NAMES, trunk_of
@@ -64,6 +66,29 @@ LesionWeight = Annotated[
 CropEpochs = Annotated[
     int,
     typer.Option("--crop-epochs", help="The first epochs that see crops around lesions instead."),
+]
+_PEER_LINES = {p.name: f"{p.name} ({p.help})" for p in PEERS}
+
+
+def _peers_help(names: Sequence[str]) -> str:
+    return f"One of {', '.join(_PEER_LINES[name] for name in names)}; repeatable."
+
+
+OperatorPeers = Annotated[
+    list[str] | None,
+    typer.Option("--peer", "--backend", help=_peers_help(peer_names("operator", "block"))),
+]
+ModelPeers = Annotated[
+    list[str] | None,
+    typer.Option("--peer", "--implementation", help=_peers_help(peer_names("model"))),
+]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option("--precision", "--dtype", help="bf16, fp16 or fp32; repeatable."),
+]
+BenchOut = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder for record and reports; the main job resumes its folds."),
 ]
 FoldCount = Annotated[int, typer.Option("--folds", help="Number of patient-disjoint folds.")]
 
