@@ -204,7 +204,7 @@ def read_record(path: Path) -> Record:
             f"{path}: has no line of kind run; make a record with `hmc-fast bench` or one of its "
             f"subcommands{detail}"
         )
-    return Record(**header, **parts, problems=problems)
+    return Record(**{**header, **parts, "problems": problems})
 
 
 def _current(values: dict[str, Any], header: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from hmc_fast.cli.output import console, errors, print_json, print_table, progre
 from hmc_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from hmc_fast.bench import Record
+    from hmc_fast.bench.record import Record
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,8 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from hmc_fast.bench import FoldsOptions, run_folds, write_record
-    from hmc_fast.bench.jobs.folds import DEFAULT_PEERS
-    from hmc_fast.bench.record import RECORD_FILE
+    from hmc_fast.bench.jobs.folds import DEFAULT_PEERS, FoldsOptions, run_folds
+    from hmc_fast.bench.record import RECORD_FILE, write_record
     from hmc_fast.data import read_mias
     from hmc_fast.training import TrainingConfig
 
@@ -129,9 +128,8 @@ def bench_folder(out: Path | None, job: str) -> Path:
 
 def show(record: "Record", name: str, folder: Path, *, as_json: bool) -> None:
     """Write the reports of a run and print its record, as tables or as JSON."""
-    from hmc_fast.bench import write_reports
     from hmc_fast.bench.record import RECORD_FILE
-    from hmc_fast.bench.report.pages import result_sections
+    from hmc_fast.bench.report.pages import result_sections, write_reports
     from hmc_fast.reporting import PHANTOM_NOTICE
 
     markdown, html = write_reports([(name, record)], folder)

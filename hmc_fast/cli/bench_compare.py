@@ -27,7 +27,7 @@ def compare(
 
     Example: [bold]hmc-fast bench compare main.jsonl branch.jsonl[/bold]
     """
-    from hmc_fast.bench import read_record
+    from hmc_fast.bench.record import read_record
     from hmc_fast.bench.report.compare import compare as compare_records
     from hmc_fast.bench.report.compare import differences_between, has_regression
     from hmc_fast.bench.report.tables import comparison_table
@@ -68,7 +68,8 @@ def report(
 
     Example: [bold]hmc-fast bench report runs/bench-kernels/record.jsonl[/bold]
     """
-    from hmc_fast.bench import read_record, write_reports
+    from hmc_fast.bench.record import read_record
+    from hmc_fast.bench.report.pages import write_reports
     from hmc_fast.files import make_folder
 
     named = [

@@ -11,7 +11,7 @@ from hmc_fast.cli.bench import bench_folder, say_stage, show
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from hmc_fast.bench import Plan
+    from hmc_fast.bench.run import Plan
 
 PresetName = Annotated[
     str | None,
@@ -150,7 +150,7 @@ def targets(
 
 def _run(plan: "Plan", out: Path | None, *, list_only: bool, as_json: bool) -> Path | None:
     """Measure ``plan`` and return its folder, or list it and return None."""
-    from hmc_fast.bench import run_plan
+    from hmc_fast.bench.run import run_plan
 
     if list_only:
         if as_json:
