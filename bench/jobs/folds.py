@@ -1,8 +1,7 @@
 """The main job: train across folds, then measure every peer on the same checkpoints."""
 
-import argparse
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hmc_fast.bench.cases import Case, Task
 from hmc_fast.bench.failures import describe
+from hmc_fast.bench.jobs.fold_model import FoldModel
 from hmc_fast.bench.measuring.clock import TimedCall, clock_for, time_side_by_side
-from hmc_fast.bench.measuring.memory import child_peak_mib, process_peak_mib
+from hmc_fast.bench.measuring.memory import child_peak_mib
 from hmc_fast.bench.parity import LogitTruth, budget_units, parity_films
 from hmc_fast.bench.peers import peer as peer_of
 from hmc_fast.bench.peers.eager import EAGER
@@ -26,10 +26,10 @@ from hmc_fast.bench.run import CaseRun, Stage, finish_record, run_cases, start_r
 from hmc_fast.bench.trials import INPUT_SETS, Trial
 from hmc_fast.checkpoint import LoadedModel, load_model
 from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset, Preprocessing, read_folds
-from hmc_fast.devices import autocast, default_device, precision_dtype
+from hmc_fast.devices import default_device, precision_dtype
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, mean_and_std, pool, predict_logits
-from hmc_fast.models import FilmModel, ModelConfig, build_model
+from hmc_fast.models import FilmModel, build_model
 from hmc_fast.models.registry import FIXED_SIZE_MODELS
 from hmc_fast.training import TrainingConfig, run_cross_validation
 from hmc_fast.training.cv import FOLDS_FILE, Progress, fold_checkpoints
@@ -93,54 +93,6 @@ class _Fold:
     labels: list[int]
 
 
-class FoldModel:
-    """A model as a variant runs it at a precision, whose parameters can be exchanged.
-
-    A runtime's graph is built anew for other parameters and another batch size; it takes the dtype
-    itself, where PyTorch's calls run in autocast around fp32 parameters.
-    """
-
-    def __init__(
-        self,
-        peer: Peer,
-        variant: ModuleVariant,
-        config: ModelConfig,
-        state: Mapping[str, Tensor],
-        device: torch.device,
-        precision: str,
-    ) -> None:
-        self.peer = peer
-        self.variant = variant
-        self.precision = precision
-        self.device = device
-        self.model: FilmModel = build_model(config, variant.backend)
-        self.model.to(device).eval()
-        if not peer.trainable:
-            self.model.to(precision_dtype(precision))
-        self._calls: dict[torch.Size | None, Callable[[Tensor], Tensor]] = {}
-        self.load(state)
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Copy other parameters of the same model into place."""
-        self.model.load_state_dict(state)
-        if not self.peer.trainable:
-            self._calls.clear()
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` on the device to logits ``[B, classes]``."""
-        key = None if self.peer.trainable else images.shape
-        if not self.peer.trainable:
-            images = images.to(precision_dtype(self.precision))
-        if key not in self._calls:
-            self._calls[key] = self.variant.prepare(self.model, images)
-        with torch.inference_mode(), autocast(self.device, self._autocast):
-            return self._calls[key](images)
-
-    @property
-    def _autocast(self) -> str:
-        return self.precision if self.peer.trainable else "fp32"
-
-
 class FoldTrials:
     """Trials of one precision on the held-out films of trained folds."""
 
@@ -175,7 +127,7 @@ class FoldTrials:
         arguments = [str(self.job.checkpoint), "--peer", peer.name, "--precision", self.precision]
         arguments += ["--variant", self.calls[peer.name].variant.name]
         arguments += ["--size", str(self.job.size), "--device", str(self.job.device)]
-        return child_peak_mib("hmc_fast.bench.jobs.folds", arguments)
+        return child_peak_mib("hmc_fast.bench.jobs.fold_model", arguments)
 
 
 class _SizeJob:
@@ -227,7 +179,7 @@ class _SizeJob:
         )
         (rows,) = run_cases(iter([run]), float("inf"))
         if len(self.batch_sizes) == 1:
-            return rows
+            return [replace(row, throughput_per_s=None, throughput_batch=None) for row in rows]
         return self._with_throughput(rows, trials)
 
     def fold_model(self, peer: Peer, variant: ModuleVariant, precision: str) -> FoldModel:
@@ -379,27 +331,3 @@ def _attention_share(model: FilmModel, size: int) -> float:
     counts = counter.get_flop_counts()["Global"]
     attention = sum(flops for op, flops in counts.items() if "hmc_fast" in str(op))
     return float(attention / sum(counts.values()))
-
-
-def main() -> None:
-    """Entry point of the memory probe's process; prints the peak in MiB."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--peer", required=True)
-    parser.add_argument("--variant", required=True)
-    parser.add_argument("--precision", required=True)
-    parser.add_argument("--size", type=int, required=True)
-    parser.add_argument("--device", type=torch.device, required=True)
-    args = parser.parse_args()
-    peer = peer_of(args.peer)
-    variant = next(v for v in peer.models if v.name == args.variant)
-    loaded = load_model(args.checkpoint)
-    state, config = loaded.model.state_dict(), loaded.metadata.model
-    call = FoldModel(peer, variant, config, state, args.device, args.precision)
-    del loaded, state
-    images = torch.rand(1, 3, args.size, args.size, device=args.device)
-    print(process_peak_mib(lambda: call(images), args.device))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmc_fast.bench.profile_record import read_profile
-from hmc_fast.bench.profiler import ncu_command
+from hmc_fast.bench.measuring.traces import ncu_command
+from hmc_fast.bench.record import read_record
 from hmc_fast.cli.app import run
 
 
 @pytest.fixture(autouse=True)
 def _small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hmc_fast.bench.ceilings.MATMUL_SIDE", {"cpu": 128, "cuda": 1024})
-    monkeypatch.setattr("hmc_fast.bench.ceilings.COPY_BYTES", {"cpu": 2**20, "cuda": 2**24})
+    monkeypatch.setattr("hmc_fast.bench.measuring.ceilings.MATMUL_SIDE", {"cpu": 128, "cuda": 1024})
+    monkeypatch.setattr(
+        "hmc_fast.bench.measuring.ceilings.COPY_BYTES", {"cpu": 2**20, "cuda": 2**24}
+    )
 
 
 def test_kernels_writes_record_reports_and_traces(
@@ -25,7 +27,7 @@ def test_kernels_writes_record_reports_and_traces(
     arguments += ["--backend", "eager", "--precision", "fp32", "--seconds", "0.02", "--profile"]
     assert run([*arguments, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    record = read_profile(tmp_path / "record.jsonl")
+    record = read_record(tmp_path / "record.jsonl")
     assert not record.problems
     assert {row.peer for row in record.measurements} == {"triton", "eager"}
     assert record.environment["command"]
@@ -69,23 +71,23 @@ def test_the_plan_is_printed_and_nothing_is_measured(
         assert "minutes" in capsys.readouterr().out
         assert run([*arguments, "--json"]) == 0
         plan = json.loads(capsys.readouterr().out)
-        assert plan["kernels"] or plan["models"]
+        assert plan["cases"]
     assert not (tmp_path / "x").exists()
 
 
 def test_every_target_is_in_the_plan_of_targets(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "targets", "--list", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert {"hsa_c3@1024x8", "hsa_block_c3@1024x8"} <= set(plan["kernels"]["cases"])
-    models = set(plan["models"]["cases"])
-    assert {"hmc_net@1024x8/inference", "hmc_net@512x16/training"} <= models
-    assert {"resnet50@224x1/inference", "resnet50@512x16/training"} <= models
+    cases = set(plan["cases"])
+    assert {"hsa_c3@1024x8", "hsa_block_c3@1024x8"} <= cases
+    assert {"hmc_net@1024x8/inference", "hmc_net@512x16/training"} <= cases
+    assert {"resnet50@224x1/inference", "resnet50@512x16/training"} <= cases
     assert plan["minutes"] < 10
 
 
 def test_wrong_input_is_one_line(fails: Callable[..., str], tmp_path: Path) -> None:
     assert "cases look like" in fails("bench", "kernels", "--case", "hsa")
-    assert "unknown backend" in fails("bench", "kernels", "--backend", "cutlass")
+    assert "unknown peer" in fails("bench", "kernels", "--backend", "cutlass")
     assert "unknown pass" in fails("bench", "kernels", "--pass", "sideways")
     assert "unknown precision" in fails("bench", "kernels", "--precision", "fp8")
     assert "unknown preset" in fails("bench", "model", "--preset", "tpu")
@@ -106,7 +108,7 @@ def test_the_ncu_command_names_case_kernels_and_leaves_clocks_alone() -> None:
     command = ncu_command("hsa_c3@1024x8", "backward", "bf16", "hmc-fast", Path("out/report"))
     assert "--clock-control none" in command
     assert "_attention_backward_kv_kernel" in command
-    assert "bench kernels --case hsa_c3@1024x8 --backend triton" in command
+    assert "bench kernels --case hsa_c3@1024x8 --peer triton" in command
 
 
 @pytest.mark.gpu

@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from hmc_fast.bench.ceilings import measure_ceiling
-from hmc_fast.bench.device import parse_clocks
-from hmc_fast.bench.graphs import capture
-from hmc_fast.bench.measure import Timing
-from hmc_fast.bench.timing import (
+from hmc_fast.bench.measuring.ceilings import measure_ceiling
+from hmc_fast.bench.measuring.clock import (
     MIN_ROUNDS_OF_SLOW,
     WARM_UP_ROUNDS,
     DeviceClock,
     TimedCall,
+    Timing,
     WallClock,
     outliers,
     time_side_by_side,
 )
+from hmc_fast.bench.measuring.device import parse_clocks
+from hmc_fast.bench.measuring.graphs import capture
 
 
 class KnownClock:
@@ -59,7 +59,9 @@ def test_calls_take_turns_on_rotating_inputs() -> None:
         seconds=0,
         min_rounds=4,
     )
-    assert results.timings["a"] == Timing((1.0,) * 4)
+    assert results.timings["a"].samples_ms == (1.0,) * 4
+    assert len(results.timings["a"].host_ms) == 4
+    assert results.timings["a"].host_p50_ms is not None
     timed = order[2 * WARM_UP_ROUNDS :]
     assert [i for _, i in timed] == [0, 0, 1, 1, 2, 2, 0, 0]
     assert [name for name, _ in timed] == ["a", "b", "b", "a", "a", "b", "b", "a"]
@@ -93,7 +95,7 @@ def test_one_that_raises_is_reported_and_the_rest_goes_on() -> None:
         min_rounds=5,
     )
     assert set(results.failures) == {"breaks"}
-    assert results.timings == {"works": Timing((2.0,) * 5)}
+    assert {n: t.samples_ms for n, t in results.timings.items()} == {"works": (2.0,) * 5}
 
 
 def test_a_slow_call_costs_the_fast_one_no_samples() -> None:
@@ -167,7 +169,7 @@ def test_the_device_clock_flushes_then_brackets_the_call(monkeypatch: pytest.Mon
         def zero_(self) -> None:
             order.append("flush")
 
-    monkeypatch.setattr("hmc_fast.bench.timing.l2_bytes", lambda device: 1024)
+    monkeypatch.setattr("hmc_fast.bench.measuring.clock.l2_bytes", lambda device: 1024)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     clock = DeviceClock(torch.device("cpu"))
     monkeypatch.setattr(clock, "_flush", Flush())

@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 
 from hmc_fast import UserError
-from hmc_fast.bench.compare import compare, differences_between, has_regression, noise_band
-from hmc_fast.bench.profile_record import Measurement, ProfileRecord, read_profile, write_profile
-from hmc_fast.bench.profile_report import write_profile_reports
-from hmc_fast.bench.readme_table import BEGIN, END, update_readme
-from hmc_fast.bench.rows import with_speed_ups
-from hmc_fast.bench.targets import TARGETS, target_rows
+from hmc_fast.bench.jobs.targets import TARGETS, target_rows
+from hmc_fast.bench.record import Measurement, Record, read_record, write_record
+from hmc_fast.bench.report.compare import compare, differences_between, has_regression, noise_band
+from hmc_fast.bench.report.pages import write_reports
+from hmc_fast.bench.report.readme import BEGIN, END, update_readme
+from hmc_fast.bench.run import with_speed_ups
 from hmc_fast.cli.app import run
 
 
 @pytest.fixture
-def path(record: ProfileRecord, tmp_path: Path) -> Path:
+def path(record: Record, tmp_path: Path) -> Path:
     path = tmp_path / "record.jsonl"
-    write_profile(path, record)
+    write_record(path, record)
     return path
 
 
-def slowed(record: ProfileRecord, factor: float, peer: str = "triton") -> ProfileRecord:
+def slowed(record: Record, factor: float, peer: str = "triton") -> Record:
     def scale(row: Measurement) -> Measurement:
         if row.peer != peer or row.p50_ms is None or row.p20_ms is None or row.p80_ms is None:
             return row
@@ -34,15 +34,15 @@ def slowed(record: ProfileRecord, factor: float, peer: str = "triton") -> Profil
     return replace(record, measurements=[scale(row) for row in record.measurements])
 
 
-def test_a_record_is_reread_as_it_was(record: ProfileRecord, path: Path) -> None:
-    assert read_profile(path) == record
+def test_a_record_is_reread_as_it_was(record: Record, path: Path) -> None:
+    assert read_record(path) == record
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda line: line[:-9], "line 3: is no line of a record"),
-        (lambda line: line.replace("profile/1", "profile/9"), "its schema is hmc-fast-profile/9"),
+        (lambda line: line.replace("bench/2", "bench/9"), "its schema is hmc-fast-bench/9"),
         (lambda line: line.replace('"status": "ok"', '"status": "fine"'), "status is 'fine'"),
         (lambda line: line.replace('"p50_ms": 4.0', '"p50_ms": "4"'), "p50_ms is '4'"),
         (lambda line: line.replace('"p50_ms": 4.0', '"p50_ms": NaN'), "NaN is no JSON number"),
@@ -52,12 +52,12 @@ def test_a_record_is_reread_as_it_was(record: ProfileRecord, path: Path) -> None
     ],
 )
 def test_a_damaged_line_is_reported_and_the_rest_is_read(
-    record: ProfileRecord, path: Path, change: Callable[[str], str], message: str
+    record: Record, path: Path, change: Callable[[str], str], message: str
 ) -> None:
     lines = path.read_text().splitlines()
     assert change(lines[2]) != lines[2]
     path.write_text("\n".join([*lines[:2], change(lines[2]), *lines[3:]]))
-    reread = read_profile(path)
+    reread = read_record(path)
     assert reread.measurements == record.measurements[1:]
     (problem,) = reread.problems
     assert message in problem
@@ -68,18 +68,18 @@ def test_a_file_without_its_run_is_refused(path: Path) -> None:
     for damaged in (lines[1:], ["not json"], [], [lines[0].replace('"options"', '"choices"')]):
         path.write_text("\n".join(damaged))
         with pytest.raises(UserError, match="no line of kind run"):
-            read_profile(path)
+            read_record(path)
     with pytest.raises(UserError, match="cannot be read"):
-        read_profile(path.with_name("missing.jsonl"))
+        read_record(path.with_name("missing.jsonl"))
 
 
-def test_the_same_record_is_no_regression(record: ProfileRecord) -> None:
+def test_the_same_record_is_no_regression(record: Record) -> None:
     comparisons = compare(record, record)
     assert {c.verdict for c in comparisons} == {"same", "not timed"}
     assert not has_regression(comparisons)
 
 
-def test_slower_beyond_the_noise_is_a_regression(record: ProfileRecord) -> None:
+def test_slower_beyond_the_noise_is_a_regression(record: Record) -> None:
     for factor, verdict in ((1.04, "same"), (1.2, "slower"), (0.8, "faster"), (0.97, "same")):
         comparisons = compare(record, slowed(record, factor))
         ours = [c for c in comparisons if " triton" in c.label]
@@ -88,7 +88,7 @@ def test_slower_beyond_the_noise_is_a_regression(record: ProfileRecord) -> None:
         assert has_regression(comparisons) == (verdict == "slower")
 
 
-def test_the_noise_band_grows_with_the_spread(record: ProfileRecord) -> None:
+def test_the_noise_band_grows_with_the_spread(record: Record) -> None:
     row = record.measurements[0]
     assert noise_band(row, row) == 0.05
     noisy = replace(row, p20_ms=3.0, p80_ms=5.0)
@@ -98,7 +98,7 @@ def test_the_noise_band_grows_with_the_spread(record: ProfileRecord) -> None:
     )[0].verdict == ("same")
 
 
-def test_missing_and_broken_rows_have_a_verdict_each(record: ProfileRecord) -> None:
+def test_missing_and_broken_rows_have_a_verdict_each(record: Record) -> None:
     rows = record.measurements
     broken = replace(rows[0], status="parity failed", reason="d q: …", p50_ms=None)
     skipped = replace(rows[1], status="skipped", reason="over", p50_ms=None)
@@ -115,16 +115,16 @@ def test_missing_and_broken_rows_have_a_verdict_each(record: ProfileRecord) -> N
     assert by_label[extra.label].verdict == "only new"
 
 
-def test_another_device_is_told(record: ProfileRecord) -> None:
+def test_another_device_is_told(record: Record) -> None:
     other = replace(record, device={**record.device, "name": "NVIDIA H100"})
     assert differences_between(record, other) == ["device name: NVIDIA H200 and NVIDIA H100"]
 
 
 def test_compare_tells_a_regression_by_its_exit_code(
-    record: ProfileRecord, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    record: Record, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slower = tmp_path / "slower.jsonl"
-    write_profile(slower, slowed(record, 1.5))
+    write_record(slower, slowed(record, 1.5))
     assert run(["bench", "compare", str(path), str(path)]) == 0
     assert run(["bench", "compare", str(path), str(slower)]) == 3
     assert "slower" in capsys.readouterr().out
@@ -137,14 +137,14 @@ def test_compare_tells_a_regression_by_its_exit_code(
     assert run(["bench", "compare", str(path), str(slower)]) == 1
 
 
-def test_speed_up_is_over_the_fastest_other_peer(record: ProfileRecord) -> None:
-    rows = {(r.peer, r.what): r for r in with_speed_ups(record.measurements[:8])}
+def test_speed_up_is_over_the_fastest_other_peer(record: Record) -> None:
+    rows = {(r.peer, r.task): r for r in with_speed_ups(record.measurements[:8])}
     assert rows["triton", "forward"].speed_up == pytest.approx(8.8 / 4.0)
     assert rows["sdpa_flash", "forward"].speed_up == pytest.approx(4.0 / 8.8)
     assert rows["triton", "backward"].speed_up == pytest.approx(14 / 12)
 
 
-def test_targets_are_met_missed_or_not_measured(record: ProfileRecord) -> None:
+def test_targets_are_met_missed_or_not_measured(record: Record) -> None:
     states = [row[-1] for row in target_rows(record)]
     figures = [row[-2] for row in target_rows(record)]
     assert len(states) == len(TARGETS)
@@ -158,11 +158,9 @@ def test_targets_are_met_missed_or_not_measured(record: ProfileRecord) -> None:
     assert [row[-1] for row in target_rows(None)] == ["not measured"] * len(TARGETS)
 
 
-def test_reports_hold_every_row_reason_and_plot(
-    record: ProfileRecord, path: Path, tmp_path: Path
-) -> None:
+def test_reports_hold_every_row_reason_and_plot(record: Record, path: Path, tmp_path: Path) -> None:
     damaged = replace(record, problems=["record.jsonl line 7: is no line of a record"])
-    markdown, html = write_profile_reports([("now", damaged)], tmp_path)
+    markdown, html = write_reports([("now", damaged)], tmp_path)
     for text in (markdown.read_text(), html.read_text()):
         for expected in (
             "NVIDIA H200",
@@ -178,13 +176,13 @@ def test_reports_hold_every_row_reason_and_plot(
             assert expected in text
     assert html.read_text().count("data:image/png;base64,") == 5
     older = slowed(record, 3)
-    write_profile_reports([("first", older), ("second", record)], tmp_path)
+    write_reports([("first", older), ("second", record)], tmp_path)
     assert run(["bench", "report", str(path), str(path), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "report.html").is_file()
 
 
 def test_report_of_a_main_job_record(tmp_path: Path) -> None:
-    results = sorted((Path(__file__).parents[2] / "bench" / "results").glob("mias-*.jsonl"))
+    results = sorted((Path(__file__).parents[3] / "bench" / "results").glob("mias-*.jsonl"))
     assert run(["bench", "report", str(results[0]), "--out", str(tmp_path)]) == 0
     assert "patient-disjoint" in (tmp_path / "report.md").read_text()
     assert run(["bench", "report", str(tmp_path / "none.jsonl")]) == 1
