@@ -59,7 +59,7 @@ def test_one_row_per_candidate_and_size(record: Record) -> None:
     assert eager_large.scores is None
     assert eager_large.p50_ms is not None
     assert triton.status == "unavailable"
-    assert "needs an NVIDIA GPU" in triton.reason
+    assert "need an NVIDIA GPU" in triton.reason
     assert triton.p50_ms is None
     assert 0 < record.study.attention_share["32"] < record.study.attention_share["64"] < 1
     assert record.study.protocol == "patient"
