@@ -24,7 +24,9 @@ from hmc_fast.kernels.fused.launch import (
     value_block,
 )
 from hmc_fast.kernels.fused.primitives import (
-    batch_head_offset,
+    Rows,
+    contiguous_head,
+    head_rows,
     load_rows,
     readable_column,
     store_rows,
@@ -54,37 +56,15 @@ def _delta_kernel(
     row = first_row + tl.arange(0, BLOCK_M)
     inside = row < queries
     rows = batch_head * queries + row
-    delta = -tl.load(d_lse_ptr + rows, mask=inside, other=0.0)
+    delta = -tl.load(d_lse_ptr + rows, mask=inside, other=0.0)  # [BLOCK_M]
     for s in tl.static_range(SOURCES):
-        out_base = out_ptrs[s] + batch_head_offset(
-            batch_head, heads, tl.cast(queries, tl.int64) * heads * D_VS[s], D_VS[s]
-        )
-        d_out_base = d_out_ptrs[s] + batch_head_offset(
-            batch_head, heads, d_out_strides[s][0], d_out_strides[s][2]
-        )
+        out_ptr = contiguous_head(out_ptrs[s], queries, batch_head, heads, D_VS[s])
+        d_outs = head_rows(d_out_ptrs[s], d_out_strides[s], queries, batch_head, heads)
         for column in range(0, D_VS[s], BLOCK_DVS[s]):
-            out = load_rows(
-                out_base,
-                first_row,
-                queries,
-                heads * D_VS[s],
-                column,
-                BLOCK_M,
-                D_VS[s],
-                BLOCK_DVS[s],
-                False,
-            )
-            d_out = load_rows(
-                d_out_base,
-                first_row,
-                queries,
-                d_out_strides[s][1],
-                column,
-                BLOCK_M,
-                D_VS[s],
-                BLOCK_DVS[s],
-                False,
-            )
+            outs = Rows(out_ptr, queries, heads * D_VS[s])
+            # both [BLOCK_M, BLOCK_DV]
+            out = load_rows(outs, first_row, column, BLOCK_M, D_VS[s], BLOCK_DVS[s], False)
+            d_out = load_rows(d_outs, first_row, column, BLOCK_M, D_VS[s], BLOCK_DVS[s], False)
             delta += tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
         if SOURCES > 1:
             weight = tl.load(weights_ptr + rows * SOURCES + s, mask=inside, other=0.0)
@@ -94,50 +74,39 @@ def _delta_kernel(
 
 
 @triton.jit
-def _row_statistics(lse_ptr, delta_ptr, d_weights_ptr, rows, inside, s, SOURCES: tl.constexpr):
-    """``lse`` in log2 units (+∞ outside, where probabilities are zero), and ``dw_s - δ``."""
-    log2_lse = tl.load(lse_ptr + rows, mask=inside, other=float("inf")) * 1.4426950408889634
-    shift = -tl.load(delta_ptr + rows, mask=inside, other=0.0)
+def _row_statistics(statistics_ptrs, rows, inside, s, SOURCES: tl.constexpr):
+    """``lse`` in log2 units (+∞ outside, where probabilities are zero), and ``dw_s - δ``.
+
+    ``statistics_ptrs`` are those of lse, δ and dw.
+    """
+    log2_lse = tl.load(statistics_ptrs[0] + rows, mask=inside, other=float("inf"))
+    log2_lse = log2_lse * 1.4426950408889634  # log2 e
+    shift = -tl.load(statistics_ptrs[1] + rows, mask=inside, other=0.0)
     if SOURCES > 1:
-        shift += tl.load(d_weights_ptr + rows * SOURCES + s, mask=inside, other=0.0)
+        shift += tl.load(statistics_ptrs[2] + rows * SOURCES + s, mask=inside, other=0.0)
     return log2_lse, shift
 
 
 @triton.jit
 def _add_further_chunks(
     d_p,
-    left_base,
-    right_base,
+    left,
+    right,
     first_left,
     first_right,
-    lefts,
-    rights,
-    stride_left,
-    stride_right,
     D_V: tl.constexpr,
     ROWS_LEFT: tl.constexpr,
     ROWS_RIGHT: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``d_p`` plus the products of all value columns beyond the first chunk."""
+    """``d_p`` plus the products of all columns of ``left`` and ``right`` beyond the first chunk."""
     if D_V > BLOCK_DV:
         for column in range(BLOCK_DV, D_V, BLOCK_DV):
-            left = load_rows(
-                left_base, first_left, lefts, stride_left, column, ROWS_LEFT, D_V, BLOCK_DV, False
-            )
-            right = load_rows(
-                right_base,
-                first_right,
-                rights,
-                stride_right,
-                column,
-                ROWS_RIGHT,
-                D_V,
-                BLOCK_DV,
-                False,
-            )
-            d_p = tl.dot(left, tl.trans(right), d_p, input_precision=PRECISION)
+            # [ROWS_LEFT, BLOCK_DV] and [ROWS_RIGHT, BLOCK_DV]
+            a = load_rows(left, first_left, column, ROWS_LEFT, D_V, BLOCK_DV, False)
+            b = load_rows(right, first_right, column, ROWS_RIGHT, D_V, BLOCK_DV, False)
+            d_p = tl.dot(a, tl.trans(b), d_p, input_precision=PRECISION)
     return d_p
 
 
@@ -147,9 +116,7 @@ def _attention_backward_q_kernel(
     k_ptrs,
     v_ptrs,
     d_out_ptrs,
-    lse_ptr,
-    delta_ptr,
-    d_weights_ptr,
+    statistics_ptrs,
     dq_ptr,
     q_strides,
     k_strides,
@@ -178,106 +145,62 @@ def _attention_backward_q_kernel(
     row = first_row + tl.arange(0, BLOCK_M)
     rows = batch_head * queries + row
 
-    q_base = q_ptr + batch_head_offset(batch_head, heads, q_strides[0], q_strides[2])
-    q = load_rows(q_base, first_row, queries, q_strides[1], 0, BLOCK_M, D_QK, BLOCK_QK, False)
+    q_rows = head_rows(q_ptr, q_strides, queries, batch_head, heads)
+    q = load_rows(q_rows, first_row, 0, BLOCK_M, D_QK, BLOCK_QK, False)  # [BLOCK_M, BLOCK_QK]
     if NEGATE_Q:
         q = -q
     dq = tl.zeros([BLOCK_M, BLOCK_QK], tl.float32)
     for s in tl.static_range(SOURCES):
-        log2_lse, shift = _row_statistics(
-            lse_ptr, delta_ptr, d_weights_ptr, rows, row < queries, s, SOURCES
-        )
-        k_base = k_ptrs[s] + batch_head_offset(batch_head, heads, k_strides[s][0], k_strides[s][2])
-        v_base = v_ptrs[s] + batch_head_offset(batch_head, heads, v_strides[s][0], v_strides[s][2])
-        d_out_base = d_out_ptrs[s] + batch_head_offset(
-            batch_head, heads, d_out_strides[s][0], d_out_strides[s][2]
-        )
-        d_out = load_rows(
-            d_out_base,
-            first_row,
-            queries,
-            d_out_strides[s][1],
-            0,
-            BLOCK_M,
-            D_VS[s],
-            BLOCK_DVS[s],
-            False,
-        )
-        for start in tl.range(0, lengths[s], BLOCK_N):
-            k = load_rows(
-                k_base,
-                start,
-                lengths[s],
-                k_strides[s][1],
-                0,
-                BLOCK_N,
-                D_QK,
-                BLOCK_QK,
-                WHOLE_BLOCKS[s],
-            )
-            v = load_rows(
-                v_base,
-                start,
-                lengths[s],
-                v_strides[s][1],
-                0,
-                BLOCK_N,
-                D_VS[s],
-                BLOCK_DVS[s],
-                WHOLE_BLOCKS[s],
-            )
+        length = lengths[s]
+        log2_lse, shift = _row_statistics(statistics_ptrs, rows, row < queries, s, SOURCES)
+        keys = head_rows(k_ptrs[s], k_strides[s], length, batch_head, heads)
+        values = head_rows(v_ptrs[s], v_strides[s], length, batch_head, heads)
+        d_outs = head_rows(d_out_ptrs[s], d_out_strides[s], queries, batch_head, heads)
+        # [BLOCK_M, BLOCK_DV]
+        d_out = load_rows(d_outs, first_row, 0, BLOCK_M, D_VS[s], BLOCK_DVS[s], False)
+        for start in tl.range(0, length, BLOCK_N):
+            # [BLOCK_N, BLOCK_QK] and [BLOCK_N, BLOCK_DV]
+            k = load_rows(keys, start, 0, BLOCK_N, D_QK, BLOCK_QK, WHOLE_BLOCKS[s])
+            v = load_rows(values, start, 0, BLOCK_N, D_VS[s], BLOCK_DVS[s], WHOLE_BLOCKS[s])
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-            p = tl.exp2(scores * log2_scale - log2_lse[:, None])
+            p = tl.exp2(scores * log2_scale - log2_lse[:, None])  # [BLOCK_M, BLOCK_N]
             if not WHOLE_BLOCKS[s]:
-                inside = (start + tl.arange(0, BLOCK_N))[None, :] < lengths[s]
+                inside = (start + tl.arange(0, BLOCK_N))[None, :] < length
                 p = tl.where(inside, p, 0.0)
-            d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
+            d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
             d_p = _add_further_chunks(
                 d_p,
-                d_out_base,
-                v_base,
+                d_outs,
+                values,
                 first_row,
                 start,
-                queries,
-                lengths[s],
-                d_out_strides[s][1],
-                v_strides[s][1],
                 D_VS[s],
                 BLOCK_M,
                 BLOCK_N,
                 BLOCK_DVS[s],
                 PRECISION,
             )
-            d_scores = p * (d_p + shift[:, None])
+            d_scores = p * (d_p + shift[:, None])  # [BLOCK_M, BLOCK_N]
             dq = tl.dot(d_scores.to(k.dtype), k, dq, input_precision=PRECISION)
 
-    dq_base = dq_ptr + batch_head_offset(
-        batch_head, heads, tl.cast(queries, tl.int64) * heads * D_QK, D_QK
-    )
-    store_rows(dq_base, dq * scale, first_row, queries, heads * D_QK, 0, BLOCK_M, D_QK, BLOCK_QK)
+    dq_head = contiguous_head(dq_ptr, queries, batch_head, heads, D_QK)
+    dq = dq * scale
+    store_rows(Rows(dq_head, queries, heads * D_QK), dq, first_row, 0, BLOCK_M, D_QK, BLOCK_QK)
 
 
 @triton.jit
 def _backward_one_key_block(
-    q_base,
-    k_base,
-    v_base,
-    d_out_base,
-    lse_ptr,
-    delta_ptr,
-    d_weights_ptr,
-    dk_base,
-    dv_base,
-    stride_qm,
-    stride_kn,
-    stride_vn,
-    stride_dom,
-    first_key,
-    length,
     queries,
-    heads,
-    batch_head,
+    keys,
+    values,
+    d_outs,
+    dk_ptr,
+    dv_ptr,
+    statistics_ptrs,
+    first_key,
     chunk,
+    batch_head,
+    heads,
     log2_scale,
     scale,
     s,
@@ -295,59 +218,42 @@ def _backward_one_key_block(
     BLOCK_N: tl.constexpr,
 ):
     """``dk`` of one block of keys, and one chunk of columns of its ``dv``, over all queries."""
-    k = load_rows(k_base, first_key, length, stride_kn, 0, BLOCK_N, D_QK, BLOCK_QK, False)
+    k = load_rows(keys, first_key, 0, BLOCK_N, D_QK, BLOCK_QK, False)  # [BLOCK_N, BLOCK_QK]
     if NEGATE_Q:
         k = -k
     column = readable_column(chunk, D_V, BLOCK_DV)
     if WRITE_DK:
-        v = load_rows(v_base, first_key, length, stride_vn, 0, BLOCK_N, D_V, BLOCK_DV, False)
+        v = load_rows(values, first_key, 0, BLOCK_N, D_V, BLOCK_DV, False)  # [BLOCK_N, BLOCK_DV]
         dk = tl.zeros([BLOCK_N, BLOCK_QK], tl.float32)
     if WRITE_DV:
         dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
-    for start in tl.range(0, queries, BLOCK_M):
+    for start in tl.range(0, queries.count, BLOCK_M):
         row = start + tl.arange(0, BLOCK_M)
         log2_lse, shift = _row_statistics(
-            lse_ptr,
-            delta_ptr,
-            d_weights_ptr,
-            batch_head * queries + row,
-            row < queries,
-            s,
-            SOURCES,
+            statistics_ptrs, batch_head * queries.count + row, row < queries.count, s, SOURCES
         )
-        q = load_rows(q_base, start, queries, stride_qm, 0, BLOCK_M, D_QK, BLOCK_QK, WHOLE_QUERIES)
-        d_out = load_rows(
-            d_out_base, start, queries, stride_dom, column, BLOCK_M, D_V, BLOCK_DV, WHOLE_QUERIES
-        )
+        # [BLOCK_M, BLOCK_QK] and [BLOCK_M, BLOCK_DV]
+        q = load_rows(queries, start, 0, BLOCK_M, D_QK, BLOCK_QK, WHOLE_QUERIES)
+        d_out = load_rows(d_outs, start, column, BLOCK_M, D_V, BLOCK_DV, WHOLE_QUERIES)
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BLOCK_N, BLOCK_M]
-        p = tl.exp2(scores * log2_scale - log2_lse[None, :])
+        p = tl.exp2(scores * log2_scale - log2_lse[None, :])  # [BLOCK_N, BLOCK_M]
         if WRITE_DV:
             dv = tl.dot(p.to(d_out.dtype), d_out, dv, input_precision=PRECISION)
         if WRITE_DK:
-            d_p = tl.dot(v, tl.trans(d_out), input_precision=PRECISION)
+            d_p = tl.dot(v, tl.trans(d_out), input_precision=PRECISION)  # [BLOCK_N, BLOCK_M]
             d_p = _add_further_chunks(
-                d_p,
-                v_base,
-                d_out_base,
-                first_key,
-                start,
-                length,
-                queries,
-                stride_vn,
-                stride_dom,
-                D_V,
-                BLOCK_N,
-                BLOCK_M,
-                BLOCK_DV,
-                PRECISION,
+                d_p, values, d_outs, first_key, start, D_V, BLOCK_N, BLOCK_M, BLOCK_DV, PRECISION
             )
-            d_scores = p * (d_p + shift[None, :])
+            d_scores = p * (d_p + shift[None, :])  # [BLOCK_N, BLOCK_M]
             dk = tl.dot(d_scores.to(q.dtype), q, dk, input_precision=PRECISION)
     if WRITE_DK:
-        store_rows(dk_base, dk * scale, first_key, length, heads * D_QK, 0, BLOCK_N, D_QK, BLOCK_QK)
+        dk = dk * scale
+        store_rows(
+            Rows(dk_ptr, keys.count, heads * D_QK), dk, first_key, 0, BLOCK_N, D_QK, BLOCK_QK
+        )
     if WRITE_DV:
-        column = chunk * BLOCK_DV
-        store_rows(dv_base, dv, first_key, length, heads * D_V, column, BLOCK_N, D_V, BLOCK_DV)
+        dvs = Rows(dv_ptr, keys.count, heads * D_V)
+        store_rows(dvs, dv, first_key, chunk * BLOCK_DV, BLOCK_N, D_V, BLOCK_DV)
 
 
 @triton.jit
@@ -356,9 +262,7 @@ def _attention_backward_kv_kernel(
     k_ptrs,
     v_ptrs,
     d_out_ptrs,
-    lse_ptr,
-    delta_ptr,
-    d_weights_ptr,
+    statistics_ptrs,
     dk_ptrs,
     dv_ptrs,
     q_strides,
@@ -390,37 +294,23 @@ def _attention_backward_kv_kernel(
     block = tl.program_id(0) % key_blocks
     batch_head = tl.cast(tl.program_id(0) // key_blocks, tl.int64)
     chunk = tl.program_id(1)
-    q_base = q_ptr + batch_head_offset(batch_head, heads, q_strides[0], q_strides[2])
+    q_rows = head_rows(q_ptr, q_strides, queries, batch_head, heads)
     for s in tl.static_range(SOURCES):
-        source_blocks = tl.cdiv(lengths[s], BLOCK_N)
+        n = lengths[s]
+        source_blocks = tl.cdiv(n, BLOCK_N)
         if (block >= 0) & (block < source_blocks):
             _backward_one_key_block(
-                q_base,
-                k_ptrs[s] + batch_head_offset(batch_head, heads, k_strides[s][0], k_strides[s][2]),
-                v_ptrs[s] + batch_head_offset(batch_head, heads, v_strides[s][0], v_strides[s][2]),
-                d_out_ptrs[s]
-                + batch_head_offset(batch_head, heads, d_out_strides[s][0], d_out_strides[s][2]),
-                lse_ptr,
-                delta_ptr,
-                d_weights_ptr,
-                dk_ptrs[s]
-                + batch_head_offset(
-                    batch_head, heads, tl.cast(lengths[s], tl.int64) * heads * D_QK, D_QK
-                ),
-                dv_ptrs[s]
-                + batch_head_offset(
-                    batch_head, heads, tl.cast(lengths[s], tl.int64) * heads * D_VS[s], D_VS[s]
-                ),
-                q_strides[1],
-                k_strides[s][1],
-                v_strides[s][1],
-                d_out_strides[s][1],
+                q_rows,
+                head_rows(k_ptrs[s], k_strides[s], n, batch_head, heads),
+                head_rows(v_ptrs[s], v_strides[s], n, batch_head, heads),
+                head_rows(d_out_ptrs[s], d_out_strides[s], queries, batch_head, heads),
+                contiguous_head(dk_ptrs[s], n, batch_head, heads, D_QK),
+                contiguous_head(dv_ptrs[s], n, batch_head, heads, D_VS[s]),
+                statistics_ptrs,
                 block * BLOCK_N,
-                lengths[s],
-                queries,
-                heads,
-                batch_head,
                 chunk,
+                batch_head,
+                heads,
                 log2_scale,
                 scale,
                 s,
@@ -472,9 +362,7 @@ def plan_attention_backward(
         "k_ptrs": tuple(ks),
         "v_ptrs": tuple(vs),
         "d_out_ptrs": tuple(d_outs),
-        "lse_ptr": lse,
-        "delta_ptr": delta,
-        "d_weights_ptr": d_weights,
+        "statistics_ptrs": (lse, delta, d_weights),
     }
     shapes = {
         "q_strides": row_strides(q),

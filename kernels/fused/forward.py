@@ -27,7 +27,9 @@ from hmc_fast.kernels.fused.launch import (
     value_block,
 )
 from hmc_fast.kernels.fused.primitives import (
-    batch_head_offset,
+    Rows,
+    contiguous_head,
+    head_rows,
     load_rows,
     readable_column,
     store_rows,
@@ -37,12 +39,9 @@ from hmc_fast.kernels.fused.primitives import (
 @triton.jit
 def _attend(
     q,
-    k_ptr,
-    v_ptr,
-    stride_kn,
-    stride_vn,
+    keys,
+    values,
     begin,
-    end,
     column,
     log2_scale,
     D_QK: tl.constexpr,
@@ -54,21 +53,23 @@ def _attend(
     WHOLE_BLOCKS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Keys ``begin`` to ``end`` of one source: accumulator, running maximum (log2) and sum."""
+    """Keys from ``begin`` on of one source: accumulator, running maximum (log2) and sum."""
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    for start in tl.range(begin, end, BLOCK_N):
-        k = load_rows(k_ptr, start, end, stride_kn, 0, BLOCK_N, D_QK, BLOCK_QK, WHOLE_BLOCKS)
+    for start in tl.range(begin, keys.count, BLOCK_N):
+        # [BLOCK_N, BLOCK_QK]
+        k = load_rows(keys, start, 0, BLOCK_N, D_QK, BLOCK_QK, WHOLE_BLOCKS)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         if not WHOLE_BLOCKS:
-            inside = (start + tl.arange(0, BLOCK_N))[None, :] < end
+            inside = (start + tl.arange(0, BLOCK_N))[None, :] < keys.count
             scores = tl.where(inside, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1) * log2_scale)
-        p = tl.exp2(scores * log2_scale - new_top[:, None])
-        keep = tl.exp2(top - new_top)
+        new_top = tl.maximum(top, tl.max(scores, 1) * log2_scale)  # [BLOCK_M]
+        p = tl.exp2(scores * log2_scale - new_top[:, None])  # [BLOCK_M, BLOCK_N]
+        keep = tl.exp2(top - new_top)  # [BLOCK_M]
         total = total * keep + tl.sum(p, 1)
-        v = load_rows(v_ptr, start, end, stride_vn, column, BLOCK_N, D_V, BLOCK_DV, WHOLE_BLOCKS)
+        # [BLOCK_N, BLOCK_DV]
+        v = load_rows(values, start, column, BLOCK_N, D_V, BLOCK_DV, WHOLE_BLOCKS)
         acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None], input_precision=PRECISION)
         top = new_top
     return acc, top, total
@@ -113,8 +114,8 @@ def _attention_forward_kernel(
     chunk = tl.program_id(1)
     split = tl.program_id(2)
 
-    q_base = q_ptr + batch_head_offset(batch_head, heads, q_strides[0], q_strides[2])
-    q = load_rows(q_base, first_row, queries, q_strides[1], 0, BLOCK_M, D_QK, BLOCK_QK, False)
+    q_rows = head_rows(q_ptr, q_strides, queries, batch_head, heads)
+    q = load_rows(q_rows, first_row, 0, BLOCK_M, D_QK, BLOCK_QK, False)  # [BLOCK_M, BLOCK_QK]
     if NEGATE_Q:
         q = -q
 
@@ -126,12 +127,9 @@ def _attention_forward_kernel(
         end = tl.minimum(begin + spans[s], lengths[s])
         acc, source_top, source_total = _attend(
             q,
-            k_ptrs[s] + batch_head_offset(batch_head, heads, k_strides[s][0], k_strides[s][2]),
-            v_ptrs[s] + batch_head_offset(batch_head, heads, v_strides[s][0], v_strides[s][2]),
-            k_strides[s][1],
-            v_strides[s][1],
+            head_rows(k_ptrs[s], k_strides[s], end, batch_head, heads),
+            head_rows(v_ptrs[s], v_strides[s], end, batch_head, heads),
             begin,
-            end,
             readable_column(chunk, D_VS[s], BLOCK_DVS[s]),
             log2_scale,
             D_QK,
@@ -143,9 +141,9 @@ def _attention_forward_kernel(
             WHOLE_BLOCKS[s],
             PRECISION,
         )
-        accs = accs + (acc,)
-        tops = tops + (source_top,)
-        totals = totals + (source_total,)
+        accs = accs + (acc,)  # each [BLOCK_M, BLOCK_DV]
+        tops = tops + (source_top,)  # each [BLOCK_M]
+        totals = totals + (source_total,)  # each [BLOCK_M]
 
     top = tops[0]
     for s in tl.static_range(1, SOURCES):
@@ -157,27 +155,18 @@ def _attention_forward_kernel(
     row = first_row + tl.arange(0, BLOCK_M)
     slab = tl.cast(split, tl.int64) * batch_heads + batch_head
     for s in tl.static_range(SOURCES):
-        share = tl.exp2(tops[s] - top) / total
-        out_base = out_ptrs[s] + batch_head_offset(
-            slab, heads, tl.cast(queries, tl.int64) * heads * D_VS[s], D_VS[s]
-        )
-        store_rows(
-            out_base,
-            accs[s] * share[:, None],
-            first_row,
-            queries,
-            heads * D_VS[s],
-            chunk * BLOCK_DVS[s],
-            BLOCK_M,
-            D_VS[s],
-            BLOCK_DVS[s],
-        )
+        share = tl.exp2(tops[s] - top) / total  # [BLOCK_M]
+        out_ptr = contiguous_head(out_ptrs[s], queries, slab, heads, D_VS[s])
+        out = accs[s] * share[:, None]  # [BLOCK_M, BLOCK_DV]
+        outs = Rows(out_ptr, queries, heads * D_VS[s])
+        column = chunk * BLOCK_DVS[s]
+        store_rows(outs, out, first_row, column, BLOCK_M, D_VS[s], BLOCK_DVS[s])
         if WRITE_STATISTICS and SOURCES > 1:
             weights_base = weights_ptr + (slab * queries) * SOURCES + s
             inside = (row < queries) & (chunk == 0)
             tl.store(weights_base + row * SOURCES, totals[s] * share, mask=inside)
     if WRITE_STATISTICS:
-        lse = (top + tl.log2(total)) * 0.6931471805599453  # ln 2
+        lse = (top + tl.log2(total)) * 0.6931471805599453  # ln 2; [BLOCK_M]
         tl.store(lse_ptr + slab * queries + row, lse, mask=(row < queries) & (chunk == 0))
 
 
@@ -204,24 +193,17 @@ def _join_splits(
     """One source's output and weight, each split weighed by ``exp(lse_split - lse)``."""
     row = first_row + tl.arange(0, BLOCK_M)
     inside = row < queries
-    stride_batch = tl.cast(queries, tl.int64) * heads * D_V
+    column = readable_column(chunk, D_V, BLOCK_DV)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     weight = tl.zeros([BLOCK_M], tl.float32)
     for split in range(splits):
         slab = batch_head + split * tl.cast(batch_heads, tl.int64)
         split_lse = tl.load(lse_ptrs + split * stride_split, mask=inside, other=0.0)
-        share = tl.exp(split_lse - top) / total
-        partial = load_rows(
-            partial_out_ptr + batch_head_offset(slab, heads, stride_batch, D_V),
-            first_row,
-            queries,
-            heads * D_V,
-            readable_column(chunk, D_V, BLOCK_DV),
-            BLOCK_M,
-            D_V,
-            BLOCK_DV,
-            False,
-        )
+        share = tl.exp(split_lse - top) / total  # [BLOCK_M]
+        partial_ptr = contiguous_head(partial_out_ptr, queries, slab, heads, D_V)
+        partials = Rows(partial_ptr, queries, heads * D_V)
+        # [BLOCK_M, BLOCK_DV]
+        partial = load_rows(partials, first_row, column, BLOCK_M, D_V, BLOCK_DV, False)
         acc += partial * share[:, None]
         if SOURCES > 1:
             weight_ptrs = partial_weights_ptr + (slab * queries + row) * SOURCES
@@ -255,7 +237,7 @@ def _combine_splits_kernel(
     inside = row < queries
     write_statistics = inside & (chunk == 0)
 
-    lse_ptrs = partial_lse_ptr + batch_head * queries + row
+    lse_ptrs = partial_lse_ptr + batch_head * queries + row  # [BLOCK_M]
     stride_split = tl.cast(batch_heads, tl.int64) * queries
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     for split in range(splits):
@@ -287,18 +269,9 @@ def _combine_splits_kernel(
             BLOCK_DVS[s],
             BLOCK_M,
         )
-        stride_batch = tl.cast(queries, tl.int64) * heads * D_VS[s]
-        store_rows(
-            out_ptrs[s] + batch_head_offset(batch_head, heads, stride_batch, D_VS[s]),
-            acc,
-            first_row,
-            queries,
-            heads * D_VS[s],
-            chunk * BLOCK_DVS[s],
-            BLOCK_M,
-            D_VS[s],
-            BLOCK_DVS[s],
-        )
+        out_ptr = contiguous_head(out_ptrs[s], queries, batch_head, heads, D_VS[s])
+        outs = Rows(out_ptr, queries, heads * D_VS[s])
+        store_rows(outs, acc, first_row, chunk * BLOCK_DVS[s], BLOCK_M, D_VS[s], BLOCK_DVS[s])
         if SOURCES > 1:
             weight_ptrs = weights_ptr + (batch_head * queries + row) * SOURCES + s
             tl.store(weight_ptrs, weight, mask=write_statistics)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hmc_fast.kernels.fused.launch import Launch, Target, bits, ceil_div
-from hmc_fast.kernels.fused.primitives import load_rows, store_rows
+from hmc_fast.kernels.fused.primitives import Rows, load_rows, store_rows
 
 ROW_BLOCKS_PER_GROUP = 8
 """Row blocks that walk the channel blocks together, so that they share weights in the L2 cache."""
@@ -52,28 +52,13 @@ def _gated_projection_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     source_weight_ptr = weight_ptr
     for s in tl.static_range(len(WIDTHS)):
+        inputs = Rows(attended_ptrs[s], rows, WIDTHS[s])
+        weights = Rows(source_weight_ptr, CHANNELS, INNER)
         for column in tl.range(0, WIDTHS[s], BLOCK_K):
-            attended = load_rows(
-                attended_ptrs[s],
-                first_row,
-                rows,
-                WIDTHS[s],
-                column,
-                BLOCK_M,
-                WIDTHS[s],
-                BLOCK_K,
-                WHOLE_ROWS,
-            )
+            # [BLOCK_M, BLOCK_K] and [BLOCK_N, BLOCK_K]
+            attended = load_rows(inputs, first_row, column, BLOCK_M, WIDTHS[s], BLOCK_K, WHOLE_ROWS)
             weight = load_rows(
-                source_weight_ptr,
-                first_channel,
-                CHANNELS,
-                INNER,
-                column,
-                BLOCK_N,
-                WIDTHS[s],
-                BLOCK_K,
-                WHOLE_CHANNELS,
+                weights, first_channel, column, BLOCK_N, WIDTHS[s], BLOCK_K, WHOLE_CHANNELS
             )
             acc = tl.dot(attended, tl.trans(weight), acc, input_precision=PRECISION)
         source_weight_ptr += WIDTHS[s]
@@ -81,11 +66,13 @@ def _gated_projection_kernel(
     channel = first_channel + tl.arange(0, BLOCK_N)
     bias = tl.load(bias_ptr + channel, mask=channel < CHANNELS, other=0.0).to(tl.float32)
     gamma = tl.load(gamma_ptr + channel, mask=channel < CHANNELS, other=0.0).to(tl.float32)
+    # [BLOCK_M, BLOCK_N]
     x = load_rows(
-        x_ptr, first_row, rows, CHANNELS, first_channel, BLOCK_M, CHANNELS, BLOCK_N, False
+        Rows(x_ptr, rows, CHANNELS), first_row, first_channel, BLOCK_M, CHANNELS, BLOCK_N, False
     )
-    y = x.to(tl.float32) + gamma[None, :] * (acc + bias[None, :])
-    store_rows(y_ptr, y, first_row, rows, CHANNELS, first_channel, BLOCK_M, CHANNELS, BLOCK_N)
+    y = x.to(tl.float32) + gamma[None, :] * (acc + bias[None, :])  # [BLOCK_M, BLOCK_N]
+    y_rows = Rows(y_ptr, rows, CHANNELS)
+    store_rows(y_rows, y, first_row, first_channel, BLOCK_M, CHANNELS, BLOCK_N)
 
 
 def plan_gated_projection(
