@@ -1,15 +1,17 @@
 """The main job: rows, honesty about failures, records and reports."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmc_fast import UserError
-from hmc_fast.bench.jobs.fold_model import FoldModel
+from hmc_fast.bench.jobs import folds
 from hmc_fast.bench.jobs.folds import FoldsOptions, run_folds
+from hmc_fast.bench.peers.eager import EAGER
 from hmc_fast.bench.record import Record, read_record, write_record
 from hmc_fast.bench.report.pages import write_reports
 from hmc_fast.data import Film
@@ -68,15 +70,13 @@ def test_one_row_per_candidate_and_size(record: Record) -> None:
 def test_no_parity_no_speed(
     phantoms: list[Film], record: Record, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = FoldModel.__call__
-    calls = {"count": 0}
+    def build(module: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda images: module(images) + 0.01
 
-    def wrong(self: FoldModel, images: Tensor) -> Tensor:
-        calls["count"] += 1
-        return right(self, images) + (0.01 if calls["count"] == 2 else 0)
-
-    monkeypatch.setattr(FoldModel, "__call__", wrong)
-    options = replace(OPTIONS, extra_sizes=(), peers=("eager",))
+    variant = replace(EAGER.models[0], build=build)
+    changed = replace(EAGER, name="changed", models=(variant,))
+    monkeypatch.setattr(folds, "peer_of", lambda name: changed)
+    options = replace(OPTIONS, extra_sizes=(), peers=("changed",))
     (row,) = run_folds(options, phantoms, DATA, out).measurements
     assert row.status == "parity failed"
     assert row.p50_ms is None
