@@ -39,7 +39,7 @@ test-systems: $(VENV)/installed-dev $(WHEEL)
 TARGETS_RECORD := $(firstword $(wildcard bench/results/targets-*.jsonl))
 
 readme-table: $(VENV)/installed
-	$(VENV)/bin/python -m hmc_fast.bench.readme_table README.md $(TARGETS_RECORD)
+	$(VENV)/bin/python -m hmc_fast.bench.report.readme README.md $(TARGETS_RECORD)
 
 $(VENV)/bin/python:
 	sh scripts/make_venv.sh $(PYTHON) $(VENV)

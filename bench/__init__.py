@@ -1,7 +1,5 @@
-"""The benchmark: latency, memory and accuracy across folds in one table, parity first."""
+"""The benchmark: peers side by side, parity first.
 
-from hmc_fast.bench.main_job import BenchOptions, run_bench
-from hmc_fast.bench.record import BenchRecord, Row, read_record
-from hmc_fast.bench.report import write_reports
-
-__all__ = ["BenchOptions", "BenchRecord", "Row", "read_record", "run_bench", "write_reports"]
+A **peer** is an alternative that is timed beside others; a **variant** is one way in which a peer
+can do a case. Nothing is imported here, so that help texts can ask the registry of peers quickly.
+"""

@@ -1,4 +1,4 @@
-"""What a backend raised, as one line and a status for its row."""
+"""What a peer raised, as one line and a status for its row."""
 
 import re
 import warnings
@@ -14,7 +14,7 @@ _NOT_IMPLEMENTED = re.compile(r"NotImplementedError(?:: |\(['\"])([^\n'\"]+)")
 
 
 def status_of(error: Exception) -> Literal["unavailable", "error"]:
-    """``unavailable`` where the backend refuses the call, ``error`` where it breaks."""
+    """``unavailable`` where the peer refuses the call, ``error`` where it breaks."""
     text = str(error)
     refused = any(refusal in text for refusal in _REFUSALS)
     missing = isinstance(error, NotImplementedError) or _NOT_IMPLEMENTED.search(text) is not None
@@ -26,9 +26,9 @@ def describe(error: Exception, caught: Sequence[warnings.WarningMessage] = ()) -
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of memory: {text}"[:MAX_LENGTH]
-    found = _NOT_IMPLEMENTED.search(str(error))
-    if found is not None:
-        return found[1][:MAX_LENGTH]
+    match = _NOT_IMPLEMENTED.search(str(error))
+    if match is not None:
+        return match[1][:MAX_LENGTH]
     if any(refusal in text for refusal in _REFUSALS):
         return (_warned_reasons(caught) or text)[:MAX_LENGTH]
     return f"{type(error).__name__}: {text}"[:MAX_LENGTH]

@@ -1,96 +1,313 @@
-"""Benchmark records: JSON lines, one schema, validated on read."""
+"""Records of every bench command: one schema.
+
+A file holds JSON lines: one ``run``, then ``ceiling``, ``measurement`` and ``resources``. A line
+that does not fit is reported and the rest is read; a file without its ``run`` line is refused.
+Files of the schemas before this one are read as well.
+"""
 
 import json
-from dataclasses import asdict, dataclass, fields
+import types
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hmc_fast.bench.cases import PASSES
+from hmc_fast.bench.measuring.ceilings import Ceiling
+from hmc_fast.bench.measuring.resources import KernelResources
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_text
 
-SCHEMA = "hmc-fast-bench/1"
-Status = Literal["ok", "unavailable", "parity failed", "error"]
+SCHEMA = "hmc-fast-bench/2"
+OLD_FOLDS_SCHEMA = "hmc-fast-bench/1"
+OLD_PROFILE_SCHEMA = "hmc-fast-profile/1"
+RECORD_FILE = "record.jsonl"
+Status = Literal["ok", "unavailable", "parity failed", "error", "skipped"]
+Launch = Literal["stream", "graph"]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One implementation × precision at one image size.
+class FoldScores:
+    """Out-of-fold figures of a peer: accuracy (mean and sample std over folds) and pooled AUC.
 
-    Speeds are None unless ``status`` is ``ok``. Latency is of one film; throughput is at
-    ``throughput_batch`` films a call. Accuracy (mean and sample std over folds), AUC (pooled, with
-    its 95 % interval) and the differences from the eager fp32 reference are there at the size the
-    folds were trained at, None elsewhere.
+    The AUC has its 95 % interval. Differences are from the eager fp32 reference.
     """
 
-    implementation: str
-    precision: str
-    size: int
-    status: Status
-    reason: str | None = None
-    latency_p50_ms: float | None = None
-    latency_p95_ms: float | None = None
-    latency_samples: int | None = None
-    throughput_films_per_s: float | None = None
-    throughput_batch: int | None = None
-    inference_peak_mib: float | None = None
-    parity_max_error: float | None = None
-    parity_allowed: float | None = None
-    accuracy_mean: float | None = None
-    accuracy_std: float | None = None
-    auc: float | None = None
-    auc_low: float | None = None
-    auc_high: float | None = None
-    max_logit_difference: float | None = None
-    flipped_decisions: int | None = None
-    auc_difference: float | None = None
+    accuracy_mean: float | None
+    accuracy_std: float | None
+    auc: float | None
+    auc_low: float | None
+    auc_high: float | None
+    max_logit_difference: float
+    flipped_decisions: int
+    auc_difference: float | None
 
 
 @dataclass(frozen=True)
-class BenchRecord:
-    """A run of the main job: what was run, where, on which data, and its rows.
+class Measurement:
+    """One peer on one case and task.
+
+    Times are of single calls, in ms, over ``samples`` of them, none left out; ``outliers`` counts
+    those far beyond the median, and ``host_p50_ms`` is the host's part. They are None unless
+    ``status`` is ``ok``. ``peak_mib`` is what a call adds to its inputs, at its highest, for
+    operators and blocks; for models everything (parameters, images, the call); for the main job a
+    process of its own. ``budget_units`` is the error against fp64 over what is allowed, of
+    ``budget_tensor``. ``ceiling_share`` is the floor over the median. ``speed_up`` is the fastest
+    other peer's median over this one's. Work, floor and bound are None for models, ``scores`` for
+    everything but the main job.
+    """
+
+    case: str
+    peer: str
+    precision: str
+    task: str
+    launch: Launch
+    status: Status
+    reason: str | None = None
+    variant: str | None = None
+    samples: int | None = None
+    p20_ms: float | None = None
+    p50_ms: float | None = None
+    p80_ms: float | None = None
+    p95_ms: float | None = None
+    min_ms: float | None = None
+    max_ms: float | None = None
+    host_p50_ms: float | None = None
+    outliers: int | None = None
+    flops: int | None = None
+    bytes: int | None = None
+    floor_ms: float | None = None
+    bound: str | None = None
+    tflops: float | None = None
+    ceiling_share: float | None = None
+    peak_mib: float | None = None
+    budget_units: float | None = None
+    budget_tensor: str | None = None
+    speed_up: float | None = None
+    throughput_per_s: float | None = None
+    throughput_batch: int | None = None
+    clocks: dict[str, float] | None = None
+    scores: FoldScores | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str]:
+        """What the same measurement has in another record."""
+        return self.case, self.peer, self.precision, self.task, self.launch
+
+    @property
+    def label(self) -> str:
+        launch = " (CUDA graph)" if self.launch == "graph" else ""
+        return f"{self.case} {self.task} {self.precision} {self.peer}{launch}"
+
+    @property
+    def subject(self) -> str:
+        """The operator, block or model of the case."""
+        return self.case.split("@")[0]
+
+    @property
+    def size(self) -> int:
+        return int(self.case.split("@")[1].split("x")[0])
+
+    @property
+    def batch(self) -> int:
+        return int(self.case.rsplit("x", 1)[1])
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the main job trained and on what.
 
     ``attention_share`` maps each image size to attention's share of the model's operations;
     ``fold_metrics`` are those of the eager fp32 reference.
     """
 
-    created: str
     data: dict[str, Any]
-    options: dict[str, Any]
-    environment: dict[str, Any]
     protocol: str
     attention_share: dict[str, float]
     fold_metrics: list[dict[str, float | None]]
-    rows: list[Row]
 
 
-def write_record(path: Path, record: BenchRecord) -> None:
-    """First line the run, then one line a row; written atomically."""
-    header = {key: value for key, value in asdict(record).items() if key != "rows"}
-    lines = [{"schema": SCHEMA, "kind": "run", **header}]
-    lines += [{"schema": SCHEMA, "kind": "row", **asdict(row)} for row in record.rows]
+@dataclass(frozen=True)
+class Record:
+    """A run: where, with what, and its lines. ``problems`` are lines that could not be read."""
+
+    job: str
+    created: str
+    environment: dict[str, Any]
+    device: dict[str, Any]
+    options: dict[str, Any]
+    study: Study | None = None
+    ceilings: list[Ceiling] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    resources: list[KernelResources] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def ceiling(self, precision: str) -> Ceiling | None:
+        return next((c for c in self.ceilings if c.precision == precision), None)
+
+    @property
+    def kernel_rows(self) -> list[Measurement]:
+        """Rows of operators and blocks."""
+        return [row for row in self.measurements if row.task in PASSES]
+
+    @property
+    def model_rows(self) -> list[Measurement]:
+        """Rows of whole models."""
+        return [row for row in self.measurements if row.task not in PASSES]
+
+
+_LINE_KINDS: dict[str, tuple[type[Any], str]] = {
+    "ceiling": (Ceiling, "ceilings"),
+    "measurement": (Measurement, "measurements"),
+    "resources": (KernelResources, "resources"),
+}
+_HEADER = ("job", "created", "environment", "device", "options", "study")
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write atomically: what was there stays until the new file is whole."""
+    values = asdict(record)
+    header = {name: values[name] for name in _HEADER}
+    lines: list[dict[str, Any]] = [{"schema": SCHEMA, "kind": "run", **header}]
+    for kind, (_, name) in _LINE_KINDS.items():
+        lines += [{"schema": SCHEMA, "kind": kind, **line} for line in values[name]]
     write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
 
-def read_record(path: Path) -> BenchRecord:
-    """Reread a record; raises :class:`UserError` naming the line that does not fit the schema."""
+def read_record(path: Path) -> Record:
+    """Reread a record.
+
+    Raises :class:`UserError` for a file that cannot be read or has no ``run`` line; any other line
+    that does not fit, by its schema or its fields, becomes one of ``problems``.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     header: dict[str, Any] | None = None
-    rows = []
+    parts: dict[str, list[Any]] = {name: [] for _, name in _LINE_KINDS.values()}
+    problems = []
     for number, line in enumerate(lines, start=1):
         try:
-            values = json.loads(line)
-            if values.pop("schema") != SCHEMA:
-                raise ValueError(f"the schema is not {SCHEMA}")
-            if values.pop("kind") == "row":
-                rows.append(Row(**values))
+            values = json.loads(line, parse_constant=_no_constant)
+            kind, values = _current(values, header)
+            if kind == "run":
+                header = _checked_header(values)
             else:
-                header = values
+                line_type, name = _LINE_KINDS[kind]
+                parts[name].append(_record_of(line_type, values))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} line {number}: is no line of a record ({error})") from None
-    expected = {field.name for field in fields(BenchRecord)} - {"rows"}
-    if header is None or set(header) != expected:
-        raise UserError(f"{path}: has no complete line of kind run")
-    return BenchRecord(**header, rows=rows)
+            reason = " ".join(str(error).split())
+            problems.append(f"{path.name} line {number}: is no line of a record ({reason})")
+    if header is None:
+        detail = f"; {problems[0]}" if problems else ""
+        raise UserError(
+            f"{path}: has no line of kind run; make a record with `hmc-fast bench` or one of its "
+            f"subcommands{detail}"
+        )
+    return Record(**{**header, **parts, "problems": problems})
+
+
+def _current(values: dict[str, Any], header: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """A line of any schema that is read, in the terms of this one, and its kind."""
+    schema, kind = values.pop("schema"), values.pop("kind")
+    if schema == SCHEMA:
+        return kind, values
+    if schema == OLD_PROFILE_SCHEMA:
+        return kind, _of_old_profile(kind, values)
+    if schema != OLD_FOLDS_SCHEMA:
+        raise ValueError(f"its schema is {schema}, this release reads {SCHEMA} and two before it")
+    if kind == "run":
+        return kind, _of_old_run(values)
+    if header is None:
+        raise ValueError("it stands before the run")
+    return "measurement", _of_old_row(values, header["options"]["model"])
+
+
+_OLD_NAMES = {"what": "task", "how": "variant"}
+_OLD_PEERS = {"compiled_sdpa": "sdpa", "compiled_flex": "flex"}
+
+
+def _of_old_profile(kind: str, values: dict[str, Any]) -> dict[str, Any]:
+    if kind == "run":
+        return {"job": "profile", "study": None, **values}
+    renamed = {_OLD_NAMES.get(name, name): value for name, value in values.items()}
+    if "peer" in renamed:
+        renamed["peer"] = _OLD_PEERS.get(renamed["peer"], renamed["peer"])
+    return renamed
+
+
+def _of_old_run(values: dict[str, Any]) -> dict[str, Any]:
+    study = {f.name: values.pop(f.name) for f in fields(Study)}
+    gpu = values["environment"].get("gpu")
+    device = {"name": gpu or values["environment"].get("cpu"), "kind": "cuda" if gpu else "cpu"}
+    return {"job": "folds", "device": device, "study": study, **values}
+
+
+def _of_old_row(values: dict[str, Any], model: str) -> dict[str, Any]:
+    """A row of the old main job: one film a call, its scores beside its times."""
+    scores = {f.name: values.pop(f.name) for f in fields(FoldScores)}
+    error, allowed = values.pop("parity_max_error"), values.pop("parity_allowed")
+    known = error is not None and allowed
+    return {
+        "case": f"{model}@{values.pop('size')}x1",
+        "peer": values.pop("implementation"),
+        "task": "inference",
+        "launch": "stream",
+        "p50_ms": values.pop("latency_p50_ms"),
+        "p95_ms": values.pop("latency_p95_ms"),
+        "samples": values.pop("latency_samples"),
+        "throughput_per_s": values.pop("throughput_films_per_s"),
+        "peak_mib": values.pop("inference_peak_mib"),
+        "budget_units": error / allowed if known else None,
+        "budget_tensor": "logits" if known else None,
+        "scores": None if scores["max_logit_difference"] is None else scores,
+        **values,
+    }
+
+
+def _checked_header(values: dict[str, Any]) -> dict[str, Any]:
+    if set(values) != set(_HEADER):
+        raise ValueError(f"a run has {', '.join(_HEADER)}")
+    for name in ("job", "created"):
+        if not isinstance(values[name], str):
+            raise ValueError(f"{name} is no text")
+    for name in ("environment", "device", "options"):
+        if not isinstance(values[name], dict):
+            raise ValueError(f"{name} is no object")
+    study = values["study"]
+    return {**values, "study": None if study is None else _record_of(Study, study)}
+
+
+def _record_of(line_type: type[Any], values: dict[str, Any]) -> Any:
+    """``values`` as a record of ``line_type``; raises ``ValueError`` where a field does not fit."""
+    hints = get_type_hints(line_type)
+    unknown = set(values) - {f.name for f in fields(line_type)}
+    if unknown:
+        raise ValueError(f"unknown field {min(unknown)}")
+    values = dict(values)
+    if values.get("scores") is not None:
+        values["scores"] = _record_of(FoldScores, values["scores"])
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {value!r}")
+    return line_type(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a field's type; a whole number is also a float."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin in (dict, list):
+        return isinstance(value, origin)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")

@@ -14,7 +14,6 @@ import typer
 from safetensors.torch import save_file
 
 from hmc_fast import create_model
-from hmc_fast.bench.profile_record import read_profile
 from hmc_fast.bench.record import read_record
 from hmc_fast.checkpoint import load_model
 from hmc_fast.cli.app import app, run
@@ -145,12 +144,13 @@ def test_exit_codes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("mias-hmc_net-*.jsonl")), ids=lambda p: p.name)
 def test_committed_bench_records_are_read(path: Path) -> None:
     record = read_record(path)
-    assert record.rows
-    assert all(row.latency_p50_ms for row in record.rows if row.status == "ok")
+    assert record.measurements
+    assert not record.problems
+    assert all(row.p50_ms for row in record.measurements if row.status == "ok")
 
 
 def test_an_old_profiling_record_is_read() -> None:
-    record = read_profile(GOLDEN / "profile.jsonl")
+    record = read_record(GOLDEN / "profile.jsonl")
     assert not record.problems
     assert {row.case.split("@")[0] for row in record.measurements} == {"hsa_c5", "resnet50"}
     assert all(row.p50_ms for row in record.measurements if row.status == "ok")

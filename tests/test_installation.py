@@ -48,13 +48,9 @@ def test_templates_and_type_marker_are_packaged() -> None:
     root = Path(hmc_fast.__file__).parent
     assert (root / "py.typed").is_file()
     assert {
-        path.name for path in (Path(hmc_fast.bench.__file__).parent / "templates").iterdir()
-    } == {
-        "report.md.j2",
-        "profile.html.j2",
-        "profile.md.j2",
-        "report.html.j2",
-    }
+        path.name
+        for path in (Path(hmc_fast.bench.__file__).parent / "report" / "templates").iterdir()
+    } == {"page.md.j2", "page.html.j2"}
 
 
 def test_the_reference_works_without_triton() -> None:

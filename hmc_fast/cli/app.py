@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from hmc_fast.cli import bench_compare, bench_profile
+from hmc_fast.cli import bench_compare, bench_jobs
 from hmc_fast.cli.bench import bench_app
 from hmc_fast.cli.cv import cv
 from hmc_fast.cli.doctor import doctor
@@ -39,14 +39,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for profiling_command in (
-    bench_profile.kernels,
-    bench_profile.model,
-    bench_profile.targets,
+for bench_command in (
+    bench_jobs.kernels,
+    bench_jobs.model,
+    bench_jobs.targets,
     bench_compare.compare,
     bench_compare.report,
 ):
-    bench_app.command()(profiling_command)
+    bench_app.command()(bench_command)
 app.add_typer(bench_app, name="bench")
 for command in (
     cv,

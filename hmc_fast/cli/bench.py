@@ -1,15 +1,18 @@
-"""``hmc-fast bench``: the main job; the profiling commands are its subcommands."""
+"""``hmc-fast bench``: the main job; the other jobs are its subcommands."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hmc_fast.cli import options
 from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from hmc_fast.bench.record import Record
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,7 @@ def bench(
     data: Annotated[
         Path | None, typer.Option(help="MIAS folder; without it, phantoms are drawn.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for record, reports and folds; resumed if there.")
-    ] = None,
+    out: options.BenchOut = None,
     preset: Annotated[
         str, typer.Option(help=f"Defaults of the options below: {', '.join(PRESETS)}.")
     ] = "quick",
@@ -57,39 +58,34 @@ def bench(
     epochs: Annotated[int | None, typer.Option(help="Training epochs per fold.")] = None,
     weights: options.Weights = "none",
     task: options.TaskName = "malignant",
-    implementation: Annotated[
-        list[str] | None, typer.Option(help="eager, compiled or triton; repeatable, default all.")
-    ] = None,
-    precision: Annotated[
-        list[str] | None, typer.Option(help="fp32, bf16 or fp16; repeatable.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(help="Least time per interleaved measurement.")] = 5.0,
+    peer: options.ModelPeers = None,
+    precision: options.Precisions = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="Least time per interleaved measurement.")
+    ] = 5.0,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Latency, throughput, memory and accuracy across folds, a row per implementation × precision.
+    """Latency, throughput, memory and accuracy across folds, a row per peer and precision.
 
-    Trains the model on patient-disjoint folds, then measures every candidate on the same
-    checkpoints, parity first. Writes record.jsonl, report.md and report.html.
+    Trains the model on patient-disjoint folds, then measures every peer on the same checkpoints,
+    parity first. Peers are eager, compiled and triton unless named. Writes record.jsonl, report.md
+    and report.html.
 
     Examples: [bold]hmc-fast bench[/bold] (phantoms, minutes on two cores);
     [bold]hmc-fast bench --data mias --preset small --weights trunk.safetensors[/bold]
 
-    The subcommands profile operators and models; each has its own --help.
+    The subcommands time operators and models; each has its own --help.
     """
     if context.invoked_subcommand is not None:
         return
-    from hmc_fast.bench import BenchOptions, run_bench, write_reports
-    from hmc_fast.bench.candidates import IMPLEMENTATIONS
-    from hmc_fast.bench.record import write_record
-    from hmc_fast.bench.report import table
+    from hmc_fast.bench.jobs.folds import DEFAULT_PEERS, FoldsOptions, run_folds
+    from hmc_fast.bench.record import RECORD_FILE, write_record
     from hmc_fast.data import read_mias
-    from hmc_fast.files import make_folder
-    from hmc_fast.reporting import PHANTOM_NOTICE
     from hmc_fast.training import TrainingConfig
 
     defaults = _preset(preset)
-    chosen = BenchOptions(
+    chosen = FoldsOptions(
         model=options.model_name(model or defaults.model),
         training=TrainingConfig(
             task=task,
@@ -102,12 +98,12 @@ def bench(
         ),
         folds=defaults.folds if folds is None else folds,
         extra_sizes=tuple(also_size or ()),
-        implementations=tuple(implementation or IMPLEMENTATIONS),
+        peers=tuple(peer or DEFAULT_PEERS),
         precisions=tuple(precision) if precision else None,
         seconds=seconds,
     )
     films = None if data is None else read_mias(data)
-    folder = make_folder(out or Path("runs") / f"bench-{datetime.now():%Y%m%d-%H%M%S}")
+    folder = bench_folder(out, "bench")
     films = _phantoms(folder / "phantoms") if films is None else films
     description = {
         "name": "procedural phantoms" if data is None else f"MIAS-style folder {data.name}",
@@ -116,29 +112,43 @@ def bench(
         "patients": len({film.patient_id for film in films}),
     }
     with progress_bar("films") as report:
-        record = run_bench(
+        record = run_folds(
             chosen, films, description, folder, on_training=report, on_stage=say_stage
         )
-    write_record(folder / "record.jsonl", record)
-    markdown, html = write_reports(record, folder)
-    if as_json:
-        from dataclasses import asdict
+    write_record(folder / RECORD_FILE, record)
+    show(record, "bench", folder, as_json=as_json)
 
+
+def bench_folder(out: Path | None, job: str) -> Path:
+    """The folder for a run's record and reports, made."""
+    from hmc_fast.files import make_folder
+
+    return make_folder(out or Path("runs") / f"{job}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def show(record: "Record", name: str, folder: Path, *, as_json: bool) -> None:
+    """Write the reports of a run and print its record, as tables or as JSON."""
+    from hmc_fast.bench.record import RECORD_FILE
+    from hmc_fast.bench.report.pages import result_sections, write_reports
+    from hmc_fast.reporting import PHANTOM_NOTICE
+
+    markdown, html = write_reports([(name, record)], folder)
+    if as_json:
         print_json(asdict(record))
         return
-    if description["phantoms"]:
+    if record.study is not None and record.study.data["phantoms"]:
         console.print(PHANTOM_NOTICE, style="yellow")
-    print_table(*table(record), title=f"{chosen.model}, {record.protocol}-disjoint folds")
-    for row in record.rows:
-        if row.reason:
-            console.print(
-                f"{row.size}² {row.implementation} {row.precision}: {row.status}: {row.reason}",
-                markup=False,
-                highlight=False,
-            )
-    console.print(
-        f"record {folder / 'record.jsonl'}\nreport {markdown}\n       {html}", markup=False
-    )
+    for section in result_sections(record):
+        if section.cells is not None:
+            print_table(*section.cells, title=section.title)
+        for line in [*section.lines, *(f"{name}: {text}" for name, text in section.notes)]:
+            console.print(line, markup=False, highlight=False)
+    console.print(f"record {folder / RECORD_FILE}\nreport {markdown}\n       {html}", markup=False)
+
+
+def say_stage(stage: str) -> None:
+    """Tell on stderr what is being done."""
+    errors.print(stage, style="dim", highlight=False)
 
 
 def _preset(name: str) -> Preset:
@@ -153,8 +163,3 @@ def _phantoms(folder: Path) -> list[Any]:
     if not folder.exists():
         write_phantoms(folder, PHANTOM_PATIENTS, PHANTOM_SIZE)
     return read_mias(folder)
-
-
-def say_stage(stage: str) -> None:
-    """Tell on stderr what is being done."""
-    errors.print(stage, style="dim", highlight=False)

@@ -7,7 +7,6 @@ import typer
 
 from hmc_fast.cli import options
 from hmc_fast.cli.output import console, errors, print_json, print_table
-from hmc_fast.errors import UserError
 
 REGRESSION = 3
 """Exit code where something became slower, broke or is missing."""
@@ -21,19 +20,19 @@ def compare(
     ] = 0.05,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare two profiling records case by case.
+    """Compare two records case by case.
 
     The noise band comes from the spread of both records' samples. Exit code 0: nothing became
     slower; 3: something became slower, broke or is missing; 1: a record cannot be read.
 
     Example: [bold]hmc-fast bench compare main.jsonl branch.jsonl[/bold]
     """
-    from hmc_fast.bench.compare import compare as compare_records
-    from hmc_fast.bench.compare import differences_between, has_regression
-    from hmc_fast.bench.profile_record import read_profile
-    from hmc_fast.bench.profile_tables import comparison_table
+    from hmc_fast.bench.record import read_record
+    from hmc_fast.bench.report.compare import compare as compare_records
+    from hmc_fast.bench.report.compare import differences_between, has_regression
+    from hmc_fast.bench.report.tables import comparison_table
 
-    before, after = read_profile(old), read_profile(new)
+    before, after = read_record(old), read_record(new)
     comparisons = compare_records(before, after, band)
     regression = has_regression(comparisons)
     differences = differences_between(before, after)
@@ -69,24 +68,16 @@ def report(
 
     Example: [bold]hmc-fast bench report runs/bench-kernels/record.jsonl[/bold]
     """
-    from hmc_fast.bench.profile_record import is_profile, read_profile
-    from hmc_fast.bench.profile_report import write_profile_reports
     from hmc_fast.bench.record import read_record
-    from hmc_fast.bench.report import write_reports
+    from hmc_fast.bench.report.pages import write_reports
     from hmc_fast.files import make_folder
 
-    folder = make_folder(out or records[-1].parent)
-    if is_profile(records[-1]):
-        named = [
-            (path.stem if path.stem != "record" else path.parent.name, read_profile(path))
-            for path in records
-        ]
-        for _, record in named:
-            for problem in record.problems:
-                errors.print(problem, style="yellow", markup=False, highlight=False)
-        markdown, html = write_profile_reports(named, folder)
-    elif len(records) > 1:
-        raise UserError(f"{records[-1]}: only profiling records can be reported together")
-    else:
-        markdown, html = write_reports(read_record(records[0]), folder)
+    named = [
+        (path.stem if path.stem != "record" else path.parent.name, read_record(path))
+        for path in records
+    ]
+    for _, record in named:
+        for problem in record.problems:
+            errors.print(problem, style="yellow", markup=False, highlight=False)
+    markdown, html = write_reports(named, make_folder(out or records[-1].parent))
     console.print(f"report {markdown}\n       {html}", markup=False)

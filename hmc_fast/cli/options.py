@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from functools import wraps
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hmc_fast.bench.peers import PEERS, peer_names
 from hmc_fast.devices import PRECISIONS
 from hmc_fast.errors import UserError
 from hmc_fast.models.registry import MODEL_NAMES, TRUNKS
@@ -24,6 +25,29 @@ Checkpoints = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+_PEER_LINES = {p.name: f"{p.name} ({p.help})" for p in PEERS}
+
+
+def _peers_help(names: Sequence[str]) -> str:
+    return f"One of {', '.join(_PEER_LINES[name] for name in names)}; repeatable."
+
+
+OperatorPeers = Annotated[
+    list[str] | None,
+    typer.Option("--peer", "--backend", help=_peers_help(peer_names("operator", "block"))),
+]
+ModelPeers = Annotated[
+    list[str] | None,
+    typer.Option("--peer", "--implementation", help=_peers_help(peer_names("model"))),
+]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option("--precision", "--dtype", help="bf16, fp16 or fp32; repeatable."),
+]
+BenchOut = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder for record and reports; the main job resumes its folds."),
+]
 FoldCount = Annotated[int, typer.Option("--folds", help="Number of patient-disjoint folds.")]
 NO_WEIGHTS = "none"
 

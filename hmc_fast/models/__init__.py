@@ -1,7 +1,12 @@
 """HMC-Net, its ablations, their building blocks, and the baselines."""
 
 from hmc_fast.models.baselines import VGGClassifier, ViTClassifier
-from hmc_fast.models.blocks import HierarchicalSelfAttention, MultiScaleCrossAttention
+from hmc_fast.models.blocks import (
+    Attend,
+    HierarchicalSelfAttention,
+    MultiScaleCrossAttention,
+    attention_blocks,
+)
 from hmc_fast.models.hmc_net import HMCNet
 from hmc_fast.models.registry import (
     MODEL_NAMES,
@@ -15,6 +20,7 @@ from hmc_fast.models.registry import (
 
 __all__ = [
     "MODEL_NAMES",
+    "Attend",
     "FilmModel",
     "HMCNet",
     "HierarchicalSelfAttention",
@@ -23,6 +29,7 @@ __all__ = [
     "MultiScaleCrossAttention",
     "VGGClassifier",
     "ViTClassifier",
+    "attention_blocks",
     "build_model",
     "create_model",
     "model_entry",

@@ -5,13 +5,19 @@ the value projection moved behind the attention. ``γ`` starts at zero, so a pre
 intact at the first step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hmc_fast.kernels import attention, gated_projection, multi_scale_attention
 from hmc_fast.kernels.geometry import MSCA_HEADS, QK_HEAD_DIM, hsa_heads
+
+Attend = Callable[
+    [Tensor, Sequence[Tensor], Sequence[Tensor]], tuple[Sequence[Tensor], Tensor | None]
+]
+"""``(q [B, M, H, Dqk], ks, vs)`` to ``outs[s] [B, M, H, Dv_s]`` under the union softmax, and the
+share of each source ``[B, H, M, S]`` or None; scores are scaled by ``1/√Dqk``."""
 
 
 class HierarchicalSelfAttention(nn.Module):
@@ -20,7 +26,12 @@ class HierarchicalSelfAttention(nn.Module):
     Args:
         channels: ``C``; ``C/256`` heads (at least one), each with values of width ``C/heads``.
         backend: as in :func:`hmc_fast.kernels.attention`.
+
+    ``attend`` may be set to another attention function, in place of the operators; it is no part
+    of the state dict.
     """
+
+    attend: Attend | None = None
 
     def __init__(self, channels: int, backend: str = "auto") -> None:
         super().__init__()
@@ -38,8 +49,11 @@ class HierarchicalSelfAttention(nn.Module):
         qk = _split_heads(self.qk_proj(tokens), 2 * self.heads)
         q, k = qk[:, :, : self.heads], qk[:, :, self.heads :]
         values = _split_heads(tokens, self.heads).to(q.dtype)
-        out, _ = attention(q, k, values, backend=self.backend)
-        return _project(self, x, tokens, [out])
+        if self.attend is not None:
+            outs, _ = self.attend(q, [k], [values])
+        else:
+            outs = [attention(q, k, values, backend=self.backend)[0]]
+        return _project(self, x, tokens, outs)
 
 
 class MultiScaleCrossAttention(nn.Module):
@@ -51,7 +65,11 @@ class MultiScaleCrossAttention(nn.Module):
         target_channels: channels of the querying stage.
         source_channels: channels of each source stage, each a multiple of 4.
         backend: as in :func:`hmc_fast.kernels.multi_scale_attention`.
+
+    ``attend`` as in :class:`HierarchicalSelfAttention`.
     """
+
+    attend: Attend | None = None
 
     def __init__(
         self, target_channels: int, source_channels: Sequence[int], backend: str = "auto"
@@ -69,12 +87,21 @@ class MultiScaleCrossAttention(nn.Module):
 
     def forward(self, target: Tensor, sources: Sequence[Tensor]) -> Tensor:
         """``target [B, C_t, H, W]`` and sources ``[B, C_s, H_s, W_s]`` to the target's shape."""
-        return self.forward_with_weights(target, sources)[0]
+        return self._run(target, sources)[0]
 
     def forward_with_weights(
         self, target: Tensor, sources: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`forward`, with the share of each source ``[B, heads, H·W, S]`` (fp32)."""
+        """As :meth:`forward`, with the share of each source ``[B, heads, H·W, S]`` (fp32).
+
+        Raises ``ValueError`` where ``attend`` is set to a function that gives no shares.
+        """
+        y, weights = self._run(target, sources)
+        if weights is None:
+            raise ValueError("the attention function of this block gives no weights of the sources")
+        return y, weights
+
+    def _run(self, target: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         target_tokens = _as_tokens(target)
         source_tokens = [_as_tokens(source) for source in sources]
         q = _split_heads(self.q_proj(target_tokens), self.heads)
@@ -83,8 +110,22 @@ class MultiScaleCrossAttention(nn.Module):
             for proj, tokens in zip(self.k_projs, source_tokens, strict=True)
         ]
         vs = [_split_heads(tokens, self.heads).to(q.dtype) for tokens in source_tokens]
-        outs, _, weights = multi_scale_attention(q, ks, vs, backend=self.backend)
+        outs: Sequence[Tensor]
+        weights: Tensor | None
+        if self.attend is not None:
+            outs, weights = self.attend(q, ks, vs)
+        else:
+            outs, _, weights = multi_scale_attention(q, ks, vs, backend=self.backend)
         return _project(self, target, target_tokens, outs), weights
+
+
+def attention_blocks(
+    model: nn.Module,
+) -> Iterator[HierarchicalSelfAttention | MultiScaleCrossAttention]:
+    """The attention blocks of ``model``, itself included, in their order."""
+    for module in model.modules():
+        if isinstance(module, HierarchicalSelfAttention | MultiScaleCrossAttention):
+            yield module
 
 
 def _init_projections(block: nn.Module) -> None:

@@ -1,18 +1,19 @@
-"""Profiling records as data, for what reads them."""
+"""Records as data, for task reads them."""
 
 from dataclasses import replace
 
 import pytest
 
-from hmc_fast.bench.ceilings import Ceiling
-from hmc_fast.bench.profile_record import KernelResources, Measurement, ProfileRecord
+from hmc_fast.bench.measuring.ceilings import Ceiling
+from hmc_fast.bench.measuring.resources import KernelResources
+from hmc_fast.bench.record import Measurement, Record
 
 
 def measured(
-    case: str, peer: str, what: str, p50_ms: float, *, launch: str = "stream", **fields: object
+    case: str, peer: str, task: str, p50_ms: float, *, launch: str = "stream", **fields: object
 ) -> Measurement:
     """A row with a spread of ±2 %."""
-    row = Measurement(case, peer, "bf16", what, "graph" if launch == "graph" else "stream", "ok")
+    row = Measurement(case, peer, "bf16", task, "graph" if launch == "graph" else "stream", "ok")
     values = {
         "samples": 10,
         "p20_ms": 0.98 * p50_ms,
@@ -28,18 +29,18 @@ def measured(
     return replace(row, **values)  # type: ignore[arg-type]  # fields by name
 
 
-def operator_rows(what: str, times: dict[str, float]) -> list[Measurement]:
+def operator_rows(task: str, times: dict[str, float]) -> list[Measurement]:
     work = {"flops": 2 * 10**12, "bytes": 10**9, "floor_ms": 2.5, "bound": "compute"}
     return [
         measured(
             "hsa_c3@1024x8",
             peer,
-            what,
+            task,
             ms,
             tflops=2e12 / ms / 1e9,
             ceiling_share=2.5 / ms,
             peak_mib=100.0,
-            how="one call",
+            variant="one call",
             **work,
         )
         for peer, ms in times.items()
@@ -47,7 +48,7 @@ def operator_rows(what: str, times: dict[str, float]) -> list[Measurement]:
 
 
 @pytest.fixture
-def record() -> ProfileRecord:
+def record() -> Record:
     """A GPU record in which some targets are met, one is missed and some are not measured."""
     forward = {"triton": 4.0, "sdpa_flash": 8.8, "flex": 9.0, "compiled": 40.0, "eager": 80.0}
     backward = {"triton": 12.0, "sdpa_flash": 14.0, "eager": 200.0}
@@ -74,7 +75,8 @@ def record() -> ProfileRecord:
         measured("hmc_net@224x1", "triton", "inference", 1.5, launch="graph"),
         measured("resnet50@224x1", "eager", "inference", 1.0, launch="graph"),
     ]
-    return ProfileRecord(
+    return Record(
+        job="targets",
         created="2026-01-01T00:00:00+00:00",
         environment={
             "packages": {"torch": "2.11.0", "triton": "3.6.0"},

@@ -5,15 +5,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmc_fast import UserError
-from hmc_fast.bench.cases import CASE_PRESETS, parse_case
-from hmc_fast.bench.model_cases import MODEL_PRESETS, parse_model_case
-from hmc_fast.bench.work import Work, work_of
+from hmc_fast.bench.cases import parse_case
+from hmc_fast.bench.jobs.models import MODEL_CASES
+from hmc_fast.bench.jobs.operators import OPERATOR_CASES
+from hmc_fast.bench.measuring.roofline import Work, work_of
 from hmc_fast.kernels.geometry import MSCA_HEADS
 from hmc_fast.models import HierarchicalSelfAttention
 
 
 def test_shapes_of_the_stages() -> None:
-    c3 = parse_case("hsa_c3@1024x8")
+    c3 = parse_case("hsa_c3@1024x8").attention
     assert (c3.batch, c3.heads, c3.queries, c3.tokens, c3.v_head_dims) == (
         8,
         2,
@@ -21,8 +22,8 @@ def test_shapes_of_the_stages() -> None:
         (16384,),
         (256,),
     )
-    assert parse_case("hsa_c5@224").queries == 49
-    msca = parse_case("msca_c5@512x2")
+    assert parse_case("hsa_c5@224").attention.queries == 49
+    msca = parse_case("msca_c5@512x2").attention
     assert (msca.heads, msca.queries) == (MSCA_HEADS, 256)
     assert (msca.tokens, msca.v_head_dims) == ((4096, 1024), (128, 256))
 
@@ -30,8 +31,8 @@ def test_shapes_of_the_stages() -> None:
 def test_blocks_have_the_heads_of_the_model() -> None:
     for name, channels in (("hsa_block_c3@64", 512), ("hsa_block_c4@64", 1024)):
         case, block = parse_case(name), HierarchicalSelfAttention(channels)
-        assert case.heads == block.heads
-        assert case.v_head_dims == block.value_head_dims
+        assert case.attention.heads == block.heads
+        assert case.attention.v_head_dims == block.value_head_dims
 
 
 @pytest.mark.parametrize(
@@ -62,14 +63,31 @@ def test_wrong_names_are_explained(name: str, message: str) -> None:
 )
 def test_wrong_model_cases_are_explained(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse_model_case(name)
+        parse_case(name)
 
 
 def test_presets_parse() -> None:
-    for names in CASE_PRESETS.values():
-        assert [parse_case(name).name for name in names] == list(names)
-    for names in MODEL_PRESETS.values():
-        assert len({(c.name, c.what) for c in map(parse_model_case, names)}) == len(names)
+    for names in OPERATOR_CASES.values():
+        assert [parse_case(name).label for name in names] == list(names)
+    for names in MODEL_CASES.values():
+        assert len({case.label for case in map(parse_case, names)}) == len(names)
+
+
+def test_a_command_refuses_cases_of_another_kind() -> None:
+    with pytest.raises(UserError, match="use bench kernels"):
+        parse_case("hsa_c3@64", ("model",))
+    with pytest.raises(UserError, match="bench model for models"):
+        parse_case("vgg16@64", ("operator", "block"))
+    assert parse_case("hsa_c3@64x1/forward").tasks == ("forward",)
+
+
+def test_a_models_problems_are_those_of_its_blocks() -> None:
+    cpu = torch.device("cpu")
+    problems = parse_case("hmc_net_resnet18@64x3").problems(torch.float16, cpu)
+    assert [p.v_head_dims for p in problems] == [(128,), (256,), (256,), (32, 64)]
+    assert [p.queries for p in problems] == [64, 16, 4, 4]
+    assert {(p.batch, p.dtype) for p in problems} == {(3, torch.float16)}
+    assert not parse_case("vgg16@224x1").problems(torch.float16, cpu)
 
 
 def test_inputs_are_drawn_anew_for_each_seed_and_again_for_the_same() -> None:
@@ -107,7 +125,7 @@ def test_bytes_read_inputs_and_write_outputs_once() -> None:
     inputs = case.inputs(torch.bfloat16, torch.device("cpu"), 0)
     tensors = [*inputs.leaves, *inputs.d_outs]
     moved = sum(t.numel() * t.element_size() for t in tensors)
-    lse = 4 * case.batch * case.heads * case.queries
+    lse = 4 * case.batch * case.attention.heads * case.attention.queries
     assert work_of(case, "forward", torch.bfloat16).bytes == moved + lse
 
 

@@ -1,10 +1,18 @@
 """The attention blocks against textbook formulas."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hmc_fast.models import HierarchicalSelfAttention, MultiScaleCrossAttention
+from hmc_fast.kernels.testing import textbook_attention
+from hmc_fast.models import (
+    HierarchicalSelfAttention,
+    MultiScaleCrossAttention,
+    attention_blocks,
+    create_model,
+)
 
 
 def randomise(module: nn.Module) -> None:
@@ -87,3 +95,29 @@ def test_values_are_the_feature_map_itself(monkeypatch: pytest.MonkeyPatch) -> N
     x = torch.randn(2, 512, 4, 4).to(memory_format=torch.channels_last)
     HierarchicalSelfAttention(512)(x)
     assert pointers == [x.data_ptr()]
+
+
+def test_attention_can_be_exchanged_and_is_no_part_of_the_state_dict() -> None:
+    block = MultiScaleCrossAttention(32, [16, 8], "reference")
+    torch.nn.init.normal_(block.gamma)
+    target, sources = torch.randn(2, 32, 2, 3), [torch.randn(2, 16, 4, 6), torch.randn(2, 8, 8, 12)]
+    names, expected = list(block.state_dict()), block(target, sources)
+
+    def textbook(
+        q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor]
+    ) -> tuple[list[Tensor], None]:
+        return textbook_attention(q, ks, vs, q.shape[-1] ** -0.5)[0], None
+
+    block.attend = textbook
+    assert list(block.state_dict()) == names
+    torch.testing.assert_close(block(target, sources), expected)
+    block.attend = lambda q, ks, vs: ([0 * out for out in textbook(q, ks, vs)[0]], None)
+    assert (block(target, sources) - expected).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="no weights"):
+        block.forward_with_weights(target, sources)
+
+
+def test_the_attention_blocks_of_a_model_are_listed() -> None:
+    with torch.device("meta"):
+        assert len(list(attention_blocks(create_model("hmc_net")))) == 4
+        assert not list(attention_blocks(create_model("vgg16")))

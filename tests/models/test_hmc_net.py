@@ -127,7 +127,7 @@ def test_a_large_film_stays_under_4_gib_of_resident_memory() -> None:
     code = """
 import json, torch
 from hmc_fast import create_model
-from hmc_fast.bench.memory import resident_peak_mib
+from hmc_fast.bench.measuring.memory import resident_peak_mib
 model = create_model("hmc_net").eval()
 with torch.inference_mode():
     logits = model(torch.randn(1, 3, 1024, 1024))

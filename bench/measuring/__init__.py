@@ -1,0 +1,1 @@
+"""Time, memory, ceilings and what a measurement ran on."""

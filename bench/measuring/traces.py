@@ -1,0 +1,55 @@
+"""Hooks for profilers: NVTX ranges, a PyTorch trace, the command line of Nsight Compute."""
+
+import shlex
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from hmc_fast.files import write_atomically
+
+KERNEL_FILTERS = {
+    "forward": "regex:_attention_forward_kernel|_combine_splits_kernel",
+    "backward": "regex:_delta_kernel|_attention_backward_q_kernel|_attention_backward_kv_kernel",
+    "both": "regex:_attention_.*_kernel|_delta_kernel|_combine_splits_kernel",
+}
+"""Names of our kernels by pass, for ``ncu --kernel-name``."""
+SKIPPED_LAUNCHES = 4
+"""Compilation, parity and warm-up come first."""
+PROFILED_LAUNCHES = 3
+
+
+def annotated(name: str) -> Callable[[], AbstractContextManager[object]]:
+    """A factory of contexts that mark a call for profilers: an NVTX range where there is a GPU."""
+    if not torch.cuda.is_available():
+        return nullcontext
+    return lambda: torch.cuda.nvtx.range(name)
+
+
+def write_trace(call: Callable[[], object], name: str, path: Path, device: torch.device) -> None:
+    """Trace one call, after one of warm-up, as a Chrome trace (for Perfetto)."""
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    call()
+    with profile(activities=activities, record_shapes=True) as recorded, record_function(name):
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    write_atomically(path, lambda temporary: recorded.export_chrome_trace(str(temporary)))
+
+
+def ncu_command(case: str, task: str, precision: str, program: str, report: Path) -> str:
+    """The Nsight Compute command line that reads the hardware counters of our kernels in a case.
+
+    Clocks are left as they are: locking them needs privileges, and other users see it.
+    """
+    bench = [program, "bench", "kernels", "--case", case, "--peer", "triton"]
+    bench += ["--precision", precision, "--pass", task, "--no-graphs", "--seconds", "0.1"]
+    counters = ["ncu", "--set", "full", "--clock-control", "none"]
+    counters += ["--kernel-name", KERNEL_FILTERS[task]]
+    counters += ["--launch-skip", str(SKIPPED_LAUNCHES), "--launch-count", str(PROFILED_LAUNCHES)]
+    counters += ["--export", str(report), "--force-overwrite"]
+    return shlex.join([*counters, *bench])

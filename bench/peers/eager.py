@@ -1,0 +1,14 @@
+"""The reference in eager PyTorch, the yardstick of every comparison."""
+
+from hmc_fast.bench.peers.operators import operator_variants
+from hmc_fast.bench.peers.peer import ModuleVariant, Peer
+
+EAGER = Peer(
+    "eager",
+    "reference",
+    "#9a9a9a",
+    "reference attention, eager PyTorch",
+    operators=operator_variants("reference", "reference in query chunks, fp32 inside"),
+    blocks=(ModuleVariant("the reference block"),),
+    models=(ModuleVariant("reference attention"),),
+)

@@ -1,0 +1,1 @@
+"""Reports of records: tables, plots, pages, comparisons, the README."""

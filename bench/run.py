@@ -1,0 +1,440 @@
+"""The one runner: cases × peers × tasks, parity first, timed side by side.
+
+A peer that cannot run, breaks, runs out of memory or is wrong is a row with its reason, and the
+rest goes on. The record on disk is whole after every case.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+
+from hmc_fast.bench.cases import Case, Kind, Task
+from hmc_fast.bench.failures import describe, status_of
+from hmc_fast.bench.measuring.ceilings import Ceiling, measure_ceiling
+from hmc_fast.bench.measuring.clock import (
+    Clock,
+    TimedCall,
+    Timing,
+    clock_for,
+    outliers,
+    time_side_by_side,
+)
+from hmc_fast.bench.measuring.device import clocks_seen, device_facts
+from hmc_fast.bench.measuring.graphs import capture
+from hmc_fast.bench.measuring.memory import release
+from hmc_fast.bench.measuring.resources import resources_of
+from hmc_fast.bench.measuring.roofline import work_of
+from hmc_fast.bench.measuring.traces import annotated
+from hmc_fast.bench.parity import budget_units
+from hmc_fast.bench.peers import choose_peers
+from hmc_fast.bench.peers.peer import Peer
+from hmc_fast.bench.record import RECORD_FILE, Measurement, Record, Status, write_record
+from hmc_fast.bench.trials import INPUT_SETS, Trial, Trials, tasks_of, trials_of
+from hmc_fast.devices import default_device, precision_dtype
+from hmc_fast.environment import environment
+from hmc_fast.files import make_folder
+from hmc_fast.kernels.testing import BudgetUse
+
+OVER = "the time set for the whole run was over"
+GRAPH_BELOW_MS = {"operator": 5.0, "block": 5.0, "model": 20.0}
+"""Slower calls are not captured in graphs: their launches hide behind their work."""
+MODEL_SECONDS = 2
+"""Models get this many times the seconds of operators."""
+Stage = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run measures.
+
+    Args:
+        job: name of the command.
+        cases: in the order in which they are measured.
+        precisions: of fp32, bf16 and fp16.
+        peers: names, or None for the usual ones of this device.
+        graphs: also time fast calls as CUDA graphs, on a GPU.
+        seconds: time for each interleaved measurement.
+        minutes: when to stop; what is left is a row that says so.
+    """
+
+    job: str
+    cases: tuple[Case, ...]
+    precisions: tuple[str, ...]
+    peers: tuple[str, ...] | None = None
+    graphs: bool = True
+    seconds: float = 2.0
+    minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        for precision in self.precisions:
+            precision_dtype(precision)
+        for case in self.cases:
+            self.peers_of(case.kind)
+
+    def peers_of(self, kind: Kind) -> tuple[Peer, ...]:
+        """The peers of a kind of case. Raises :class:`UserError` for an unknown name."""
+        return choose_peers(self.peers, kind, default_device())
+
+    def to_json(self) -> dict[str, Any]:
+        kinds = dict.fromkeys(case.kind for case in self.cases)
+        return {
+            **vars(self),
+            "cases": [case.label for case in self.cases],
+            "peers": {kind: [p.name for p in self.peers_of(kind)] for kind in kinds},
+        }
+
+    def lines(self) -> list[list[str]]:
+        """Every case with its tasks and peers, without measuring anything."""
+        return [
+            [
+                f"{case.name} {precision}",
+                ", ".join(case.tasks),
+                ", ".join(p.name for p in self.peers_of(case.kind)),
+            ]
+            for case in self.cases
+            for precision in self.precisions
+        ]
+
+
+@dataclass(frozen=True)
+class CaseRun:
+    """One case at some precisions; it takes its memory in :meth:`run`, not before.
+
+    ``trials`` makes the inputs and the truth at a precision. Peers are sampled in turn with each
+    other, at all precisions together.
+    """
+
+    case: Case
+    precisions: tuple[str, ...]
+    peers: tuple[Peer, ...]
+    trials: Callable[[str], Trials]
+    device: torch.device
+    clock: Clock
+    seconds: float
+    graphs: bool = True
+    ceilings: Mapping[str, Ceiling] | None = None
+    on_stage: Stage = lambda stage: None
+
+    def unmeasured(self, status: Status, reason: str) -> list[Measurement]:
+        """A row for everything that would have been measured."""
+        return [
+            replace(self._row(peer, precision, task), status=status, reason=reason)
+            for task in self.case.tasks
+            for precision in self.precisions
+            for peer in self.peers
+        ]
+
+    def run(self, deadline_s: float = float("inf")) -> list[Measurement]:
+        """Rows of the case; past ``deadline_s`` they say that they were skipped."""
+        trials: dict[str, Trials] = {}
+        for precision in self.precisions:
+            self.on_stage(f"{self.case.name} {precision}: fp64 truth for parity")
+            trials[precision] = self.trials(precision)
+        rows: list[Measurement] = []
+        for task in self.case.tasks:
+            ready: dict[str, tuple[Measurement, Trial, Peer]] = {}
+            for peer, precision in ((p, q) for q in self.precisions for p in self.peers):
+                row = self._row(peer, precision, task)
+                if time.perf_counter() > deadline_s:
+                    rows.append(replace(row, status="skipped", reason=OVER))
+                    continue
+                self.on_stage(f"{self.case.name} {precision} {task}: {peer.name}, parity")
+                row, trial = self._prepare(row, peer, task, trials[precision])
+                if trial is None:
+                    rows.append(row)
+                else:
+                    ready[row.label] = row, trial, peer
+            rows += self._measure(ready, task, trials)
+        return with_speed_ups(rows)
+
+    def _row(self, peer: Peer, precision: str, task: Task) -> Measurement:
+        return Measurement(self.case.name, peer.name, precision, task, "stream", "ok")
+
+    def _prepare(
+        self, row: Measurement, peer: Peer, task: Task, trials: Trials
+    ) -> tuple[Measurement, Trial | None]:
+        """The first variant that runs the task and is right, or a row that says why none is."""
+        dtype = precision_dtype(row.precision)
+        failures: list[Measurement] = []
+        try:
+            reason = peer.why_not(self.case, dtype, self.device)
+            if reason is not None:
+                return replace(row, status="unavailable", reason=reason), None
+            variants = [v for v in trials.variants(peer) if task in tasks_of(v)]
+        except Exception as error:  # a peer's own preparations may fail as its calls do
+            return replace(row, status=status_of(error), reason=describe(error)), None
+        for variant in variants:
+            attempt = replace(row, variant=variant.name)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                try:
+                    trial = trials.make(peer, variant, task)
+                except Exception as error:  # whatever a peer raises belongs in its row
+                    reason = describe(error, caught)
+                    failures.append(replace(attempt, status=status_of(error), reason=reason))
+                else:
+                    attempt = replace(with_parity(attempt, trial.use), **trial.fields)
+                    if attempt.status == "ok":
+                        return attempt, trial
+                    failures.append(attempt)
+            release(self.device)
+        worst = next((f for f in failures if f.status == "parity failed"), failures[-1])
+        if len(failures) == 1:
+            return replace(worst, variant=None), None
+        reasons = dict.fromkeys(f"{f.variant}: {f.reason}" for f in failures)
+        return replace(worst, reason="; ".join(reasons), variant=None), None
+
+    def _measure(
+        self,
+        ready: Mapping[str, tuple[Measurement, Trial, Peer]],
+        task: Task,
+        trials: Mapping[str, Trials],
+    ) -> list[Measurement]:
+        if not ready:
+            return []
+        self.on_stage(f"{self.case.name} {task}: timing {len(ready)} peers side by side")
+        calls = {
+            name: replace(trial.call, run=_marked(trial.call.run, annotated(name)))
+            for name, (_, trial, _) in ready.items()
+        }
+        rows = []
+        for name, row in self._timed({n: row for n, (row, _, _) in ready.items()}, calls).items():
+            if row.status == "ok":
+                self.on_stage(f"{name}: memory")
+                _, trial, peer = ready[name]
+                try:
+                    peak_mib = trials[row.precision].peak_mib(peer, trial)
+                    row = replace(row, peak_mib=peak_mib)
+                except Exception as error:  # the time stands; why there is no memory beside it
+                    row = replace(row, reason=describe(error))
+            rows.append(row)
+        if self.graphs and self.device.type == "cuda" and task not in ("backward", "training"):
+            rows += self._graph_rows(rows, calls)
+        return rows
+
+    def _graph_rows(
+        self, measured: Sequence[Measurement], calls: Mapping[str, TimedCall]
+    ) -> list[Measurement]:
+        """Rows of fast calls as CUDA graphs; a graph holds a backward pass with its forward."""
+        rows: dict[str, Measurement] = {}
+        graphs: dict[str, TimedCall] = {}
+        failed = []
+        peers = {peer.name: peer for peer in self.peers}
+        for row in measured:
+            slow = row.p50_ms is None or row.p50_ms > GRAPH_BELOW_MS[self.case.kind]
+            if slow or peers[row.peer].family == "runtime":
+                continue
+            blank = replace(
+                Measurement(row.case, row.peer, row.precision, row.task, "graph", "ok"),
+                variant=row.variant,
+                budget_units=row.budget_units,
+                budget_tensor=row.budget_tensor,
+            )
+            try:
+                graphs[blank.label] = capture(calls[row.label], INPUT_SETS, self.device)
+                rows[blank.label] = blank
+            except Exception as error:  # a capture fails for many reasons, each the peer's own
+                failed.append(replace(blank, status="error", reason=describe(error)))
+        return failed + list(self._timed(rows, graphs).values())
+
+    def _timed(
+        self, rows: Mapping[str, Measurement], calls: Mapping[str, TimedCall]
+    ) -> dict[str, Measurement]:
+        if not calls:
+            return {}
+        results = time_side_by_side(calls, self.clock, input_sets=INPUT_SETS, seconds=self.seconds)
+        clocks = clocks_seen(self.device)
+        timed = {}
+        for name, row in rows.items():
+            if name in results.failures:
+                error = results.failures[name]
+                timed[name] = replace(row, status=status_of(error), reason=describe(error))
+            else:
+                timed[name] = self._with_work(with_times(row, results.timings[name], clocks))
+        return timed
+
+    def _with_work(self, row: Measurement) -> Measurement:
+        """Work and floor of operators and blocks, images a second of models."""
+        assert row.p50_ms is not None
+        if self.case.kind == "model":
+            batch = self.case.batch
+            return replace(row, throughput_per_s=batch / row.p50_ms * 1e3, throughput_batch=batch)
+        if self.ceilings is None:
+            return row
+        ceiling = self.ceilings[row.precision]
+        task = next(task for task in self.case.tasks if task == row.task)
+        work = work_of(self.case, task, precision_dtype(row.precision))
+        floor_ms = work.floor_ms(ceiling.flops_per_s, ceiling.bytes_per_s)
+        return replace(
+            row,
+            flops=work.flops,
+            bytes=work.bytes,
+            floor_ms=floor_ms,
+            bound=work.bound(ceiling.flops_per_s, ceiling.bytes_per_s),
+            tflops=work.flops / row.p50_ms / 1e9,
+            ceiling_share=floor_ms / row.p50_ms,
+        )
+
+
+def run_cases(runs: Iterator[CaseRun], deadline_s: float) -> Iterator[list[Measurement]]:
+    """Rows of each case in turn; ``deadline_s`` counts on ``time.perf_counter``.
+
+    Compiled code and memory of a case are given back before the next begins.
+    """
+    # Every peer and batch size is a graph of its own, more than the limit's default of 8.
+    limits = torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096)
+    for run in runs:
+        if time.perf_counter() > deadline_s:
+            yield run.unmeasured("skipped", OVER)
+            continue
+        with limits:
+            try:
+                rows = run.run(deadline_s)
+            except Exception as error:  # the inputs or the truth do not fit into memory, or so
+                rows = run.unmeasured("error", describe(error))
+        yield rows
+        device = run.device
+        del run
+        torch._dynamo.reset()
+        release(device)
+
+
+def run_plan(
+    plan: Plan,
+    folder: Path,
+    *,
+    on_stage: Stage = lambda stage: None,
+    on_case: Callable[[str, int, int], object] = lambda case, done, total: None,
+) -> Record:
+    """Measure ``plan`` into ``folder/record.jsonl``, which is whole after every case.
+
+    Raises :class:`hmc_fast.errors.UserError` where the folder cannot be written.
+    """
+    deadline_s = time.perf_counter() + 60 * plan.minutes
+    path = make_folder(folder) / RECORD_FILE
+    device = default_device()
+    clock = clock_for(device)
+    record = start_record(plan.job, plan.to_json(), device)
+    attention = [case for case in plan.cases if case.kind != "model"]
+    for precision in plan.precisions if attention else ():
+        on_stage(f"ceilings of {precision}: a large matrix product, a large copy")
+        ceiling = measure_ceiling(precision, precision_dtype(precision), device, clock)
+        record = replace(record, ceilings=[*record.ceilings, ceiling])
+    ceilings = {ceiling.precision: ceiling for ceiling in record.ceilings}
+    pairs = [(case, precision) for case in plan.cases for precision in plan.precisions]
+    runs = (_case_run(plan, c, p, ceilings, device, clock, on_stage) for c, p in pairs)
+    for rows in run_cases(runs, deadline_s):
+        record = replace(record, measurements=[*record.measurements, *rows])
+        write_record(path, record)
+        on_case(rows[0].case if rows else "", 1, len(pairs))
+    operators = [case for case in attention if case.kind == "operator"]
+    if any(p.name == "triton" for p in plan.peers_of("operator")) and operators:
+        on_stage("registers, shared memory and spills of our kernels")
+        record = replace(record, resources=resources_of(operators, plan.precisions, device))
+    record = finish_record(record, device)
+    write_record(path, record)
+    return record
+
+
+def _case_run(
+    plan: Plan,
+    case: Case,
+    precision: str,
+    ceilings: Mapping[str, Ceiling],
+    device: torch.device,
+    clock: Clock,
+    on_stage: Stage,
+) -> CaseRun:
+    return CaseRun(
+        case,
+        (precision,),
+        plan.peers_of(case.kind),
+        lambda name: trials_of(case, precision_dtype(name), device),
+        device,
+        clock,
+        plan.seconds * (MODEL_SECONDS if case.kind == "model" else 1),
+        plan.graphs,
+        ceilings,
+        on_stage,
+    )
+
+
+def start_record(job: str, options: dict[str, Any], device: torch.device) -> Record:
+    """A record without rows, with the environment and the clocks of this moment."""
+    return Record(
+        job=job,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=environment(),
+        device={**device_facts(device).to_json(), "clocks_before": clocks_seen(device)},
+        options=options,
+    )
+
+
+def finish_record(record: Record, device: torch.device) -> Record:
+    """``record`` with the clocks after the run, and the most that was allocated on a GPU."""
+    after: dict[str, Any] = {"clocks_after": clocks_seen(device)}
+    if device.type == "cuda":
+        after["peak_allocated_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return replace(record, device={**record.device, **after})
+
+
+def _marked(run: Callable[[Any], object], mark: Callable[[], Any]) -> Callable[[Any], object]:
+    return partial(_run_marked, run, mark)
+
+
+def _run_marked(run: Callable[[Any], object], mark: Callable[[], Any], state: Any) -> object:
+    with mark():
+        return run(state)
+
+
+def with_times(row: Measurement, timing: Timing, clocks: dict[str, float]) -> Measurement:
+    """``row`` with the percentiles of ``timing``."""
+    return replace(
+        row,
+        samples=len(timing.samples_ms),
+        p20_ms=timing.percentile(20),
+        p50_ms=timing.percentile(50),
+        p80_ms=timing.percentile(80),
+        p95_ms=timing.percentile(95),
+        min_ms=min(timing.samples_ms),
+        max_ms=max(timing.samples_ms),
+        host_p50_ms=timing.host_p50_ms,
+        outliers=outliers(timing),
+        clocks=clocks,
+    )
+
+
+def with_parity(row: Measurement, use: BudgetUse) -> Measurement:
+    """``row`` with its error in units of the budget; it fails where that is above 1."""
+    units = budget_units(use)
+    finite_units = units if units < float("inf") else None
+    row = replace(row, budget_units=finite_units, budget_tensor=use.name)
+    return row if use.within else replace(row, status="parity failed", reason=str(use))
+
+
+def with_speed_ups(rows: Sequence[Measurement]) -> list[Measurement]:
+    """Each row with the fastest other peer's median over its own, among rows of the same task.
+
+    The faster of a peer's launches counts, so that nobody is compared with a slow way of itself.
+    """
+    filled = []
+    for row in rows:
+        others = [
+            other.p50_ms
+            for other in rows
+            if other.p50_ms is not None
+            and other.peer != row.peer
+            and (other.case, other.precision, other.task) == (row.case, row.precision, row.task)
+        ]
+        if row.p50_ms is not None and others:
+            row = replace(row, speed_up=min(others) / row.p50_ms)
+        filled.append(row)
+    return filled

@@ -1,0 +1,119 @@
+"""The main job: rows, honesty about failures, records and reports."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import Tensor, nn
+
+from hmc_fast import UserError
+from hmc_fast.bench.jobs import folds
+from hmc_fast.bench.jobs.folds import FoldsOptions, run_folds
+from hmc_fast.bench.peers.eager import EAGER
+from hmc_fast.bench.record import Record, read_record, write_record
+from hmc_fast.bench.report.pages import write_reports
+from hmc_fast.data import Film
+from hmc_fast.training import TrainingConfig
+
+OPTIONS = FoldsOptions(
+    "hmc_net_resnet18",
+    TrainingConfig(size=32, epochs=1),
+    folds=2,
+    extra_sizes=(64,),
+    peers=("eager", "triton"),
+    precisions=("fp32",),
+    seconds=0.1,
+)
+RESULTS = sorted((Path(__file__).parents[3] / "bench" / "results").glob("*.jsonl"))
+DATA = {"name": "phantoms", "phantoms": True, "films": 36, "patients": 18}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module")
+def record(phantoms: list[Film], out: Path) -> Record:
+    return run_folds(OPTIONS, phantoms, DATA, out)
+
+
+def test_one_row_per_candidate_and_size(record: Record) -> None:
+    by_key = {(row.peer, row.size): row for row in record.measurements}
+    assert len(by_key) == len(record.measurements) == 4
+    eager, eager_large, triton = (
+        by_key["eager", 32],
+        by_key["eager", 64],
+        by_key["triton", 32],
+    )
+    assert eager.status == eager_large.status == "ok"
+    assert eager.p50_ms is not None
+    assert 0 < eager.p50_ms <= eager.p95_ms
+    assert eager.throughput_per_s > 0
+    assert 100 < eager.peak_mib < 4096
+    scores = eager.scores
+    assert scores is not None
+    assert (scores.max_logit_difference, scores.flipped_decisions) == (0, 0)
+    assert scores.auc_difference == 0
+    assert eager.throughput_batch == 8
+    assert eager_large.scores is None
+    assert eager_large.p50_ms is not None
+    assert triton.status == "unavailable"
+    assert "need an NVIDIA GPU" in triton.reason
+    assert triton.p50_ms is None
+    assert 0 < record.study.attention_share["32"] < record.study.attention_share["64"] < 1
+    assert record.study.protocol == "patient"
+
+
+def test_no_parity_no_speed(
+    phantoms: list[Film], record: Record, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(module: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda images: module(images) + 0.01
+
+    variant = replace(EAGER.models[0], build=build)
+    changed = replace(EAGER, name="changed", models=(variant,))
+    monkeypatch.setattr(folds, "peer_of", lambda name: changed)
+    options = replace(OPTIONS, extra_sizes=(), peers=("changed",))
+    (row,) = run_folds(options, phantoms, DATA, out).measurements
+    assert row.status == "parity failed"
+    assert row.p50_ms is None
+    assert "max error" in row.reason
+
+
+def test_records_are_validated_on_read(record: Record, tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    write_record(path, record)
+    assert read_record(path).measurements == record.measurements
+    lines = path.read_text().splitlines()
+    for damaged, message in (
+        ([lines[0], lines[1][:-9]], "line 2: is no line of a record"),
+        ([lines[0], json.dumps({**json.loads(lines[1]), "color": 1})], "unknown field color"),
+    ):
+        path.write_text("\n".join(damaged))
+        (problem,) = read_record(path).problems
+        assert message in problem
+    for header in (lines[0].replace("bench/2", "bench/9"), lines[1]):
+        path.write_text("\n".join([header, *lines[1:]]))
+        with pytest.raises(UserError, match="no line of kind run"):
+            read_record(path)
+
+
+def test_reports_say_what_data_and_protocol(record: Record, tmp_path: Path) -> None:
+    markdown, html = write_reports([("now", record)], tmp_path)
+    for text in (markdown.read_text(), html.read_text()):
+        assert "procedural phantoms" in text
+        assert "patient-disjoint folds" in text
+        assert "not a medical device" in text
+        assert "unavailable" in text
+    assert html.read_text().count("data:image/png;base64,") == 2
+    study = replace(record.study, data={**DATA, "phantoms": False})
+    write_reports([("now", replace(record, study=study))], tmp_path)
+    assert "procedural phantoms" not in markdown.read_text()
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_committed_records_are_readable(path: Path) -> None:
+    assert read_record(path).measurements

@@ -1,0 +1,201 @@
+"""Sampling side by side, with a clock whose times are known."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from hmc_fast.bench.measuring.ceilings import measure_ceiling
+from hmc_fast.bench.measuring.clock import (
+    MIN_ROUNDS_OF_SLOW,
+    WARM_UP_ROUNDS,
+    DeviceClock,
+    TimedCall,
+    Timing,
+    WallClock,
+    outliers,
+    time_side_by_side,
+)
+from hmc_fast.bench.measuring.device import parse_clocks
+from hmc_fast.bench.measuring.graphs import capture
+
+
+class KnownClock:
+    """A sample lasts what its call returns; it can be read only after synchronising."""
+
+    def __init__(self) -> None:
+        self.synchronised = True
+
+    def sample(self, run: Callable[[Any], object], state: Any) -> Callable[[], float]:
+        self.synchronised = False
+        result = run(state)
+        assert isinstance(result, float)
+
+        def read() -> float:
+            assert self.synchronised
+            return result
+
+        return read
+
+    def synchronize(self) -> None:
+        self.synchronised = True
+
+
+def test_calls_take_turns_on_rotating_inputs() -> None:
+    order: list[tuple[str, int]] = []
+
+    def call(name: str) -> TimedCall:
+        def run(i: int) -> float:
+            order.append((name, i))
+            return 1.0
+
+        return TimedCall(run)
+
+    results = time_side_by_side(
+        {"a": call("a"), "b": call("b")},
+        KnownClock(),
+        input_sets=3,
+        seconds=0,
+        min_rounds=4,
+    )
+    assert results.timings["a"].samples_ms == (1.0,) * 4
+    assert len(results.timings["a"].host_ms) == 4
+    assert results.timings["a"].host_p50_ms is not None
+    timed = order[2 * WARM_UP_ROUNDS :]
+    assert [i for _, i in timed] == [0, 0, 1, 1, 2, 2, 0, 0]
+    assert [name for name, _ in timed] == ["a", "b", "b", "a", "a", "b", "b", "a"]
+
+
+def test_only_run_is_timed_and_gets_what_prepare_made() -> None:
+    results = time_side_by_side(
+        {"a": TimedCall(lambda state: float(state), lambda i: 10 + i)},
+        KnownClock(),
+        input_sets=2,
+        seconds=0,
+        min_rounds=3,
+    )
+    assert results.timings["a"].samples_ms == (10.0, 11.0, 10.0)
+
+
+def test_one_that_raises_is_reported_and_the_rest_goes_on() -> None:
+    calls = {"count": 0}
+
+    def breaks(_: int) -> float:
+        calls["count"] += 1
+        if calls["count"] == 3:
+            raise torch.OutOfMemoryError("no memory left")
+        return 1.0
+
+    results = time_side_by_side(
+        {"breaks": TimedCall(breaks), "works": TimedCall(lambda i: 2.0)},
+        KnownClock(),
+        input_sets=1,
+        seconds=0,
+        min_rounds=5,
+    )
+    assert set(results.failures) == {"breaks"}
+    assert {n: t.samples_ms for n, t in results.timings.items()} == {"works": (2.0,) * 5}
+
+
+def test_a_slow_call_costs_the_fast_one_no_samples() -> None:
+    results = time_side_by_side(
+        {"slow": TimedCall(lambda i: 900.0), "fast": TimedCall(lambda i: 1.0)},
+        KnownClock(),
+        input_sets=1,
+        seconds=0.1,
+        min_rounds=10,
+        max_rounds=40,
+    )
+    assert len(results.timings["slow"].samples_ms) == MIN_ROUNDS_OF_SLOW
+    assert len(results.timings["fast"].samples_ms) == 40
+
+
+def test_the_wall_clock_tells_milliseconds() -> None:
+    import time
+
+    read = WallClock().sample(lambda _: time.sleep(0.02), None)
+    assert 20 <= read() < 2000
+
+
+def test_outliers_are_counted_and_kept() -> None:
+    timing = Timing((1.0, 1.01, 1.02, 1.0, 1.01, 9.0))
+    assert outliers(timing) == 1
+    assert max(timing.samples_ms) == 9.0
+
+
+def test_ceilings_are_rates_of_the_clock() -> None:
+    class OneMillisecond(WallClock):
+        def sample(self, run: Callable[[Any], object], state: Any) -> Callable[[], float]:
+            run(state)
+            return lambda: 1.0
+
+    ceiling = measure_ceiling(
+        "fp32",
+        torch.float32,
+        torch.device("cpu"),
+        OneMillisecond(),
+        side=64,
+        copy_bytes=2**20,
+        seconds=0,
+    )
+    assert ceiling.flops_per_s == pytest.approx(2 * 64**3 * 1e3)
+    assert ceiling.bytes_per_s == pytest.approx(2 * 2**20 * 1e3)
+
+
+def test_clocks_that_are_not_told_are_left_out() -> None:
+    assert parse_clocks("1980, 2619, [N/A], 412.50\n1, 2, 3, 4\n") == {
+        "sm_clock_mhz": 1980.0,
+        "memory_clock_mhz": 2619.0,
+        "power_w": 412.5,
+    }
+    assert parse_clocks("") == {}
+
+
+def test_the_device_clock_flushes_then_brackets_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            order.append("event")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 1.5
+
+    class Flush:
+        def zero_(self) -> None:
+            order.append("flush")
+
+    monkeypatch.setattr("hmc_fast.bench.measuring.clock.l2_bytes", lambda device: 1024)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = DeviceClock(torch.device("cpu"))
+    monkeypatch.setattr(clock, "_flush", Flush())
+    read = clock.sample(order.append, "call")
+    assert order == ["flush", "event", "call", "event"]
+    assert read() == 1.5
+
+
+@pytest.mark.gpu
+def test_device_events_see_the_work_and_graphs_replay_it() -> None:
+    device = torch.device("cuda")
+    a = [torch.randn(2048, 2048, device=device) for _ in range(2)]
+    out = torch.empty_like(a[0])
+
+    def multiply(i: int) -> None:
+        torch.mm(a[i], a[i], out=out)
+
+    call = TimedCall(multiply)
+    graphed = capture(call, 2, device)
+    out.zero_()
+    graphed.run(graphed.prepare(1))
+    torch.cuda.synchronize()
+    assert torch.allclose(out, a[1] @ a[1])
+    results = time_side_by_side(
+        {"stream": call, "graph": graphed}, DeviceClock(device), input_sets=2, seconds=0.2
+    )
+    assert not results.failures
+    # 17 GFLOP at no more than 1000 TFLOP/s.
+    assert all(timing.percentile(50) > 0.017 for timing in results.timings.values())

@@ -1,0 +1,211 @@
+"""Records, comparison, targets, reports and the README's table, from records as data."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hmc_fast import UserError
+from hmc_fast.bench.jobs.targets import TARGETS, target_rows
+from hmc_fast.bench.record import Measurement, Record, read_record, write_record
+from hmc_fast.bench.report.compare import compare, differences_between, has_regression, noise_band
+from hmc_fast.bench.report.pages import write_reports
+from hmc_fast.bench.report.readme import BEGIN, END, update_readme
+from hmc_fast.bench.run import with_speed_ups
+from hmc_fast.cli.app import run
+
+
+@pytest.fixture
+def path(record: Record, tmp_path: Path) -> Path:
+    path = tmp_path / "record.jsonl"
+    write_record(path, record)
+    return path
+
+
+def slowed(record: Record, factor: float, peer: str = "triton") -> Record:
+    def scale(row: Measurement) -> Measurement:
+        if row.peer != peer or row.p50_ms is None or row.p20_ms is None or row.p80_ms is None:
+            return row
+        times = {"p20_ms": row.p20_ms, "p50_ms": row.p50_ms, "p80_ms": row.p80_ms}
+        return replace(row, **{name: factor * value for name, value in times.items()})  # type: ignore[arg-type]  # fields by name
+
+    return replace(record, measurements=[scale(row) for row in record.measurements])
+
+
+def test_a_record_is_reread_as_it_was(record: Record, path: Path) -> None:
+    assert read_record(path) == record
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line[:-9], "line 3: is no line of a record"),
+        (lambda line: line.replace("bench/2", "bench/9"), "its schema is hmc-fast-bench/9"),
+        (lambda line: line.replace('"status": "ok"', '"status": "fine"'), "status is 'fine'"),
+        (lambda line: line.replace('"p50_ms": 4.0', '"p50_ms": "4"'), "p50_ms is '4'"),
+        (lambda line: line.replace('"p50_ms": 4.0', '"p50_ms": NaN'), "NaN is no JSON number"),
+        (lambda line: line.replace('"samples": 10', '"samples": 10.5'), "samples is 10.5"),
+        (lambda line: line.replace('"samples"', '"sample"'), "unknown field sample"),
+        (lambda line: "[]", "line 3"),
+    ],
+)
+def test_a_damaged_line_is_reported_and_the_rest_is_read(
+    record: Record, path: Path, change: Callable[[str], str], message: str
+) -> None:
+    lines = path.read_text().splitlines()
+    assert change(lines[2]) != lines[2]
+    path.write_text("\n".join([*lines[:2], change(lines[2]), *lines[3:]]))
+    reread = read_record(path)
+    assert reread.measurements == record.measurements[1:]
+    (problem,) = reread.problems
+    assert message in problem
+
+
+def test_a_file_without_its_run_is_refused(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    for damaged in (lines[1:], ["not json"], [], [lines[0].replace('"options"', '"choices"')]):
+        path.write_text("\n".join(damaged))
+        with pytest.raises(UserError, match="no line of kind run"):
+            read_record(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_record(path.with_name("missing.jsonl"))
+
+
+def test_the_same_record_is_no_regression(record: Record) -> None:
+    comparisons = compare(record, record)
+    assert {c.verdict for c in comparisons} == {"same", "not timed"}
+    assert not has_regression(comparisons)
+
+
+def test_slower_beyond_the_noise_is_a_regression(record: Record) -> None:
+    for factor, verdict in ((1.04, "same"), (1.2, "slower"), (0.8, "faster"), (0.97, "same")):
+        comparisons = compare(record, slowed(record, factor))
+        ours = [c for c in comparisons if " triton" in c.label]
+        assert {c.verdict for c in ours} == {verdict}
+        assert ours[0].ratio == pytest.approx(factor)
+        assert has_regression(comparisons) == (verdict == "slower")
+
+
+def test_the_noise_band_grows_with_the_spread(record: Record) -> None:
+    row = record.measurements[0]
+    assert noise_band(row, row) == 0.05
+    noisy = replace(row, p20_ms=3.0, p80_ms=5.0)
+    assert noise_band(row, noisy, 0.0) == pytest.approx((0.02**2 + 0.25**2) ** 0.5)
+    assert compare(
+        replace(record, measurements=[noisy]), slowed(replace(record, measurements=[noisy]), 1.2)
+    )[0].verdict == ("same")
+
+
+def test_missing_and_broken_rows_have_a_verdict_each(record: Record) -> None:
+    rows = record.measurements
+    broken = replace(rows[0], status="parity failed", reason="d q: …", p50_ms=None)
+    skipped = replace(rows[1], status="skipped", reason="over", p50_ms=None)
+    (failed,) = (row for row in rows if row.peer == "sdpa_math")
+    mended = replace(failed, p50_ms=3.0, status="ok")
+    extra = replace(rows[0], case="hsa_c4@1024x8")
+    newer = replace(record, measurements=[broken, skipped, mended, *rows[4:8], extra])
+    by_label = {c.label: c for c in compare(record, newer)}
+    assert by_label[rows[0].label].verdict == "broke"
+    assert "d q" in (by_label[rows[0].label].note or "")
+    assert by_label[rows[1].label].verdict == "not timed"
+    assert by_label[rows[2].label].verdict == "only old"
+    assert by_label[mended.label].verdict == "mended"
+    assert by_label[extra.label].verdict == "only new"
+
+
+def test_another_device_is_told(record: Record) -> None:
+    other = replace(record, device={**record.device, "name": "NVIDIA H100"})
+    assert differences_between(record, other) == ["device name: NVIDIA H200 and NVIDIA H100"]
+
+
+def test_compare_tells_a_regression_by_its_exit_code(
+    record: Record, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slower = tmp_path / "slower.jsonl"
+    write_record(slower, slowed(record, 1.5))
+    assert run(["bench", "compare", str(path), str(path)]) == 0
+    assert run(["bench", "compare", str(path), str(slower)]) == 3
+    assert "slower" in capsys.readouterr().out
+    assert run(["bench", "compare", str(slower), str(path)]) == 0
+    assert run(["bench", "compare", str(path), str(slower), "--band", "0.6"]) == 0
+    capsys.readouterr()
+    assert run(["bench", "compare", str(path), str(slower), "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["regression"] is True
+    slower.write_text("nothing\n")
+    assert run(["bench", "compare", str(path), str(slower)]) == 1
+
+
+def test_speed_up_is_over_the_fastest_other_peer(record: Record) -> None:
+    rows = {(r.peer, r.task): r for r in with_speed_ups(record.measurements[:8])}
+    assert rows["triton", "forward"].speed_up == pytest.approx(8.8 / 4.0)
+    assert rows["sdpa_flash", "forward"].speed_up == pytest.approx(4.0 / 8.8)
+    assert rows["triton", "backward"].speed_up == pytest.approx(14 / 12)
+
+
+def test_targets_are_met_missed_or_not_measured(record: Record) -> None:
+    states = [row[-1] for row in target_rows(record)]
+    figures = [row[-2] for row in target_rows(record)]
+    assert len(states) == len(TARGETS)
+    assert (figures[0], states[0]) == ("62 %", "not met")  # 500 of 800 TFLOP/s
+    assert (figures[1], states[1]) == ("21 %", "not met")
+    assert (figures[2], states[2]) == ("2.20×", "stretch met")
+    assert (figures[3], states[3]) == ("1.43×", "met")
+    assert (figures[4], states[4]) == ("–", "not measured")
+    assert (figures[6], states[6]) == ("1.10×", "met")
+    assert (figures[7], states[7]) == ("1.50×", "not met")
+    assert [row[-1] for row in target_rows(None)] == ["not measured"] * len(TARGETS)
+
+
+def test_reports_hold_every_row_reason_and_plot(record: Record, path: Path, tmp_path: Path) -> None:
+    damaged = replace(record, problems=["record.jsonl line 7: is no line of a record"])
+    markdown, html = write_reports([("now", damaged)], tmp_path)
+    for text in (markdown.read_text(), html.read_text()):
+        for expected in (
+            "NVIDIA H200",
+            "2.20×",
+            "out of memory",
+            "line 7",
+            "wgmma",
+            "244",
+            "sm clock mhz 1980 before, 1755 after",
+            "free attention would make it 4.00×",
+            "stretch met",
+        ):
+            assert expected in text
+    assert html.read_text().count("data:image/png;base64,") == 5
+    older = slowed(record, 3)
+    write_reports([("first", older), ("second", record)], tmp_path)
+    assert run(["bench", "report", str(path), str(path), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "report.html").is_file()
+
+
+def test_report_of_a_main_job_record(tmp_path: Path) -> None:
+    results = sorted((Path(__file__).parents[3] / "bench" / "results").glob("mias-*.jsonl"))
+    assert run(["bench", "report", str(results[0]), "--out", str(tmp_path)]) == 0
+    assert "patient-disjoint" in (tmp_path / "report.md").read_text()
+    assert run(["bench", "report", str(tmp_path / "none.jsonl")]) == 1
+
+
+def test_the_readme_shows_the_record_and_nothing_else(path: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nrest\n")
+    assert update_readme(readme, None)
+    text = readme.read_text()
+    assert "No record of a GPU is committed yet" in text
+    assert text.count("not measured") == len(TARGETS)
+    assert update_readme(readme, path)
+    text = readme.read_text()
+    assert text.startswith("# Title\n")
+    assert text.endswith("\n\nrest\n")
+    assert "2.20×" in text
+    assert "hmc-fast bench targets" in text
+    assert not update_readme(readme, path)
+    readme.write_text("# Title\n")
+    with pytest.raises(UserError, match="needs the lines"):
+        update_readme(readme, path)
+    path.write_text(path.read_text() + "broken\n")
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    with pytest.raises(UserError, match="is no line of a record"):
+        update_readme(readme, path)
