@@ -20,6 +20,7 @@ RECORDED_PACKAGES = (
     "scikit-learn",
     "pydicom",
     "onnxruntime",
+    "openvino",
 )
 
 

@@ -10,9 +10,11 @@ import torch
 
 from hmc_fast.bench.cases import Kind
 from hmc_fast.bench.peers.compiled import COMPILED
+from hmc_fast.bench.peers.cpu import CPU
 from hmc_fast.bench.peers.eager import EAGER
 from hmc_fast.bench.peers.flex import FLEX
 from hmc_fast.bench.peers.onnxruntime import ONNXRUNTIME
+from hmc_fast.bench.peers.openvino import OPENVINO
 from hmc_fast.bench.peers.peer import Family, Peer
 from hmc_fast.bench.peers.sdpa import SDPA, SDPA_KERNELS
 from hmc_fast.bench.peers.triton import TRITON, TRITON_COMPILED
@@ -21,12 +23,14 @@ from hmc_fast.errors import UserError
 PEERS: tuple[Peer, ...] = (
     TRITON,
     TRITON_COMPILED,
+    CPU,
     *SDPA_KERNELS,
     SDPA,
     FLEX,
     COMPILED,
     EAGER,
     ONNXRUNTIME,
+    OPENVINO,
 )
 
 

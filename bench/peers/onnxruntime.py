@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from hmc_fast.bench.cases import Case
 from hmc_fast.bench.peers.compiled import reference_attend
+from hmc_fast.bench.peers.onnx_graph import write_onnx
 from hmc_fast.bench.peers.peer import ModuleVariant, Peer
 from hmc_fast.environment import installed_version
-
-ONNX_OPSET = 20
 
 
 def _why_not(case: Case, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -38,9 +37,7 @@ def _why_not(case: Case, dtype: torch.dtype, device: torch.device) -> str | None
 def _onnx_session(model: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            model, (images,), path, dynamo=True, opset_version=ONNX_OPSET, verbose=False
-        )
+        write_onnx(model, images, path)
         return _session(path, images)
 
 
