@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 SOURCES := $(shell find hmc_fast kernels bench export -name '*.py' -o -name '*.j2' -o -name '*.json') pyproject.toml
 
-# Tests of a file stay in one process: they share what is slow to make. Speed tests run alone.
+# Tests of a file stay in one process where they share what is slow to make. Speed tests run alone.
 TEST_PROCESSES := 2
 PYTEST := $(VENV)/bin/pytest
 IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --dist loadfile
@@ -28,7 +28,7 @@ test: $(VENV)/installed-dev $(WHEEL)
 	cd $(WHEEL) && $(CURDIR)/$(VENV)/bin/mypy -p hmc_fast --config-file $(CURDIR)/pyproject.toml
 	cd $(WHEEL) && $(CURDIR)/$(VENV)/bin/lint-imports --config $(CURDIR)/pyproject.toml
 	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) -m "not systems" --ignore=tests/kernels/interpreter --ignore=tests/speed
-	$(ON_WHEEL) TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) tests/kernels/interpreter
+	$(ON_WHEEL) TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) --numprocesses $(TEST_PROCESSES) --dist worksteal tests/kernels/interpreter
 	$(ON_WHEEL) $(PYTEST) tests/speed
 
 # Real builders, cluster-like runs and whatever takes minutes.

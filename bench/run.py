@@ -23,12 +23,12 @@ from hmc_fast.bench.measuring.clock import (
     Clock,
     TimedCall,
     Timing,
+    capture,
     clock_for,
     outliers,
     time_side_by_side,
 )
 from hmc_fast.bench.measuring.device import clocks_seen, device_facts
-from hmc_fast.bench.measuring.graphs import capture
 from hmc_fast.bench.measuring.memory import release
 from hmc_fast.bench.measuring.resources import resources_of
 from hmc_fast.bench.measuring.roofline import work_of

@@ -6,11 +6,43 @@ from dataclasses import dataclass
 import torch
 
 from hmc_fast.bench.cases import Kind, parse_case
-from hmc_fast.bench.jobs.models import MODEL_CASES
-from hmc_fast.bench.jobs.operators import OPERATOR_CASES
 from hmc_fast.bench.jobs.targets import TARGET_CASES, TARGET_MODEL_CASES
 from hmc_fast.bench.run import Plan
 from hmc_fast.errors import UserError
+
+OPERATOR_CASES: dict[str, tuple[str, ...]] = {
+    "cpu": (
+        "hsa_c4@224x1",
+        "msca_c5@224x1",
+        "hsa_c3@224x1",
+        "hsa_block_c5@224x1",
+    ),
+    "gpu": (
+        "hsa_c3@1024x8",
+        "hsa_block_c3@1024x8",
+        "msca_c5@1024x8",
+        "hsa_c4@1024x8",
+        "hsa_c5@1024x8",
+        "hsa_c3@224x1",
+        "hsa_c4@224x1",
+        "hsa_c5@224x1",
+        "msca_c5@224x1",
+        "hsa_c4@512x16",
+        "hsa_c3@224x64",
+        "msca_c5@224x64",
+    ),
+}
+
+
+def _both(*cases: str) -> tuple[str, ...]:
+    return tuple(f"{model}@{case}" for case in cases for model in ("hmc_net", "resnet50"))
+
+
+MODEL_CASES: dict[str, tuple[str, ...]] = {
+    "cpu": _both("96x1", "160x1", "224x1", "96x4", "96x2/training"),
+    "gpu": _both("1024x8", "224x1", "512x16/training", "224x64", "1024x1", "224x8", "512x8"),
+}
+"""Most important first: where a time budget runs out, the last ones are left."""
 
 KINDS: dict[str, tuple[Kind, ...]] = {
     "kernels": ("operator", "block"),

@@ -62,8 +62,8 @@ def kernels(
     [bold]hmc-fast bench kernels --case hsa_c3@1024x8 --peer triton --peer flex[/bold]
     """
     from hmc_fast.bench.cases import PASSES, check_passes
-    from hmc_fast.bench.jobs.operators import write_traces
     from hmc_fast.bench.jobs.presets import make_plan
+    from hmc_fast.bench.jobs.traces import write_traces
 
     plan = make_plan(
         "kernels",

@@ -38,7 +38,7 @@ def report(
     Example: [bold]hmc-fast study report runs/plain runs/cropped --out runs/report[/bold]
     """
     from hmc_fast.study import compare, read_study, write_study_reports
-    from hmc_fast.study.json import comparison_json
+    from hmc_fast.study.report import comparison_json
     from hmc_fast.study.tables import metrics_table
 
     comparison = compare([read_study(run) for run in runs])

@@ -10,9 +10,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from hmc_fast.data.crops import crop_frame
 from hmc_fast.data.films import Film
-from hmc_fast.data.lesion import lesion_mask
+from hmc_fast.data.lesions import crop_frame, lesion_mask
 from hmc_fast.data.pixels import read_pixels
 from hmc_fast.data.preprocessing import Frame, Preprocessing
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hmc_fast.checkpoint import CheckpointMetadata, LoadedModel
 from hmc_fast.data import Film, Preprocessing, read_pixels
-from hmc_fast.data.lesion import lesion_mask
+from hmc_fast.data.lesions import lesion_mask
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.predict import film_logits
 from hmc_fast.explain.methods import (

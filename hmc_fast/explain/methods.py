@@ -1,16 +1,16 @@
 """Class activation maps of one film by name, on pytorch-grad-cam."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmc_fast.errors import UserError
-from hmc_fast.explain.context import explaining
 from hmc_fast.explain.layers import TargetLayer, target_layer
 from hmc_fast.models import FilmModel
 
@@ -174,3 +174,27 @@ def _check_gradients_possible(model: FilmModel, method: str) -> None:
             f"{TITLES[method]} needs gradients, but {where} torch.inference_mode(), which has "
             "none; leave that block (torch.no_grad() is fine), or use scorecam"
         )
+
+
+@contextmanager
+def explaining(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode, its parameters take no gradients, and no ReLU
+    overwrites the output of the layer before it, which a hook may hold.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    overwriting = [m for m in model.modules() if isinstance(m, nn.ReLU) and m.inplace]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        for relu in overwriting:
+            relu.inplace = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for relu in overwriting:
+            relu.inplace = True

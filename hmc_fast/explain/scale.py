@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from hmc_fast.errors import UserError
-from hmc_fast.explain.context import explaining
+from hmc_fast.explain.methods import explaining
 from hmc_fast.models import FilmModel
 
 SCALES = ("C3", "C4")

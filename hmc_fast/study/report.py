@@ -1,7 +1,7 @@
 """Study reports: Markdown with figures beside it, self-contained HTML, and LaTeX."""
 
 import base64
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.files import make_folder, write_atomically, write_text
 from hmc_fast.reporting import PHANTOM_NOTICE, RESEARCH_NOTICE, templates
 from hmc_fast.study import plots, tables
-from hmc_fast.study.compare import Comparison, Group
+from hmc_fast.study.compare import Comparison, Group, ModelResult
 from hmc_fast.study.record import StudyRecord
 from hmc_fast.study.tables import Table
 
@@ -194,3 +194,43 @@ def _templates(suffix: str) -> Environment:
     environment = templates("hmc_fast.study", **(latex if suffix == "tex" else {}))
     environment.filters["tex"] = escape_latex
     return environment
+
+
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """What a script wants of a report: every number of its tables."""
+    return {
+        "studies": [
+            {"name": study.name, "settings": study.settings, "data": study.data}
+            for study in comparison.studies
+        ],
+        "groups": [_group_json(group) for group in comparison.groups],
+    }
+
+
+def _group_json(group: Group) -> dict[str, Any]:
+    return {
+        "title": group.title,
+        "protocol": group.protocol,
+        "models": [_model_json(result) for result in group.results],
+        "pairs": [asdict(pair) for pair in group.pairs],
+        "friedman": {
+            metric: {"none": test} if isinstance(test, str) else asdict(test)
+            for metric, test in group.friedman.items()
+        },
+    }
+
+
+def _model_json(result: ModelResult) -> dict[str, Any]:
+    return {
+        "label": result.label,
+        "model": result.model,
+        "study": result.study,
+        "folds": result.folds,
+        "mean_std": result.mean_std,
+        "pooled_auc": asdict(result.pooled_auc),
+        "calibration": asdict(result.calibration),
+        "confusion": result.confusion,
+        "ensemble_auc": result.ensemble_auc and asdict(result.ensemble_auc),
+        "ensemble_gain": result.ensemble_gain and asdict(result.ensemble_gain),
+        "localisation": result.localisation,
+    }

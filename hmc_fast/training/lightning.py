@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, Sampler
 from torchmetrics.classification import MulticlassAUROC
 
@@ -19,15 +20,16 @@ from hmc_fast.data.dataset import CropDataset, LesionDataset, derive_seed
 from hmc_fast.errors import UserError
 from hmc_fast.models import FilmModel, HMCNet
 from hmc_fast.training.config import TrainingConfig
-from hmc_fast.training.lesion_target import lesion_loss
 
 _ORDER, _AUGMENTATION, _DROPOUT = range(3)
+SMALLEST_SHARE = 1e-6
+"""Keeps the logarithm finite; far below the share of one position of a large map."""
 
 
 class FilmClassifier(pl.LightningModule):
     """Cross-entropy with AdamW and a half-cosine learning rate.
 
-    Batches with lesion masks add the auxiliary loss of :mod:`hmc_fast.training.lesion_target`.
+    Batches with lesion masks add :func:`lesion_loss`.
     """
 
     def __init__(
@@ -91,6 +93,28 @@ class FilmClassifier(pl.LightningModule):
             weight_decay=self.config.weight_decay,
             fused=True,
         )
+
+
+def lesion_loss(features: Tensor, classifier: Tensor, labels: Tensor, lesions: Tensor) -> Tensor:
+    """The lesion circle as an auxiliary target: mean over the films with a lesion, 0 without any.
+
+    The class activation map (Zhou et al. 2016) of a film's own class, as a softmax over positions,
+    is asked to lie within the circles: the loss is the negative log of its share there.
+
+    Args:
+        features: last feature map ``[B, C, h, w]``.
+        classifier: weights ``[classes, C]`` of the linear layer on the pooled features.
+        labels: ``[B]``.
+        lesions: masks ``[B, 1, H, W]`` in 0…1.
+    """
+    activation = (features.float() * classifier.float()[labels, :, None, None]).sum(1).flatten(1)
+    height, width = features.shape[-2:]
+    target = adaptive_avg_pool2d(lesions, (height, width)).flatten(1)
+    peak = target.amax(1)
+    shares = (activation.softmax(1) * target).sum(1) / peak.clamp_min(SMALLEST_SHARE)
+    losses = -shares.clamp_min(SMALLEST_SHARE).log()
+    known = peak > 0
+    return (losses * known).sum() / known.sum().clamp_min(1)
 
 
 class EpochOrder(Sampler[int]):

@@ -6,8 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hmc_fast import UserError
 from hmc_fast.bench.cases import parse_case
-from hmc_fast.bench.jobs.models import MODEL_CASES
-from hmc_fast.bench.jobs.operators import OPERATOR_CASES
+from hmc_fast.bench.jobs.presets import MODEL_CASES, OPERATOR_CASES
 from hmc_fast.bench.measuring.roofline import Work, work_of
 from hmc_fast.kernels.geometry import MSCA_HEADS
 from hmc_fast.models import HierarchicalSelfAttention

@@ -11,7 +11,7 @@ from hmc_fast import UserError
 from hmc_fast.data import Film, FilmCache, Finding, Preprocessing, read_mias, read_pixels
 from hmc_fast.data.breast import breast_box, breast_mask, lies_right
 from hmc_fast.data.dataset import LesionDataset
-from hmc_fast.data.lesion import lesion_mask
+from hmc_fast.data.lesions import lesion_mask
 
 
 def drawn(rows: int = 200, columns: int = 160, right: bool = False) -> np.ndarray:

@@ -9,9 +9,8 @@ import torch
 
 from hmc_fast.data import Film, FilmCache, Finding, Preprocessing, read_mias, read_pixels
 from hmc_fast.data.breast import breast_mask
-from hmc_fast.data.crops import crop_frame
 from hmc_fast.data.dataset import CropDataset
-from hmc_fast.data.lesion import lesion_mask
+from hmc_fast.data.lesions import crop_frame, lesion_mask
 
 
 def film(*findings: Finding, name: str = "mdb001") -> Film:

@@ -15,9 +15,8 @@ from hmc_fast import UserError
 from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.evaluation.localisation import FIELDS, KIND, METRICS, SCHEMA
 from hmc_fast.study import StudyRecord, compare, read_study, write_study_record, write_study_reports
-from hmc_fast.study.json import comparison_json
 from hmc_fast.study.plots import _indistinguishable
-from hmc_fast.study.report import escape_latex
+from hmc_fast.study.report import comparison_json, escape_latex
 
 Draw = Callable[..., StudyRecord]
 SKILLS = {"hmc_net": 2.0, "resnet50": 0.0, "vgg16": 1.0}

@@ -16,7 +16,7 @@ from hmc_fast.data.dataset import CropDataset
 from hmc_fast.evaluation import film_logits, predict_logits, read_predictions
 from hmc_fast.study import run_cross_validation
 from hmc_fast.training import TrainingConfig
-from hmc_fast.training.lesion_target import lesion_loss
+from hmc_fast.training.lightning import lesion_loss
 
 
 def test_the_lesion_loss_falls_as_attention_moves_into_the_circle() -> None:

@@ -14,11 +14,11 @@ from hmc_fast.bench.measuring.clock import (
     TimedCall,
     Timing,
     WallClock,
+    capture,
     outliers,
     time_side_by_side,
 )
 from hmc_fast.bench.measuring.device import parse_clocks
-from hmc_fast.bench.measuring.graphs import capture
 
 
 class KnownClock:

@@ -1,4 +1,6 @@
-"""Crops around lesions, and as large ones of breasts without any, at the film's own resolution.
+"""Lesions: masks of their circles, and crops around them at the film's own resolution.
+
+Breasts without a lesion give crops as large.
 
 A lesion of a few millimetres is a few pixels of a film at 224². A network that has first seen
 lesions enlarged learns from fewer films what to look for (Shen et al. 2019, Scientific Reports
@@ -46,3 +48,18 @@ def crop_frame(film: Film, pixels: NDArray[np.float32], *, mirrored: bool) -> Fr
     top = min(max(row - side // 2, 0), rows - side)
     left = min(max(column - side // 2, 0), columns - side)
     return Frame(top, top + side, left, left + side, mirrored)
+
+
+def lesion_mask(film: Film, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """1 inside the circles of the film's findings and 0 outside, for a film of ``shape [H, W]``.
+
+    MIAS counts y upwards from the lowest row. Findings without a circle leave no trace.
+    """
+    height, width = shape
+    y = np.arange(height - 1, -1, -1)[:, None]
+    x = np.arange(width)[None, :]
+    mask = np.zeros(shape, bool)
+    for finding in film.findings:
+        if finding.x is not None and finding.y is not None and finding.radius is not None:
+            mask |= np.hypot(x - finding.x, y - finding.y) <= finding.radius
+    return mask.astype(np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hmc_fast.data import Film, Finding, read_mias, read_pixels
-from hmc_fast.data.lesion import lesion_mask
+from hmc_fast.data.lesions import lesion_mask
 from hmc_fast.data.mias import read_findings
 
 

@@ -1,4 +1,4 @@
-"""``bench kernels``: operators and blocks, and their traces."""
+"""Traces of what ``bench kernels`` would time, for profilers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,30 +12,6 @@ from hmc_fast.bench.peers.peer import BoundCall
 from hmc_fast.bench.run import Plan
 from hmc_fast.bench.trials import AttentionTrials
 from hmc_fast.devices import default_device, precision_dtype
-
-OPERATOR_CASES: dict[str, tuple[str, ...]] = {
-    "cpu": (
-        "hsa_c4@224x1",
-        "msca_c5@224x1",
-        "hsa_c3@224x1",
-        "hsa_block_c5@224x1",
-    ),
-    "gpu": (
-        "hsa_c3@1024x8",
-        "hsa_block_c3@1024x8",
-        "msca_c5@1024x8",
-        "hsa_c4@1024x8",
-        "hsa_c5@1024x8",
-        "hsa_c3@224x1",
-        "hsa_c4@224x1",
-        "hsa_c5@224x1",
-        "msca_c5@224x1",
-        "hsa_c4@512x16",
-        "hsa_c3@224x64",
-        "msca_c5@224x64",
-    ),
-}
-"""Most important first: where a time budget runs out, the last ones are left."""
 
 
 def write_traces(plan: Plan, folder: Path, *, on_stage: Callable[[str], object]) -> list[str]:
