@@ -276,16 +276,16 @@ def grid_per_image(launch: "Launch") -> tuple[int, int, int]:
 
 
 def _arguments(launch: "Launch") -> list[Argument]:
-    found = []
+    arguments = []
     for parameter, value in launch.arguments.items():
         name = parameter.removesuffix("_ptr")
         if isinstance(value, Tensor):
             kind = "output" if name.startswith("out") else "input"
             dtype = str(value.dtype).removeprefix("torch.")
-            found.append(Argument(name, kind, dtype, (BATCH, *value.shape[1:])))
+            arguments.append(Argument(name, kind, dtype, (BATCH, *value.shape[1:])))
         else:
-            found.append(Argument(name, "int32", value=value))
-    return found
+            arguments.append(Argument(name, "int32", value=value))
+    return arguments
 
 
 def _parse_kernel(values: dict[str, Any]) -> ManifestKernel:

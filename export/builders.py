@@ -91,7 +91,7 @@ class Builder:
         """
         if self.flavour.cross_builds:
             numbers = [re.fullmatch(r"SM(\d+)", name) for name in dir(self.trt.ComputeCapability)]
-            return tuple(f"sm_{n}" for n in sorted(int(found[1]) for found in numbers if found))
+            return tuple(f"sm_{n}" for n in sorted(int(match[1]) for match in numbers if match))
         if not torch.cuda.is_available():
             raise UserError(
                 f"{self.flavour.name} builds on the GPU that it builds for, and torch sees none; "

@@ -12,12 +12,12 @@ class CannotRunHereError(UserError):
 
 def need(*modules: str, extra: str) -> list[ModuleType]:
     """Import ``modules``; raises :class:`CannotRunHereError` naming the extra they come with."""
-    found = []
+    imported = []
     for name in modules:
         try:
-            found.append(import_module(name))
+            imported.append(import_module(name))
         except ImportError as error:
             raise CannotRunHereError(
                 f"{name} cannot be imported ({error}); pip install 'hmc-fast[{extra}]'"
             ) from None
-    return found
+    return imported

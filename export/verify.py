@@ -135,25 +135,25 @@ def verify(
     dataset = FilmDataset(chosen, labels, FilmCache(sidecar.preprocessing))
     total = len(chosen) * (1 + len(runs))
 
-    def predict(what: str, model: Any) -> Predictions:
+    def predict(label: str, model: Any) -> Predictions:
         logits = predict_logits(
             model,
             dataset,
             device=torch.device("cpu"),
             batch_size=batch_size,
-            on_batch=lambda count: on_progress(what, count, total),
+            on_batch=lambda count: on_progress(label, count, total),
         )
         return Predictions.of(chosen, labels, 0, logits, sidecar.class_names)
 
     truth = predict("torch", load_model(checkpoint, backend="reference").model)
     rows = [Row("torch fp32, the reference", "ok", auc=truth.metrics()["auc_roc"])]
-    for what, path in runs:
+    for label, path in runs:
         try:
-            rows.append(compare(what, truth, predict(what, load(path)), bounds))
+            rows.append(compare(label, truth, predict(label, load(path)), bounds))
         except CannotRunHereError as error:
-            rows.append(Row(what, "not run", str(error)))
+            rows.append(Row(label, "not run", str(error)))
         except (UserError, RuntimeError) as error:
-            rows.append(Row(what, "failed", " ".join(str(error).split())))
+            rows.append(Row(label, "failed", " ".join(str(error).split())))
     return Verification(
         artefact.name,
         len(chosen),
@@ -165,14 +165,14 @@ def verify(
     )
 
 
-def compare(what: str, truth: Predictions, found: Predictions, bounds: Bounds) -> Row:
-    """Logits, decisions and AUC of ``found`` against ``truth``, on the same films."""
-    difference = np.abs(found.logits - truth.logits)
-    flipped = truth.decisions != found.decisions
-    far = flipped & (_margins(truth, found) > bounds.logit)
-    auc, truth_auc = found.metrics()["auc_roc"], truth.metrics()["auc_roc"]
+def compare(label: str, truth: Predictions, predicted: Predictions, bounds: Bounds) -> Row:
+    """Logits, decisions and AUC of ``predicted`` against ``truth``, on the same films."""
+    difference = np.abs(predicted.logits - truth.logits)
+    flipped = truth.decisions != predicted.decisions
+    far = flipped & (_margins(truth, predicted) > bounds.logit)
+    auc, truth_auc = predicted.metrics()["auc_roc"], truth.metrics()["auc_roc"]
     row = Row(
-        what,
+        label,
         "ok",
         max_logit_difference=float(difference.max()),
         mean_logit_difference=float(difference.mean()),
@@ -207,23 +207,25 @@ def near_ties(truth: Predictions, logit_bound: float) -> float:
     return float(np.mean(shares))
 
 
-def _margins(truth: Predictions, found: Predictions) -> NDArray[np.float64]:
+def _margins(truth: Predictions, predicted: Predictions) -> NDArray[np.float64]:
     """How far the reference's logit of its own decision is above that of the other's decision."""
     rows = np.arange(len(truth.logits))
-    return np.asarray(truth.logits[rows, truth.decisions] - truth.logits[rows, found.decisions])
+    return np.asarray(truth.logits[rows, truth.decisions] - truth.logits[rows, predicted.decisions])
 
 
 def _excesses(row: Row, bounds: Bounds) -> Sequence[str]:
-    found = []
+    failures = []
     assert row.max_logit_difference is not None
     if row.max_logit_difference > bounds.logit:
-        found.append(f"a logit differs by {row.max_logit_difference:.2e}, bound {bounds.logit:.2e}")
+        failures.append(
+            f"a logit differs by {row.max_logit_difference:.2e}, bound {bounds.logit:.2e}"
+        )
     if row.flips_beyond:
-        found.append(f"{row.flips_beyond} decisions flip farther than that from the threshold")
+        failures.append(f"{row.flips_beyond} decisions flip farther than that from the threshold")
     difference, allowed = row.auc_difference, row.auc_allowed
     if difference is not None and allowed is not None and difference > allowed:
-        found.append(f"AUC differs by {difference:.4f}, bound {allowed:.4f}")
-    return found
+        failures.append(f"AUC differs by {difference:.4f}, bound {allowed:.4f}")
+    return failures
 
 
 def _find_checkpoint(artefact: Path, sidecar: Sidecar, given: Path | None) -> Path:

@@ -109,9 +109,9 @@ def _triton() -> Check:
 
 
 def _compiler() -> Check:
-    found = next((c for c in ("g++", "clang++") if shutil.which(c)), None)
-    if found:
-        return Check("torch.compile on the CPU", True, f"compiler {found}")
+    compiler = next((c for c in ("g++", "clang++") if shutil.which(c)), None)
+    if compiler:
+        return Check("torch.compile on the CPU", True, f"compiler {compiler}")
     return Check("torch.compile on the CPU", False, "no C++ compiler", "apt-get install g++")
 
 

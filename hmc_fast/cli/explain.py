@@ -149,7 +149,7 @@ def _save_maps(path: Path, explanation: "FilmExplanation") -> None:
 
     from hmc_fast.files import write_atomically
 
-    arrays = {found.method: found.values for found in explanation.maps}
+    arrays = {activation.method: activation.values for activation in explanation.maps}
     if explanation.scale is not None:
         arrays["scale"] = explanation.scale.shares
 
@@ -163,14 +163,16 @@ def _save_maps(path: Path, explanation: "FilmExplanation") -> None:
 def _row(explanation: "FilmExplanation", methods: Sequence[str]) -> list[str]:
     values = explanation.to_json()
     cells = dict.fromkeys(methods, "–")
-    for found in values["maps"]:
-        if found["note"]:
-            cells[found["method"]] = found["note"].partition(":")[0]
+    for activation in values["maps"]:
+        if activation["note"]:
+            cells[activation["method"]] = activation["note"].partition(":")[0]
         elif values["annotated"]:
-            hit = "hits" if found["pointing_game"] >= 0.5 else "misses"
-            cells[found["method"]] = f"{hit} the lesion, {found['energy_in_lesion']:.0%} inside"
+            hit = "hits" if activation["pointing_game"] >= 0.5 else "misses"
+            cells[activation["method"]] = (
+                f"{hit} the lesion, {activation['energy_in_lesion']:.0%} inside"
+            )
         else:
-            cells[found["method"]] = "drawn, no annotation"
+            cells[activation["method"]] = "drawn, no annotation"
     if values["scale"]:
         shares = values["scale"]["film_shares"].items()
         cells["scale"] = ", ".join(f"{name} {share:.0%}" for name, share in shares)

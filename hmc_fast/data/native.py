@@ -153,7 +153,7 @@ class NativePreprocessing:
         scale = self.film_side / max(rows, columns)
         if self.height is not None and self.width is not None:
             scale = min(scale, self.height / (bottom - top), self.width / (right - left))
-        found = not bool(mask.all())
+        located = not bool(mask.all())
         frame = NativeFrame(
             film_rows=rows,
             film_columns=columns,
@@ -161,11 +161,11 @@ class NativePreprocessing:
             bottom=bottom,
             left=left,
             right=right,
-            mirrored=found and lies_right(mask),
+            mirrored=located and lies_right(mask),
             scale=scale,
             height=self.height or 0,
             width=self.width or 0,
-            breast_found=found,
+            breast_found=located,
         )
         if self.height is not None:
             return frame

@@ -26,10 +26,10 @@ class Task:
         chosen = [film for film in films if film.severity in self.classes]
         labels = [self.classes[film.severity] for film in chosen]
         if len(set(labels)) < 2:
-            found = ", ".join(sorted({self.class_names[label] for label in labels})) or "no film"
+            present = ", ".join(sorted({self.class_names[label] for label in labels})) or "no film"
             raise UserError(
                 f"task {self.name} needs films of at least two of {', '.join(self.class_names)}; "
-                f"the data holds only {found}"
+                f"the data holds only {present}"
             )
         return chosen, labels
 

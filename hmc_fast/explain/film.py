@@ -75,13 +75,13 @@ class FilmExplanation:
             "annotated": self.lesion is not None,
             "maps": [
                 {
-                    "method": found.method,
-                    "layer": found.layer,
-                    "note": found.note,
-                    "pointing_game": self._about_lesion(pointing_game, found.values),
-                    "energy_in_lesion": self._about_lesion(energy_in_lesion, found.values),
+                    "method": activation.method,
+                    "layer": activation.layer,
+                    "note": activation.note,
+                    "pointing_game": self._about_lesion(pointing_game, activation.values),
+                    "energy_in_lesion": self._about_lesion(energy_in_lesion, activation.values),
                 }
-                for found in self.maps
+                for activation in self.maps
             ],
             "scale": None
             if self.scale is None

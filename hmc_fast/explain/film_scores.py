@@ -171,5 +171,5 @@ def _map(
 ) -> tuple[NDArray[np.float32], str | None]:
     if method == SCALE:
         return scale_map(model, image).fine, None
-    found = activation_map(model, image, method, class_index, layer=layer, score=options)
-    return found.values, found.layer
+    activation = activation_map(model, image, method, class_index, layer=layer, score=options)
+    return activation.values, activation.layer

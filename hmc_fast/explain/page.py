@@ -36,13 +36,15 @@ def _film(entry: PageEntry) -> dict[str, Any]:
     values = entry.explanation.to_json()
     rows = [
         (
-            TITLES[found["method"]],
-            found["layer"],
-            _in_words(found["pointing_game"], "hit", "miss"),
-            "–" if found["energy_in_lesion"] is None else f"{found['energy_in_lesion']:.1%}",
-            found["note"] or "",
+            TITLES[activation["method"]],
+            activation["layer"],
+            _in_words(activation["pointing_game"], "hit", "miss"),
+            "–"
+            if activation["energy_in_lesion"] is None
+            else f"{activation['energy_in_lesion']:.1%}",
+            activation["note"] or "",
         )
-        for found in values["maps"]
+        for activation in values["maps"]
     ]
     shares = values["scale"] and ", ".join(
         f"{name} {share:.1%} (by token count {values['scale']['token_shares'][name]:.0%})"

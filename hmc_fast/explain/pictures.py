@@ -100,21 +100,21 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def _layers(explanation: FilmExplanation) -> list[_Layer]:
-    layers = [_heat_layer(found, explanation.explained) for found in explanation.maps]
+    layers = [_heat_layer(activation, explanation.explained) for activation in explanation.maps]
     if explanation.scale is not None:
         layers.append(_scale_layer(explanation.scale))
     return layers
 
 
-def _heat_layer(found: ActivationMap, explained: str) -> _Layer:
+def _heat_layer(activation: ActivationMap, explained: str) -> _Layer:
     return _Layer(
-        title=f"{TITLES[found.method]} for “{explained}”",
-        values=found.values,
+        title=f"{TITLES[activation.method]} for “{explained}”",
+        values=activation.values,
         colours=HEAT_COLOURS,
         norm=Normalize(0, 1),
-        opacity=OVERLAY_STRENGTH * found.values,
+        opacity=OVERLAY_STRENGTH * activation.values,
         bar_label="evidence, relative to the film's maximum",
-        mark=found.note,
+        mark=activation.note,
     )
 
 

@@ -119,8 +119,8 @@ class LesionClassifier(nn.Module):
         """Logits ``[B, 2]`` of normalised images ``[B, 3, H, W]``, black outside the breast."""
         c3, c4, c5 = self.net.stages(x)
         lesion = self.head.film_logit(self.head(c3, c4), breast_cells(x, self.black))
-        own: Tensor = self.net.classify(self.net.fuse((c3, c4, c5)))
-        return self.net_weight * own + torch.stack([-lesion / 2, lesion / 2], 1)
+        whole: Tensor = self.net.classify(self.net.fuse((c3, c4, c5)))
+        return self.net_weight * whole + torch.stack([-lesion / 2, lesion / 2], 1)
 
 
 def stage_channels(net: HMCNet) -> tuple[int, int]:

@@ -59,16 +59,16 @@ def load_trunk(model: nn.Module, weights: TrunkWeights) -> None:
 
     Raises :class:`UserError` where a trunk parameter is missing, left over or of another shape.
     """
-    own = model.state_dict()
-    state = _interpolate_positions(weights, own)
+    parameters = model.state_dict()
+    state = _interpolate_positions(weights, parameters)
     fresh: tuple[str, ...] = ("hsa.", "msca.", weights.head)
     if not any(name.startswith(_VGG_HIDDEN) for name in state):
         fresh = (*fresh, _VGG_HIDDEN)
-    expected = {name for name in own if not name.startswith(fresh)}
+    expected = {name for name in parameters if not name.startswith(fresh)}
     missing = sorted(expected - state.keys())
     unexpected = sorted(state.keys() - expected)
     reshaped = sorted(
-        name for name in expected & state.keys() if own[name].shape != state[name].shape
+        name for name in expected & state.keys() if parameters[name].shape != state[name].shape
     )
     for problem, names in (
         ("lacks", missing),
@@ -144,11 +144,13 @@ def _without_head(
     )
 
 
-def _interpolate_positions(weights: TrunkWeights, own: dict[str, Tensor]) -> dict[str, Tensor]:
+def _interpolate_positions(
+    weights: TrunkWeights, parameters: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """The weights with ViT's position embeddings for as many tokens as the model has."""
-    if _POSITIONS not in own or _POSITIONS not in weights.state:
+    if _POSITIONS not in parameters or _POSITIONS not in weights.state:
         return weights.state
-    side = math.isqrt(own[_POSITIONS].shape[1] - 1)
+    side = math.isqrt(parameters[_POSITIONS].shape[1] - 1)
     try:
         fitted: dict[str, Tensor] = interpolate_embeddings(side, 1, dict(weights.state))
     except ValueError as error:

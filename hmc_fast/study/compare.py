@@ -115,8 +115,8 @@ def _study_labels(studies: Sequence[StudyRecord]) -> list[str]:
     first = _flat_settings(studies[0])
     labels = []
     for study in studies:
-        own = _flat_settings(study)
-        changed = [f"{key} {value}" for key, value in own.items() if first.get(key) != value]
+        settings = _flat_settings(study)
+        changed = [f"{key} {value}" for key, value in settings.items() if first.get(key) != value]
         labels.append(", ".join(changed))
     for number, label in enumerate(labels):
         for earlier in range(number):

@@ -46,7 +46,7 @@ def near_duplicates(
     """
     spectra = np.stack([_ring_spectrum(film) for film in films])
     names = np.array(sides)
-    found = []
+    pairs = []
     for first in range(len(films)):
         others = np.flatnonzero(names[first + 1 :] != names[first]) + first + 1
         if not len(others):
@@ -55,12 +55,12 @@ def near_duplicates(
             _largest_correlation(spectra[first], spectra[others]),
             _largest_correlation(spectra[first].conj(), spectra[others]),
         )
-        found += [
+        pairs += [
             NearDuplicate(first, int(second), float(value))
             for second, value in zip(others, best, strict=True)
             if value >= threshold
         ]
-    return sorted(found, key=lambda pair: -pair.correlation)
+    return sorted(pairs, key=lambda pair: -pair.correlation)
 
 
 def _ring_spectrum(film: NDArray[np.floating]) -> NDArray[np.complex64]:

@@ -60,8 +60,8 @@ class StudyRecord:
     @property
     def models(self) -> list[str]:
         """Names of the models, in the registry's order."""
-        found = {job.model for job in self.jobs}
-        return [name for name in MODEL_NAMES if name in found] + sorted(found - {*MODEL_NAMES})
+        present = {job.model for job in self.jobs}
+        return [name for name in MODEL_NAMES if name in present] + sorted(present - {*MODEL_NAMES})
 
     def jobs_of(self, model: str) -> list[JobRecord]:
         """A model's jobs, repeat by repeat."""
@@ -157,21 +157,21 @@ def _read_localisation(
 ) -> dict[str, dict[str, Any]]:
     """What is beside the folds of each model; it must be of models trained as the study's."""
     trained = {key: settings[key] for key in ("protocol", "config")}
-    found = {}
+    scores = {}
     for model in sorted(models):
         path = folder / model / LOCALISATION_FILE
         if not path.is_file():
             continue
         result = read_localisation(path)
         seeds = settings["config"]["seed"] + np.arange(settings["repeats"])
-        own = [{**trained, "config": {**trained["config"], "seed": int(s)}} for s in seeds]
-        if result["model"] != model or result["training"] not in own:
+        expected = [{**trained, "config": {**trained["config"], "seed": int(s)}} for s in seeds]
+        if result["model"] != model or result["training"] not in expected:
             raise UserError(
                 f"{path}: is of other checkpoints than this study's; run hmc-fast localise on "
                 f"{folder / model}"
             )
-        found[model] = {key: value for key, value in result.items() if key != PER_FILM}
-    return found
+        scores[model] = {key: value for key, value in result.items() if key != PER_FILM}
+    return scores
 
 
 def _read_file(path: Path) -> StudyRecord:

@@ -179,12 +179,12 @@ def _assemble(ptx: str, launch: Launch, architecture: str) -> bytes:
 def parameter_bytes(cubin: bytes) -> list[int]:
     """Sizes of a cubin's kernel parameters in order, as its own metadata has them."""
     listing = cuobjdump("--dump-elf", cubin)
-    found = re.findall(
+    parameters = re.findall(
         r"EIATTR_KPARAM_INFO.*?Ordinal\s*:\s*0x([0-9a-f]+).*?Size\s*:\s*0x([0-9a-f]+)",
         listing,
         re.DOTALL,
     )
-    return [size for _, size in sorted((int(o, 16), int(s, 16)) for o, s in found)]
+    return [size for _, size in sorted((int(o, 16), int(s, 16)) for o, s in parameters)]
 
 
 def resources(compiled: Any) -> Resources:
@@ -193,12 +193,12 @@ def resources(compiled: Any) -> Resources:
     Raises ``RuntimeError`` where Triton's copy of ``cuobjdump`` is missing or fails.
     """
     usage = cuobjdump("--dump-resource-usage", compiled.asm["cubin"])
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if found is None:
+    match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if match is None:
         raise RuntimeError(f"cuobjdump printed no resource usage: {usage.strip()[:200]}")
     return Resources(
-        registers=int(found[1]),
-        stack_bytes=int(found[2]),
+        registers=int(match[1]),
+        stack_bytes=int(match[2]),
         shared_kib=compiled.metadata.shared / 1024,
         mma=_mma_kind(compiled.asm["ptx"]),
         tensor_memory_columns=getattr(compiled.metadata, "tmem_size", 0) or 0,
@@ -207,8 +207,8 @@ def resources(compiled: Any) -> Resources:
 
 def _mma_kind(ptx: str) -> str:
     kinds = {"tcgen05": "tcgen05.mma", "wgmma": "wgmma.mma_async", "mma": "mma.sync"}
-    found = [name for name, instruction in kinds.items() if instruction in ptx]
-    return " and ".join(found) or ("fma" if "fma.rn" in ptx else "none")
+    products = [name for name, instruction in kinds.items() if instruction in ptx]
+    return " and ".join(products) or ("fma" if "fma.rn" in ptx else "none")
 
 
 def cuobjdump(option: str, cubin: bytes) -> str:

@@ -72,7 +72,7 @@ def check_tiles(
     architectures: Sequence[str] = ARCHITECTURES,
     *,
     defaults_only: bool = False,
-    progress: Callable[[str, int, int], object] = lambda what, done, total: None,
+    progress: Callable[[str, int, int], object] = lambda kernel, done, total: None,
 ) -> list[CompiledTile]:
     """Build every shipped tile of ``architectures``, in as many processes as there are cores.
 

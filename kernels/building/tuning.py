@@ -49,7 +49,7 @@ def propose_tiles(
     *,
     problems: Sequence[AttentionProblem] = TUNING_PROBLEMS,
     candidates: Callable[[Tile], Iterator[Tile]] | None = None,
-    progress: Callable[[str, int, int], object] = lambda what, done, total: None,
+    progress: Callable[[str, int, int], object] = lambda kernel, done, total: None,
 ) -> dict[str, list[dict[str, Any]]]:
     """A tile file for ``device`` as a JSON document, tuned on ``problems``.
 
