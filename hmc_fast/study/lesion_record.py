@@ -2,7 +2,7 @@
 
 schema, settings (of :class:`LesionSettings`), recipe, declared_recipes, weights_sha256,
 data: name, phantoms, films, patients, sha256 (of pixels, patients and findings)
-command: with neutral paths
+commands: that made it, with neutral paths
 seeds: [{seed, left_out, environment,
     films: a list for each field of :class:`FilmRow`,
     nested: [{fold, recipe, inner_auc, films, scores}]: the folds whose recipe was chosen}]
@@ -94,14 +94,14 @@ class LesionRecord:
     settings: LesionSettings
     weights_sha256: str
     data: dict[str, Any]
-    command: str
+    commands: tuple[str, ...]
     seeds: tuple[SeedRecord, ...] = field(default=())
 
     def with_seed(self, seed: SeedRecord) -> "LesionRecord":
         """The record with one more seed, or with a newer version of one."""
         others = [other for other in self.seeds if other.seed != seed.seed]
         seeds = tuple(sorted([*others, seed], key=lambda other: other.seed))
-        return LesionRecord(self.settings, self.weights_sha256, self.data, self.command, seeds)
+        return LesionRecord(self.settings, self.weights_sha256, self.data, self.commands, seeds)
 
 
 def write_lesion_record(path: Path, record: LesionRecord) -> None:
@@ -113,7 +113,7 @@ def write_lesion_record(path: Path, record: LesionRecord) -> None:
         "declared_recipes": len(RECIPES),
         "weights_sha256": record.weights_sha256,
         "data": record.data,
-        "command": record.command,
+        "commands": list(record.commands),
         "seeds": [{**asdict(seed), "films": _columns(seed.films)} for seed in record.seeds],
     }
     write_text(path, json.dumps(values, allow_nan=False) + "\n")
@@ -139,7 +139,7 @@ def read_lesion_record(path: Path) -> LesionRecord:
             LesionSettings(**settings, preprocessing=preprocessing),
             str(values["weights_sha256"]),
             dict(values["data"]),
-            str(values["command"]),
+            tuple(values["commands"]),
             tuple(_seed(seed) for seed in values["seeds"]),
         )
         for seed in record.seeds:

@@ -80,14 +80,15 @@ def run_lesion_study(
         if not mine:
             raise UserError(f"{folder}: another process is working in this folder")
         path = folder / LESIONS_FILE
-        record = LesionRecord(settings, sha256(weights.read_bytes()).hexdigest(), {}, command)
+        record = LesionRecord(settings, sha256(weights.read_bytes()).hexdigest(), {}, ())
         held = read_lesion_record(path) if path.is_file() else record
         _refuse(path, _changes(held, record))
         cohort = _cohort(films, weights, settings, folder / FEATURES_FOLDER, on_progress)
         data = {**describe_films(cohort.films), "sha256": _films_digest(cohort)}
         if held.data and held.data["sha256"] != data["sha256"]:
             _refuse(path, ["other films or findings"])
-        record = replace(record, data=data, seeds=held.seeds)
+        commands = tuple(dict.fromkeys([*held.commands, command]))
+        record = replace(record, data=data, commands=commands, seeds=held.seeds)
         steps = len(seeds) * settings.folds * (2 if nested else 1)
         for seed in seeds:
             record = _run_seed(cohort, record, seed, path, steps, on_progress)

@@ -86,7 +86,8 @@ def test_the_record_is_about_films_and_names_no_folder(finished: Finished) -> No
     text = finished.path.read_text()
     assert str(finished.folder.parent) not in text
     record = read_lesion_record(finished.path)
-    assert record.command.startswith("hmc-fast study lesions --data films --weights trunk.safe")
+    (command,) = record.commands
+    assert command.startswith("hmc-fast study lesions --data films --weights trunk.safetensors ")
     assert record.data["films"] == 48
     assert {film.side for film in record.seeds[0].films} == {"L", "R"}
     assert {film.tissue for film in record.seeds[0].films} <= {
