@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +95,12 @@ class LesionRecord:
     weights_sha256: str
     data: dict[str, Any]
     commands: tuple[str, ...]
-    seeds: tuple[SeedRecord, ...] = field(default=())
+    seeds: tuple[SeedRecord, ...] = ()
 
     def with_seed(self, seed: SeedRecord) -> "LesionRecord":
         """The record with one more seed, or with a newer version of one."""
         others = [other for other in self.seeds if other.seed != seed.seed]
-        seeds = tuple(sorted([*others, seed], key=lambda other: other.seed))
-        return LesionRecord(self.settings, self.weights_sha256, self.data, self.commands, seeds)
+        return replace(self, seeds=tuple(sorted([*others, seed], key=lambda other: other.seed)))
 
 
 def write_lesion_record(path: Path, record: LesionRecord) -> None:
@@ -142,6 +141,8 @@ def read_lesion_record(path: Path) -> LesionRecord:
             tuple(values["commands"]),
             tuple(_seed(seed) for seed in values["seeds"]),
         )
+        if not record.seeds:
+            raise ValueError("it holds no seed")
         for seed in record.seeds:
             _check(seed, record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -39,7 +39,7 @@ from hmc_fast.training.features import cache_features, read_features
 from hmc_fast.training.lesion_fit import CALCIFICATION
 
 FEATURES_FOLDER = "features"
-TRUNKS = ("resnet50", "resnet18")
+LESION_TRUNKS = ("resnet50", "resnet18")
 
 
 def run_lesion_study(
@@ -100,10 +100,10 @@ def run_lesion_study(
 def _cohort(
     films: list[Film], weights: Path, settings: LesionSettings, folder: Path, on_progress: Progress
 ) -> Cohort:
-    if settings.trunk not in TRUNKS:
-        raise UserError(f"trunk {settings.trunk!r}: choose one of {', '.join(TRUNKS)}")
+    if settings.trunk not in LESION_TRUNKS:
+        raise UserError(f"trunk {settings.trunk!r}: choose one of {', '.join(LESION_TRUNKS)}")
     trunk = create_model(settings.trunk, weights=weights)
-    assert isinstance(trunk, HMCNet)  # as all of TRUNKS are
+    assert isinstance(trunk, HMCNet)  # as all of LESION_TRUNKS are
     chosen, labels = TASK.select(films)
     files = cache_features(
         [film.path for film in chosen],

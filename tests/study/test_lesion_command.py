@@ -73,6 +73,15 @@ def test_figures_are_those_of_the_record(finished: Finished) -> None:
             assert printed["low"] <= printed["value"] <= printed["high"]
         assert figures[f"AUC: {formula}"]["mean"]["value"] == pytest.approx(sum(aucs) / 2)
         assert min(aucs) > 0.8
+    seed = record.seeds[0]
+    patients = sorted({film.patient for film in seed.films})
+    films_of = [[film for film in seed.films if film.patient == name] for name in patients]
+    by_patient = roc_auc_score(
+        [max(film.label for film in films) for films in films_of],
+        [max(film.bilateral for film in films) for films in films_of],
+    )
+    printed = figures["AUC of patients: 2v - v_mate"]["seeds"][0]
+    assert printed["value"] == pytest.approx(by_patient)
     pointed = [film.distance for film in record.seeds[1].films if film.distance is not None]
     assert len(pointed) == sum(film.label for film in record.seeds[1].films)
     (inside,) = (f for label, f in figures.items() if label.startswith("maximum of the map in the"))
@@ -166,6 +175,10 @@ def damage_nested(record: dict[str, Any]) -> None:
     record["seeds"][0]["nested"][0]["films"].reverse()
 
 
+def damage_seeds(record: dict[str, Any]) -> None:
+    record["seeds"] = []
+
+
 def damage_settings(record: dict[str, Any]) -> None:
     del record["settings"]["preprocessing"]
 
@@ -179,6 +192,7 @@ def damage_settings(record: dict[str, Any]) -> None:
         damage_fold,
         damage_film,
         damage_nested,
+        damage_seeds,
         damage_settings,
     ],
 )
