@@ -15,7 +15,7 @@ from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Interval
 from hmc_fast.files import write_text
 from hmc_fast.models import model_entry
-from hmc_fast.study import StudyRecord, compare, read_study
+from hmc_fast.study import StudyRecord, compare, lesion_table, read_lesion_record, read_study
 from hmc_fast.study.tables import Table, detectable_gap, metrics_table
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results" / "study"
@@ -59,6 +59,14 @@ def study_block() -> str:
     return f"{facts(record, group.title)}\n\n{markdown(metrics_table(group))}\n\n{gap}"
 
 
+def lesions_block() -> str:
+    """What the lesion head tells of held-out films, and what it was fitted to."""
+    record = read_lesion_record(RESULTS / "mias-lesions.json")
+    table, machine = lesion_table(record), record.seeds[0].environment
+    made = f"{machine['gpu'] or machine['cpu']}, torch {machine['packages']['torch']}."
+    return f"{table.note} {made}\n\n{markdown(table)}"
+
+
 def leakage_block() -> str:
     """The probe and the model under each protocol."""
     rows = json.loads((RESULTS / "mias-leakage.json").read_text(encoding="utf-8"))
@@ -100,6 +108,7 @@ def gain(loss: Interval) -> str:
 
 
 BLOCKS = {
+    "lesions": ("mias-lesions.json", lesions_block),
     "study": ("mias-seven-models.jsonl", study_block),
     "ablations": ("ablations/base.jsonl", ablations_block),
     "leakage": ("mias-leakage.json", leakage_block),

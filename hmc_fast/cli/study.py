@@ -1,16 +1,18 @@
-"""``hmc-fast study``: reports and records of cross-validation studies."""
+"""``hmc-fast study``: reports and records of cross-validation studies, and the lesion study."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hmc_fast.cli import options
-from hmc_fast.cli.output import console, print_json, print_table
+from hmc_fast.cli.output import console, print_json, print_table, progress_bar
+from hmc_fast.errors import UserError
 
 study = typer.Typer(
     name="study",
-    help="Report on studies that [bold]hmc-fast cv[/bold] left, or keep their numbers.",
+    help="Report on studies of [bold]hmc-fast cv[/bold], keep their numbers; the lesion study.",
     no_args_is_help=True,
 )
 
@@ -69,3 +71,63 @@ def record(
     kept = read_study(run)
     write_study_record(out, kept)
     console.print(f"record {out}: {len(kept.jobs)} jobs", markup=False)
+
+
+@study.command()
+def lesions(
+    data: options.Data,
+    weights: Annotated[Path, typer.Option(help="The trunk's parameters, a safetensors file.")],
+    out: options.Out,
+    *,
+    trunk: Annotated[str, typer.Option(help="resnet50 or resnet18.")] = "resnet50",
+    film_side: Annotated[
+        int, typer.Option(help="Pixels of a film's longer side, a multiple of 32.")
+    ] = 1024,
+    folds: options.FoldCount = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many partitions.")] = 3,
+    seed: options.Seed = 0,
+    nested: Annotated[
+        bool, typer.Option("--nested", help="Also choose among readouts by inner folds; slow.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find malignant films by a head that is fitted to the circles of lesions; resumable.
+
+    Patient-disjoint folds, a frozen trunk whose features are computed once, a convex fit in each
+    fold. Every figure is printed with its interval over patients and kept in lesions.json, with the
+    score of every held-out film.
+
+    Example: [bold]hmc-fast study lesions --data mias --weights resnet50.safetensors
+    --out runs/lesions[/bold]
+    """
+    from hmc_fast.data import read_mias
+    from hmc_fast.data.native import NativePreprocessing
+    from hmc_fast.study import LesionSettings, lesion_figures, lesion_table, run_lesion_study
+    from hmc_fast.study.lesion_record import LESIONS_FILE
+
+    if not weights.is_file():
+        raise UserError(f"--weights {weights}: no such file; name the trunk's safetensors file")
+    settings = LesionSettings(trunk, weights.name, folds, NativePreprocessing(film_side))
+    command = (
+        f"hmc-fast study lesions --data {data.resolve().name} --weights {weights.name} "
+        f"--out {out.resolve().name} --trunk {trunk} --film-side {film_side} --folds {folds} "
+        f"--seeds {seeds} --seed {seed}{' --nested' if nested else ''}"
+    )
+    with progress_bar("films or folds") as report:
+        record = run_lesion_study(
+            read_mias(data),
+            weights,
+            settings,
+            out,
+            seeds=range(seed, seed + seeds),
+            nested=nested,
+            command=command,
+            on_progress=report,
+        )
+    table = lesion_table(record)
+    if as_json:
+        figures = [asdict(figure) for figure in lesion_figures(record)]
+        print_json({"protocol": table.note, "data": record.data, "figures": figures})
+        return
+    print_table(table.header, table.rows, title=table.note)
+    console.print(f"record {out / LESIONS_FILE}", markup=False)

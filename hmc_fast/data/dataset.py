@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional
 
 from hmc_fast.data.films import Film
 from hmc_fast.data.lesions import crop_frame, lesion_mask
-from hmc_fast.data.pixels import read_pixels
+from hmc_fast.data.pixels import pixel_digest, read_pixels
 from hmc_fast.data.preprocessing import Frame, Preprocessing
 
 
@@ -30,7 +30,7 @@ class FilmCache:
         return self._load(path).image
 
     def digest(self, path: Path) -> str:
-        """SHA-256 of the decoded full-size pixels, the same for PGM and PNG of one film."""
+        """Of the full-size pixels, see :func:`hmc_fast.data.pixels.pixel_digest`."""
         return self._load(path).digest
 
     def lesion(self, film: Film) -> Tensor:
@@ -52,12 +52,10 @@ class FilmCache:
     def _load(self, path: Path) -> "_CachedFilm":
         if path not in self._films:
             pixels = read_pixels(path)
-            digest = hashlib.sha256(pixels.tobytes()).hexdigest()
             frame = self.preprocessing.frame(pixels)
             image = self.preprocessing.resize(pixels, frame)
-            self._films[path] = _CachedFilm(
-                image, digest, frame, (pixels.shape[0], pixels.shape[1])
-            )
+            shape = (pixels.shape[0], pixels.shape[1])
+            self._films[path] = _CachedFilm(image, pixel_digest(pixels), frame, shape)
         return self._films[path]
 
 

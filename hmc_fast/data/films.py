@@ -30,7 +30,8 @@ class Film:
     """One film. ``patient_id`` groups the films of one woman.
 
     ``rotation`` is in degrees, counter-clockwise; other than 0 makes the film a rotated copy of its
-    film, as the augment-first protocol wants it.
+    film, as the augment-first protocol wants it. ``tissue`` is how dense the breast is, one of the
+    values of :data:`hmc_fast.data.mias.TISSUES`, or None where nobody says.
     """
 
     film_id: str
@@ -38,6 +39,7 @@ class Film:
     path: Path
     findings: tuple[Finding, ...]
     rotation: float = 0.0
+    tissue: str | None = None
 
     @property
     def sample_id(self) -> str:

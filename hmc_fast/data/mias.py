@@ -33,12 +33,14 @@ def read_mias(folder: Path) -> list[Film]:
         raise UserError(f"{folder}: has no Info.txt, so it is not a MIAS folder")
     films = _films(folder)
     findings: dict[str, list[Finding]] = {}
-    for line_number, film_id, finding in _rows(info):
+    tissues: dict[str, str] = {}
+    for line_number, film_id, tissue, finding in _rows(info):
         if film_id not in films:
             raise UserError(
                 f"{info} line {line_number}: {film_id} has a row but no film in {folder}"
             )
         findings.setdefault(film_id, [])
+        tissues[film_id] = tissue
         if finding is not None:
             findings[film_id].append(finding)
     for film_id in films:
@@ -47,7 +49,13 @@ def read_mias(folder: Path) -> list[Film]:
     if not films:
         raise UserError(f"{folder}: holds no mdbNNN.pgm or mdbNNN.png film")
     return [
-        Film(film_id, patient_of(film_id), films[film_id], tuple(findings[film_id]))
+        Film(
+            film_id,
+            patient_of(film_id),
+            films[film_id],
+            tuple(findings[film_id]),
+            tissue=tissues[film_id],
+        )
         for film_id in sorted(films, key=_number)
     ]
 
@@ -58,7 +66,7 @@ def read_findings(info: Path) -> dict[str, tuple[Finding, ...]]:
     Raises :class:`UserError` where the file cannot be read or holds an unknown code.
     """
     findings: dict[str, tuple[Finding, ...]] = {}
-    for _, film_id, finding in _rows(info):
+    for _, film_id, _, finding in _rows(info):
         findings[film_id] = findings.get(film_id, ()) + ((finding,) if finding else ())
     return findings
 
@@ -101,7 +109,7 @@ def _films(folder: Path) -> dict[str, Path]:
     return films
 
 
-def _rows(info: Path) -> Iterator[tuple[int, str, Finding | None]]:
+def _rows(info: Path) -> Iterator[tuple[int, str, str, Finding | None]]:
     try:
         lines = info.read_text(encoding="latin-1").splitlines()
     except OSError as error:
@@ -110,9 +118,10 @@ def _rows(info: Path) -> Iterator[tuple[int, str, Finding | None]]:
         fields = line.split()
         if fields and _FILM_ID.fullmatch(fields[0]):
             try:
-                yield line_number, fields[0], _finding(fields[1:])
+                finding = _finding(fields[1:])
             except ValueError as error:
                 raise UserError(f"{info} line {line_number}: {error} in {line.strip()!r}") from None
+            yield line_number, fields[0], TISSUES[fields[1]], finding
 
 
 def _finding(fields: list[str]) -> Finding | None:

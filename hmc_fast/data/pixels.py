@@ -1,5 +1,6 @@
 """One film from a file: PGM, PNG or DICOM."""
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,11 @@ def read_pixels(path: Path) -> NDArray[np.float32]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return read_dicom(path) if dicom else _read_picture(path)
+
+
+def pixel_digest(pixels: NDArray[np.float32]) -> str:
+    """SHA-256 of decoded pixels, the same for PGM and PNG of one film."""
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def _read_picture(path: Path) -> NDArray[np.float32]:

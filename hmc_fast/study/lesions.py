@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from hmc_fast.data import TASKS, Film, Folds, make_folds
 from hmc_fast.evaluation import Predictions
 from hmc_fast.evaluation.bilateral import bilateral_scores
-from hmc_fast.models.lesion_head import READOUTS, LesionHead
+from hmc_fast.models.lesion_head import READOUTS, LesionHead, smooth
 from hmc_fast.training.features import FilmFeatures, read_features
 from hmc_fast.training.lesion_fit import (
     LESION_STAGES,
     PENALTY,
+    RING,
     FilmPositions,
+    circle_distance,
     film_positions,
     fit_lesion_head,
 )
@@ -78,17 +80,33 @@ RECIPES = tuple(
 
 
 @dataclass(frozen=True)
+class Pointing:
+    """Where the malignant map of a film has its maximum, against the malignant circles.
+
+    ``distance`` is that from the nearest circle's edge in pixels of the image, negative inside.
+    ``chance_inside`` and ``chance_beside`` are the shares of the breast's cells in a circle, and in
+    one or within :data:`hmc_fast.training.lesion_fit.RING` pixels of it.
+    """
+
+    distance: float
+    chance_inside: float
+    chance_beside: float
+
+
+@dataclass(frozen=True)
 class LesionStudy:
     """What heads say of films that they have not seen, in the order of the films given.
 
     ``own`` scores a film by itself, ``bilateral`` compares it with the other breast where
     ``compared`` says that there was one. A score is the margin of the logits ``[-v/2, v/2]``.
-    ``left_out`` names the films that no fit could learn from, see :func:`film_positions`.
+    ``pointing`` is None for films without a malignant circle. ``left_out`` names the films that no
+    fit could learn from, see :func:`film_positions`.
     """
 
     own: Predictions
     bilateral: Predictions
     compared: NDArray[np.bool_]
+    pointing: tuple[Pointing | None, ...]
     left_out: tuple[str, ...]
 
 
@@ -135,13 +153,18 @@ def cross_validate_lesion_head(
             hold no malignant lesion with a circle.
     """
     positions = training_positions(cohort, seed)
-    recipe = replace(RECIPES[0], bilateral=False)
+    recipe = RECIPES[0]
     scores = np.zeros(len(cohort.films), np.float64)
     fold_of = np.zeros(len(cohort.films), np.int64)
+    pointing: list[Pointing | None] = [None] * len(cohort.films)
     for fold in range(folds.count):
         training, held_out = folds.split(list(cohort.films), fold)
-        fitted = _scores(cohort, positions, training, held_out, [recipe], penalty)
-        scores[held_out] = fitted[recipe]
+        usable = [film for index in training if (film := positions[index]) is not None]
+        head = fit_lesion_head(usable, *cohort.channels, penalty, recipe.stages)
+        for index in held_out:
+            features = read_features(cohort.files[index])
+            scores[index] = film_scores(head, features, [recipe.readout])[recipe.readout]
+            pointing[index] = point(head, features, cohort.films[index])
         fold_of[held_out] = fold
         on_fold(fold)
     own = _predictions(cohort, fold_of, scores)
@@ -149,8 +172,8 @@ def cross_validate_lesion_head(
     left_out = tuple(
         film.sample_id for film, p in zip(cohort.films, positions, strict=True) if p is None
     )
-    bilateral = replace(own, logits=_logits(compared.scores))
-    return LesionStudy(own, bilateral, compared.compared, left_out)
+    bilateral = replace(own, logits=margin_logits(compared.scores))
+    return LesionStudy(own, bilateral, compared.compared, tuple(pointing), left_out)
 
 
 def nested_fold(
@@ -205,6 +228,28 @@ def film_scores(
     return {readout: float(head.film_logit(maps, breast, readout)) for readout in readouts}
 
 
+@torch.inference_mode()
+def point(head: LesionHead, features: FilmFeatures, film: Film) -> Pointing | None:
+    """Where the smoothed malignant map points, or None for a film without a malignant circle."""
+    malignant = [finding for finding in film.findings if finding.severity == "malignant"]
+    distances = [circle_distance(finding, features.frame) for finding in malignant]
+    located = [distance for distance in distances if distance is not None]
+    if not located:
+        return None
+    maps = smooth(head.maps(features.cells[None].float())[:, :1], head.smoothing)[0, 0]
+    peak = int(maps.masked_fill(~features.breast, -torch.inf).argmax())
+    distance = np.min(located, 0)
+    breast = distance[features.breast.numpy()]
+    return Pointing(
+        float(distance.flat[peak]), float(np.mean(breast <= 0)), float(np.mean(breast <= RING))
+    )
+
+
+def margin_logits(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logits ``[films, 2]`` whose margin is the score."""
+    return np.stack([-scores / 2, scores / 2], 1)
+
+
 def _scores(
     cohort: Cohort,
     positions: Sequence[FilmPositions | None],
@@ -238,13 +283,9 @@ def _predictions(
         cohort.patients,
         tuple(fold_of.tolist()),
         np.asarray(cohort.labels, np.int64),
-        _logits(scores),
+        margin_logits(scores),
         TASK.class_names,
     )
-
-
-def _logits(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.stack([-scores / 2, scores / 2], 1)
 
 
 def _auc(predictions: Predictions) -> float:

@@ -75,7 +75,7 @@ def run_cross_validation(
         folds_file=folds_file,
     )
     chosen = _choose(plan.jobs, only_jobs)
-    open_study(folder, plan.settings, plan.folds, _describe(plan.jobs[0].training.films))
+    open_study(folder, plan.settings, plan.folds, describe_films(plan.jobs[0].training.films))
     _run_jobs(chosen, wait=only_jobs is None, on_progress=on_progress)
     finished = [
         model
@@ -140,7 +140,8 @@ def _run_job(
     gc.collect()
 
 
-def _describe(films: list[Film]) -> dict[str, Any]:
+def describe_films(films: Sequence[Film]) -> dict[str, Any]:
+    """What a record tells of its films."""
     folder = films[0].path.parent
     return {
         "name": folder.name,
@@ -151,7 +152,7 @@ def _describe(films: list[Film]) -> dict[str, Any]:
 
 
 def _write_summary(folder: Path, plan: StudyPlan, summaries: list[StudySummary]) -> None:
-    data = _describe(plan.jobs[0].training.films)
+    data = describe_films(plan.jobs[0].training.films)
     write_json(
         folder / SUMMARY_FILE,
         {

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hmc_fast.data import read_pixels
 from hmc_fast.data.native import NativeFrame, NativeImage, NativePreprocessing
+from hmc_fast.data.pixels import pixel_digest, read_pixels
 from hmc_fast.errors import UserError
 from hmc_fast.files import make_folder, write_atomically
 from hmc_fast.models import HMCNet
@@ -37,7 +37,8 @@ class FilmFeatures:
     """What a lesion head sees of one film.
 
     ``cells`` is ``[C, h, w]`` in fp16 (C3's 2×2 average and maximum, C4), ``breast`` is ``[h, w]``,
-    bool. ``digest`` is the SHA-256 of the film's decoded pixels.
+    bool. ``digest`` is that of the film, see
+    :func:`hmc_fast.data.pixels.pixel_digest`.
     """
 
     cells: Tensor
@@ -136,7 +137,7 @@ def _read(path: Path, preprocessing: NativePreprocessing, weights: str, folder: 
         image = preprocessing(pixels)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    digest = pixel_digest(pixels)
     key = json.dumps([FORMAT, digest, weights, preprocessing.to_json()], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     return _Film(image, digest, folder / f"{name}{SUFFIX}")

@@ -54,7 +54,7 @@ def film_positions(features: FilmFeatures, film: Film, seed: int = 0) -> FilmPos
     None for a film with a lesion that has no circle, or whose circle lies outside the breast: there
     the lesion would be taken for background.
     """
-    distances = [_distance(finding, features.frame) for finding in film.findings]
+    distances = [circle_distance(finding, features.frame) for finding in film.findings]
     inside: list[NDArray[np.bool_]] = []
     free = features.breast.numpy().copy()
     for distance in distances:
@@ -167,7 +167,7 @@ def minimise_loss(
     return parameters[:-1], parameters[-1]
 
 
-def _distance(finding: Finding, frame: NativeFrame) -> NDArray[np.float64] | None:
+def circle_distance(finding: Finding, frame: NativeFrame) -> NDArray[np.float64] | None:
     """Pixels from every cell's centre to the finding's circle, negative inside; None without one.
 
     The cell at the centre of a circle counts as inside however small the circle is.

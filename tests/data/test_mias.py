@@ -37,6 +37,8 @@ def test_rows_as_distributed(tmp_path: Path) -> None:
     assert films["mdb059"].findings[0].x is None
     assert films["mdb216"].severity == "malignant"
     assert films["mdb001"].patient_id == films["mdb002"].patient_id
+    assert films["mdb002"].tissue == "fatty-glandular"
+    assert (films["mdb144"].tissue, films["mdb216"].tissue) == ("fatty", "dense-glandular")
 
 
 def test_films_2k_minus_1_and_2k_are_one_patient() -> None:

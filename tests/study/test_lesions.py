@@ -111,6 +111,17 @@ def test_the_malignant_map_points_at_the_lesion(material: Material) -> None:
     assert np.mean(hits) > 0.7
 
 
+def test_pointing_is_told_of_the_films_with_a_malignant_circle(
+    material: Material, result: LesionStudy
+) -> None:
+    told = [pointing for pointing in result.pointing if pointing is not None]
+    malignant = [film.severity == "malignant" for film in material.cohort.films]
+    assert [pointing is not None for pointing in result.pointing] == malignant
+    assert np.mean([pointing.distance <= 0 for pointing in told]) > 0.7
+    for pointing in told:
+        assert 0 < pointing.chance_inside < pointing.chance_beside < 1
+
+
 def points_at(head: LesionHead, features: FilmFeatures, film: Film) -> bool:
     finding = film.findings[0]
     assert finding.x is not None

@@ -8,7 +8,14 @@ from types import ModuleType
 
 import pytest
 
-from hmc_fast.study import StudyRecord, compare, read_study, write_study_record
+from hmc_fast.study import (
+    StudyRecord,
+    compare,
+    lesion_figures,
+    read_lesion_record,
+    read_study,
+    write_study_record,
+)
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "study"
@@ -34,6 +41,9 @@ def test_the_readme_is_up_to_date(script: ModuleType) -> None:
 def test_committed_records_are_readable() -> None:
     for path in RESULTS.rglob("*.jsonl"):
         assert compare([read_study(path)]).groups, path.name
+    lesions = read_lesion_record(RESULTS / "mias-lesions.json")
+    assert [seed.seed for seed in lesions.seeds] == [0, 1, 2]
+    assert lesions.data["films"] == 258
     rows = json.loads((RESULTS / "mias-leakage.json").read_text())
     assert {row["protocol"] for row in rows} >= {"patient", "augment-first"}
 
@@ -63,6 +73,15 @@ def test_tables_are_written_between_their_markers(
     (tmp_path / "mias-leakage.json").write_text(json.dumps(rows))
     text = script.updated("<!-- leakage:begin -->\n<!-- leakage:end -->")
     assert "| x | Folds of films, patients on both sides (leaks) | 1 | 0.500 | – |" in text
+
+
+def test_every_lesion_figure_is_in_the_readme(script: ModuleType) -> None:
+    record = read_lesion_record(RESULTS / "mias-lesions.json")
+    text = script.updated("<!-- lesions:begin -->\n<!-- lesions:end -->")
+    for figure in lesion_figures(record):
+        assert f"| {figure.label} | " in text
+        assert f"| {figure.mean} |\n" in text
+    assert f"trunk resnet50 with weights `{record.settings.weights}`, frozen" in text
 
 
 def test_ablations_are_compared_with_the_plain_setting(
