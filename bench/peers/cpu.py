@@ -2,8 +2,7 @@
 
 from functools import partial
 
-from hmc_fast.bench.peers.operators import operator_variants
-from hmc_fast.bench.peers.peer import ModuleVariant, Peer, why_no_backend
+from hmc_fast.bench.peers.peer import ModuleVariant, Peer, operator_variants, why_no_backend
 
 CPU = Peer(
     "cpu",

@@ -1,7 +1,6 @@
 """The reference in eager PyTorch, the yardstick of every comparison."""
 
-from hmc_fast.bench.peers.operators import operator_variants
-from hmc_fast.bench.peers.peer import ModuleVariant, Peer
+from hmc_fast.bench.peers.peer import ModuleVariant, Peer, operator_variants
 
 EAGER = Peer(
     "eager",

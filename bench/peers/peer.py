@@ -9,12 +9,14 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hmc_fast.bench.cases import PASSES, Case, Inputs, Kind, Task
+from hmc_fast.kernels import attention, multi_scale_attention
 from hmc_fast.kernels.capability import reasons_against
 from hmc_fast.models import Attend, attention_blocks
 
@@ -158,3 +160,20 @@ def why_no_backend(
     problems = case.problems(dtype, device)
     reasons = [reason for p in problems for reason in reasons_against(p, backend)]
     return why_no_attention(case) or "; ".join(dict.fromkeys(reasons)) or None
+
+
+def operator_variants(backend: str, name: str) -> Callable[[Case], list[Variant]]:
+    """The one variant of a backend, for :attr:`Peer.operators`; ``name`` says what it does."""
+    return lambda case: [Variant(name, partial(_bind_operator, backend))]
+
+
+def _bind_operator(backend: str, case: Case, inputs: Inputs) -> BoundCall:
+    leaves = grad_leaves(inputs.leaves)
+    q, ks, vs = split_leaves(leaves)
+
+    def forward() -> list[Tensor]:
+        if len(ks) == 1:
+            return [attention(q, ks[0], vs[0], backend=backend)[0]]
+        return multi_scale_attention(q, ks, vs, backend=backend)[0]
+
+    return BoundCall(forward, leaves, inputs.d_outs)

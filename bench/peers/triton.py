@@ -3,11 +3,11 @@
 import torch
 
 from hmc_fast.bench.cases import Case
-from hmc_fast.bench.peers.operators import operator_variants
 from hmc_fast.bench.peers.peer import (
     ModuleVariant,
     Peer,
     compiled,
+    operator_variants,
     why_no_attention,
     why_no_backend,
 )
