@@ -34,12 +34,13 @@ from hmc_fast.bench.measuring.resources import resources_of
 from hmc_fast.bench.measuring.roofline import work_of
 from hmc_fast.bench.measuring.traces import annotated
 from hmc_fast.bench.parity import budget_units
-from hmc_fast.bench.peers import choose_peers
+from hmc_fast.bench.peers import choose_peers, peer_names
 from hmc_fast.bench.peers.peer import Peer
 from hmc_fast.bench.record import RECORD_FILE, Measurement, Record, Status, write_record
 from hmc_fast.bench.trials import INPUT_SETS, Trial, Trials, tasks_of, trials_of
 from hmc_fast.devices import default_device, precision_dtype
 from hmc_fast.environment import environment
+from hmc_fast.errors import UserError
 from hmc_fast.files import make_folder
 from hmc_fast.kernels.testing import BudgetUse
 
@@ -76,8 +77,14 @@ class Plan:
     def __post_init__(self) -> None:
         for precision in self.precisions:
             precision_dtype(precision)
-        for case in self.cases:
-            self.peers_of(case.kind)
+        kinds = dict.fromkeys(case.kind for case in self.cases)
+        able = {p.name for kind in kinds for p in self.peers_of(kind)}
+        for name in self.peers or ():
+            if name not in able:
+                raise UserError(
+                    f"peer {name!r} does no case of kind {' or '.join(kinds)}; choose of "
+                    f"{', '.join(peer_names(*kinds))}"
+                )
 
     def peers_of(self, kind: Kind) -> tuple[Peer, ...]:
         """The peers of a kind of case. Raises :class:`UserError` for an unknown name."""
@@ -171,6 +178,8 @@ class CaseRun:
             variants = [v for v in trials.variants(peer) if task in tasks_of(v)]
         except Exception as error:  # a peer's own preparations may fail as its calls do
             return replace(row, status=status_of(error), reason=describe(error)), None
+        if not variants:
+            return replace(row, status="unavailable", reason=f"it has no way to do {task}"), None
         for variant in variants:
             attempt = replace(row, variant=variant.name)
             with warnings.catch_warnings(record=True) as caught:
@@ -206,7 +215,9 @@ class CaseRun:
             for name, (_, trial, _) in ready.items()
         }
         rows = []
-        for name, row in self._timed({n: row for n, (row, _, _) in ready.items()}, calls).items():
+        for name, row in self._timed(
+            {n: row for n, (row, _, _) in ready.items()}, calls, task
+        ).items():
             if row.status == "ok":
                 self.on_stage(f"{name}: memory")
                 _, trial, peer = ready[name]
@@ -217,11 +228,11 @@ class CaseRun:
                     row = replace(row, reason=describe(error))
             rows.append(row)
         if self.graphs and self.device.type == "cuda" and task not in ("backward", "training"):
-            rows += self._graph_rows(rows, calls)
+            rows += self._graph_rows(rows, calls, task)
         return rows
 
     def _graph_rows(
-        self, measured: Sequence[Measurement], calls: Mapping[str, TimedCall]
+        self, measured: Sequence[Measurement], calls: Mapping[str, TimedCall], task: Task
     ) -> list[Measurement]:
         """Rows of fast calls as CUDA graphs; a graph holds a backward pass with its forward."""
         rows: dict[str, Measurement] = {}
@@ -243,10 +254,10 @@ class CaseRun:
                 rows[blank.label] = blank
             except Exception as error:  # a capture fails for many reasons, each the peer's own
                 failed.append(replace(blank, status="error", reason=describe(error)))
-        return failed + list(self._timed(rows, graphs).values())
+        return failed + list(self._timed(rows, graphs, task).values())
 
     def _timed(
-        self, rows: Mapping[str, Measurement], calls: Mapping[str, TimedCall]
+        self, rows: Mapping[str, Measurement], calls: Mapping[str, TimedCall], task: Task
     ) -> dict[str, Measurement]:
         if not calls:
             return {}
@@ -258,10 +269,10 @@ class CaseRun:
                 error = results.failures[name]
                 timed[name] = replace(row, status=status_of(error), reason=describe(error))
             else:
-                timed[name] = self._with_work(with_times(row, results.timings[name], clocks))
+                timed[name] = self._with_work(with_times(row, results.timings[name], clocks), task)
         return timed
 
-    def _with_work(self, row: Measurement) -> Measurement:
+    def _with_work(self, row: Measurement, task: Task) -> Measurement:
         """Work and floor of operators and blocks, images a second of models."""
         assert row.p50_ms is not None
         if self.case.kind == "model":
@@ -270,7 +281,6 @@ class CaseRun:
         if self.ceilings is None:
             return row
         ceiling = self.ceilings[row.precision]
-        task = next(task for task in self.case.tasks if task == row.task)
         work = work_of(self.case, task, precision_dtype(row.precision))
         floor_ms = work.floor_ms(ceiling.flops_per_s, ceiling.bytes_per_s)
         return replace(

@@ -72,11 +72,7 @@ class AttentionTrials:
 
     def variants(self, peer: Peer) -> Sequence[Variant]:
         if peer.name not in self._variants:
-            if self.case.kind == "block":
-                made = [_block_variant(self.case, module) for module in peer.blocks]
-            else:
-                made = peer.operators(self.case) if peer.operators is not None else []
-            self._variants[peer.name] = made
+            self._variants[peer.name] = attention_variants(self.case, peer)
         return self._variants[peer.name]
 
     def make(self, peer: Peer, variant: Variant, task: Task) -> Trial:
@@ -97,6 +93,13 @@ class AttentionTrials:
     def peak_mib(self, peer: Peer, trial: Trial) -> float | None:
         """What the call adds to its inputs."""
         return added_peak_mib(lambda: trial.call.run(trial.call.prepare(0)), self.device)
+
+
+def attention_variants(case: Case, peer: Peer) -> list[Variant]:
+    """The ways in which a peer does an operator or a block, best first."""
+    if case.kind == "block":
+        return [_block_variant(case, module) for module in peer.blocks]
+    return peer.operators(case) if peer.operators is not None else []
 
 
 def _block_variant(case: Case, module: ModuleVariant) -> Variant:

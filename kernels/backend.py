@@ -1,4 +1,4 @@
-"""Which implementation runs: argument, then context manager, then ``HMC_FAST_BACKEND``, then auto.
+"""Which backend runs: argument, then context manager, then ``HMC_FAST_BACKEND``, then auto.
 
 An explicit choice never falls back: where it cannot run, the error lists every reason.
 """

@@ -13,8 +13,6 @@
 # lacks, they are installed into a venv that also sees what PYTHON has: for machines that reach no index.
 # PROCESSES (4) run the tests.
 set -u
-# The installed package is checked, not the checkout that the tests lie in.
-export PYTHONSAFEPATH=1
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 1
 shift
 parts=${*:-facts parity speed sanitizer driver rtx}
@@ -29,6 +27,8 @@ if [ -n "${WHEELS:-}" ]; then
     "$python" -c 'import site; print(*site.getsitepackages(), sep="\n")' \
         >"$("$out/venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')/outer.pth"
     python=$out/venv/bin/python
+    # The wheel is checked, not the checkout that the tests lie in.
+    export PYTHONSAFEPATH=1
     "$python" -m pip install --quiet --no-index --no-deps --ignore-installed "$WHEELS"/*.whl || exit 1
 fi
 hmc_fast() {

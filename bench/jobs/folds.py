@@ -79,8 +79,7 @@ class FoldsOptions:
             Preprocessing.square(size)
 
     def to_json(self) -> dict[str, Any]:
-        weights = self.training.weights
-        training = {**self.training.to_json(), "weights": weights and Path(weights).name}
+        training = {**self.training.to_json(), "weights": self.training.weights_label()}
         return {**vars(self), "training": training}
 
 

@@ -1,4 +1,4 @@
-"""Traces of what ``bench kernels`` would time, for profilers."""
+"""Traces of the first way in which each peer differentiates a case, for profilers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,7 @@ from hmc_fast.bench.failures import describe
 from hmc_fast.bench.measuring.traces import ncu_command, write_trace
 from hmc_fast.bench.peers.peer import BoundCall
 from hmc_fast.bench.run import Plan
-from hmc_fast.bench.trials import AttentionTrials
+from hmc_fast.bench.trials import attention_variants
 from hmc_fast.devices import default_device, precision_dtype
 
 
@@ -24,7 +24,7 @@ def write_traces(plan: Plan, folder: Path, *, on_stage: Callable[[str], object])
     pairs = [(case, precision) for case in plan.cases for precision in plan.precisions]
     for case, precision in pairs:
         dtype = precision_dtype(precision)
-        trials = AttentionTrials(case, dtype, device)
+        inputs = case.inputs(dtype, device, seed=0)
         for peer in plan.peers_of(case.kind):
             if peer.why_not(case, dtype, device) is not None:
                 continue
@@ -32,7 +32,9 @@ def write_traces(plan: Plan, folder: Path, *, on_stage: Callable[[str], object])
             name = f"{case.name} {precision} {peer.name}"
             path = folder / f"trace-{name.replace(' ', '-')}.json"
             try:
-                call = trials.variants(peer)[-1].bind(case, trials.inputs[0])
+                variants = attention_variants(case, peer)
+                variant = next(v for v in variants if "backward" in v.tasks)
+                call = variant.bind(case, inputs)
                 write_trace(partial(_forward_and_backward, call), name, path, device)
             except Exception as error:  # the rows have the reason; a trace is an extra
                 on_stage(f"{name}: no trace: {describe(error)}")

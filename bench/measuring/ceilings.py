@@ -1,8 +1,7 @@
 """The two ceilings, measured in the same run: a large matrix product and a large copy."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -30,9 +29,6 @@ class Ceiling:
     @property
     def bytes_per_s(self) -> float:
         return self.copy_gb_per_s * 1e9
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def measure_ceiling(

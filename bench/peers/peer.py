@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hmc_fast.bench.cases import PASSES, Case, Inputs, Kind, Task
 from hmc_fast.kernels import attention, multi_scale_attention
 from hmc_fast.kernels.capability import reasons_against
-from hmc_fast.models import Attend, attention_blocks
+from hmc_fast.models import Attend, attention_blocks, model_entry
 
 Family = Literal["ours", "attention", "compiled", "reference", "runtime"]
 Tensors = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -148,7 +148,7 @@ def why_no_compiler(case: Case, dtype: torch.dtype, device: torch.device) -> str
 
 def why_no_attention(case: Case) -> str | None:
     """The reason why exchanging the attention changes nothing, or None."""
-    if case.kind == "model" and not case.problems(torch.float32, torch.device("cpu")):
+    if case.kind == "model" and not model_entry(case.subject).has_attention:
         return "the model has no attention"
     return None
 

@@ -16,7 +16,7 @@ PEER_COLOURS = {peer.name: peer.colour for peer in PEERS}
 OTHER_COLOUR = "#000000"
 """Of peers in old records that are no more."""
 PASS_MARKERS = {"forward": "o", "backward": "s", "both": "^"}
-OURS = "triton"
+OURS = family_names("ours")
 
 
 def roofline(record: Record) -> str | None:
@@ -156,7 +156,7 @@ def waterfall(records: Sequence[tuple[str, Record]]) -> str | None:
 
 def _waterfall_case(record: Record) -> tuple[str, str] | None:
     timed = [r for r in record.kernel_rows if r.p50_ms is not None and r.task == "forward"]
-    first = next((r for r in timed if r.peer == OURS), timed[0] if timed else None)
+    first = next((r for r in timed if r.peer in OURS), timed[0] if timed else None)
     return (first.case, first.precision) if first is not None else None
 
 
@@ -172,7 +172,7 @@ def _fastest(record: Record, case: tuple[str, str], peers: Sequence[str]) -> Mea
 def _steps(record: Record, case: tuple[str, str]) -> list[tuple[str, float]]:
     fastest = [
         _fastest(record, case, peers)
-        for peers in (("eager",), ("compiled",), family_names("attention"), (OURS,))
+        for peers in (("eager",), ("compiled",), family_names("attention"), OURS)
     ]
     return [(row.peer, row.p50_ms) for row in fastest if row is not None and row.p50_ms is not None]
 
@@ -180,7 +180,7 @@ def _steps(record: Record, case: tuple[str, str]) -> list[tuple[str, float]]:
 def _history(
     records: Sequence[tuple[str, Record]], case: tuple[str, str]
 ) -> list[tuple[str, float]]:
-    fastest = [(name, _fastest(record, case, (OURS,))) for name, record in records]
+    fastest = [(name, _fastest(record, case, OURS)) for name, record in records]
     return [
         (name, row.p50_ms) for name, row in fastest if row is not None and row.p50_ms is not None
     ]
@@ -232,25 +232,25 @@ def _curves(
     x_label: str,
     y_label: str,
 ) -> str | None:
-    """A line for each model and implementation that has two points or more."""
-    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    """A line for each model, peer and precision that has two points or more."""
+    lines: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
     for row in rows:
         value = y(row)
         if value is not None:
-            lines.setdefault((row.subject, row.peer), []).append((x(row), value))
+            lines.setdefault((row.subject, row.peer, row.precision), []).append((x(row), value))
     lines = {name: sorted(points) for name, points in lines.items() if len(points) > 1}
     if not lines:
         return None
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     axis = figure.subplots()
-    for (model, peer), points in lines.items():
+    for (model, peer, precision), points in lines.items():
         plain = model.startswith("resnet")
         axis.plot(
             *zip(*points, strict=True),
             marker="o",
             linestyle="--" if plain else "-",
             color=PEER_COLOURS.get(peer, OTHER_COLOUR),
-            label=f"{model} {peer}",
+            label=f"{model} {peer} {precision}",
         )
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")

@@ -204,24 +204,27 @@ def amdahl_lines(record: Record) -> list[str]:
     """
     rows = [r for r in record.model_rows if r.p50_ms is not None and r.launch == "stream"]
     ours_names = family_names("ours")
-    times = {(r.case, r.task, r.peer): r.p50_ms for r in rows if r.p50_ms is not None}
+    times = {(r.case, r.task, r.precision, r.peer): r.p50_ms for r in rows if r.p50_ms is not None}
     lines = []
-    for (case, task, peer), ours in times.items():
+    for (case, task, precision, peer), ours in times.items():
         if peer != "eager" or not case.startswith("hmc_net@"):
             continue
-        plain = times.get((case.replace("hmc_net", "resnet50", 1), task, "eager"))
+        plain = times.get((case.replace("hmc_net", "resnet50", 1), task, precision, "eager"))
         if plain is None:
             continue
         share = 1 - plain / ours
-        reached = [
-            t for (c, w, p), t in times.items() if (c, w) == (case, task) and p in ours_names
-        ]
+        reached = {
+            name: times[case, task, precision, name]
+            for name in ours_names
+            if (case, task, precision, name) in times
+        }
         line = (
-            f"{case} {task}: the attention blocks take {100 * share:.0f} % of the eager time, so "
-            f"free attention would make it {ours / plain:.2f}× as fast"
+            f"{case} {task} {precision}: the attention blocks take {100 * share:.0f} % of the "
+            f"eager time, so free attention would make it {ours / plain:.2f}× as fast"
         )
         if reached:
-            line += f"; the fused kernels make it {ours / min(reached):.2f}×"
+            best = min(reached, key=reached.__getitem__)
+            line += f"; {best} makes it {ours / reached[best]:.2f}×"
         lines.append(line + ".")
     return lines
 

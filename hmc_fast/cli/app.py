@@ -1,6 +1,7 @@
 """Entry point: commands, and one clear line for everything that a person can mend.
 
-Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage, 130 interrupted;
+``bench compare`` has 3 for a regression.
 """
 
 import os

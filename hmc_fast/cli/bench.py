@@ -69,8 +69,8 @@ def bench(
     """Latency, throughput, memory and accuracy across folds, a row per peer and precision.
 
     Trains the model on patient-disjoint folds, then measures every peer on the same checkpoints,
-    parity first. Peers are eager, compiled and triton unless named. Writes record.jsonl, report.md
-    and report.html.
+    parity first. Peers are eager, compiled, cpu and triton unless named. Writes record.jsonl,
+    report.md and report.html.
 
     Examples: [bold]hmc-fast bench[/bold] (phantoms, minutes on two cores);
     [bold]hmc-fast bench --data mias --preset small --weights trunk.safetensors[/bold]

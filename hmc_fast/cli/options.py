@@ -68,12 +68,12 @@ def takes_training(**defaults: object) -> Callable[[Callable[..., None]], Callab
     """Give a command an option for every field of :class:`TrainingConfig`.
 
     The command takes them as one parameter ``training``, in whose place they appear. ``defaults``
-    replace those of the class; ``...`` leaves a field without an option.
+    replace those of the class.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
-        offered = [f for f in fields(TrainingConfig) if defaults.get(f.name) is not ...]
+        offered = fields(TrainingConfig)
         parameters: list[inspect.Parameter] = []
         for parameter in signature.parameters.values():
             if parameter.name == "training":
@@ -84,8 +84,7 @@ def takes_training(**defaults: object) -> Callable[[Callable[..., None]], Callab
         @wraps(command)
         def run(**values: Any) -> None:
             settings = {f.name: values.pop(f.name) for f in offered}
-            if "weights" in settings:
-                settings["weights"] = trunk_weights(settings["weights"])
+            settings["weights"] = trunk_weights(settings["weights"])
             command(training=TrainingConfig(**settings), **values)
 
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -97,7 +96,7 @@ def takes_training(**defaults: object) -> Callable[[Callable[..., None]], Callab
 
 def _parameter(setting: Field[Any], default: object) -> inspect.Parameter:
     bounds = {key: value for key, value in setting.metadata.items() if key != "help"}
-    kind = {f.name: type(f.default) for f in fields(TrainingConfig)}[setting.name]
+    kind = type(setting.default)
     if setting.name == "weights":
         kind, default = str, default or NO_WEIGHTS
     option = f"--{setting.name.replace('_', '-')}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from hmc_fast.study.lesion_record import (
 from hmc_fast.study.lesions import (
     TASK,
     Cohort,
+    Pointing,
     cross_validate_lesion_head,
     nested_fold,
     training_positions,
@@ -173,7 +174,7 @@ def _run_seed(
             any(f.kind == CALCIFICATION and f.severity == "malignant" for f in film.findings),
             float(own[i]),
             float(bilateral[i]),
-            *((None,) * 3 if (p := study.pointing[i]) is None else asdict(p).values()),
+            **_pointing_fields(study.pointing[i]),
         )
         for i, film in enumerate(cohort.films)
     )
@@ -211,3 +212,10 @@ def _choose(
 def _machine() -> dict[str, object]:
     """The environment without the command, whose paths are this machine's."""
     return {key: value for key, value in environment().items() if key != "command"}
+
+
+def _pointing_fields(pointing: Pointing | None) -> dict[str, float | None]:
+    """The fields of a :class:`FilmRow` that come from its map's maximum."""
+    if pointing is None:
+        return {field.name: None for field in fields(Pointing)}
+    return asdict(pointing)

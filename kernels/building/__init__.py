@@ -1,1 +1,1 @@
-"""The kernels without a run: compiled ahead of time, gated, and their tiles tuned."""
+"""Kernels compiled ahead of time, gated without a GPU, and their tiles tuned on one."""

@@ -152,7 +152,7 @@ def test_graphs_are_timed_for_fast_calls_and_failed_captures_say_why(
     ]
     by_label = {row.label: TimedCall(lambda i: None) for row in rows}
     calls = {row.peer: by_label[row.label] for row in rows}
-    made = case_run(PLAN, PLAN.cases[0])._graph_rows(rows, by_label)
+    made = case_run(PLAN, PLAN.cases[0])._graph_rows(rows, by_label, "forward")
     graphs = {row.peer: row for row in made}
     assert set(graphs) == {"sdpa_math", "eager"}
     assert {row.launch for row in graphs.values()} == {"graph"}
@@ -186,6 +186,8 @@ def test_compiled_peers_are_measured_or_say_why() -> None:
 def test_unknown_names_are_explained() -> None:
     with pytest.raises(UserError, match="unknown peer"):
         replace(PLAN, peers=("cutlass",))
+    with pytest.raises(UserError, match="peer 'openvino' does no case of kind operator"):
+        replace(PLAN, cases=PLAN.cases[:1], peers=("eager", "openvino"))
     with pytest.raises(UserError, match="unknown precision"):
         replace(PLAN, precisions=("fp8",))
 

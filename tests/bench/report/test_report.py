@@ -188,6 +188,14 @@ def test_report_of_a_main_job_record(tmp_path: Path) -> None:
     assert run(["bench", "report", str(tmp_path / "none.jsonl")]) == 1
 
 
+def test_the_committed_readme_is_up_to_date(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    copy = tmp_path / "README.md"
+    copy.write_text((root / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    records = sorted((root / "bench" / "results").glob("targets-*.jsonl"))
+    assert not update_readme(copy, records[0].relative_to(root) if records else None)
+
+
 def test_the_readme_shows_the_record_and_nothing_else(path: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nrest\n")
