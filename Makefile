@@ -35,11 +35,13 @@ test: $(VENV)/installed-dev $(WHEEL)
 test-systems: $(VENV)/installed-dev $(WHEEL)
 	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) -m systems --ignore=tests/kernels/interpreter
 
-# The record of the speed targets that the README shows; without one the table says so.
+# The records that the README shows; without one of the targets its table says so.
 TARGETS_RECORD := $(firstword $(wildcard bench/results/targets-*.jsonl))
+CPU_RECORDS := $(wildcard bench/results/cpu-*.jsonl)
 
 readme-table: $(VENV)/installed
-	$(VENV)/bin/python -m hmc_fast.bench.report.readme README.md $(TARGETS_RECORD)
+	$(VENV)/bin/python -m hmc_fast.bench.report.readme README.md \
+		$(if $(TARGETS_RECORD),--targets $(TARGETS_RECORD)) $(if $(CPU_RECORDS),--cpu $(CPU_RECORDS))
 
 $(VENV)/bin/python:
 	sh scripts/make_venv.sh $(PYTHON) $(VENV)

@@ -1,19 +1,23 @@
-"""The README's performance table, written from a committed record and nothing else.
+"""The README's tables of speed, written from committed records and nothing else.
 
-Run as ``python -m hmc_fast.bench.report.readme README.md [RECORD]``, or by ``make readme-table``.
-The text between the two marks is replaced, the rest of the file is left as it is.
+Run by ``make readme-table``. The text between two marks is replaced, the rest of the file is left
+alone.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from hmc_fast.bench.jobs.targets import TARGET_HEADER, target_rows
 from hmc_fast.bench.record import Record, read_record
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_text
+from hmc_fast.reporting import milliseconds, number
 
 BEGIN = "<!-- performance table: made by `make readme-table`, do not edit -->"
 END = "<!-- end of the performance table -->"
+CPU_BEGIN = "<!-- CPU table: made by `make readme-table`, do not edit -->"
+CPU_END = "<!-- end of the CPU table -->"
 
 
 def performance_section(record: Record | None, source: str | None) -> str:
@@ -26,35 +30,89 @@ def performance_section(record: Record | None, source: str | None) -> str:
     ]
     if record is None:
         return "\n".join([*lines, "No record of a GPU is committed yet.", ""])
+    return "\n".join([*lines, _made_by(record, str(source)), ""])
+
+
+def cpu_section(records: Sequence[Record], sources: Sequence[str]) -> str:
+    """Markdown: operators and models on a CPU, each against the eager reference of its record."""
+    lines = [
+        "| case | task | peer | precision | p50, ms | against eager | share of the matrix rate "
+        "| peak memory, MiB |",
+        "|" + "---|" * 8,
+    ]
+    for record in records:
+        timed = [row for row in record.measurements if row.p50_ms is not None]
+        eager = {(r.case, r.task, r.precision): r.p50_ms for r in timed if r.peer == "eager"}
+        for row in timed:
+            reference_ms = eager.get((row.case, row.task, row.precision))
+            cells = [
+                row.case,
+                row.task,
+                row.peer,
+                row.precision,
+                milliseconds(row.p50_ms),
+                number(reference_ms and reference_ms / (row.p50_ms or 1), "{:.2f}×"),
+                number(row.ceiling_share and 100 * row.ceiling_share, "{:.0f} %"),
+                number(row.peak_mib, "{:.0f}"),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    made = [_made_by(record, source) for record, source in zip(records, sources, strict=True)]
+    return "\n".join([*lines, "", *made, ""])
+
+
+def _made_by(record: Record, source: str) -> str:
     packages = record.environment.get("packages", {})
-    made_with = f"torch {packages.get('torch')}, triton {packages.get('triton')}"
-    revision, command = (record.environment.get(name) for name in ("git_revision", "command"))
-    lines.append(
-        f"{record.device.get('name')}, {made_with}, revision {revision}. "
-        f"Record: [`{Path(str(source)).name}`]({source}), made by `{command}`."
+    releases = ", ".join(
+        f"{name} {packages[name]}"
+        for name in ("torch", "triton", "onnxruntime", "openvino")
+        if packages.get(name)
     )
-    return "\n".join([*lines, ""])
+    revision, command = (record.environment.get(name) for name in ("git_revision", "command"))
+    threads = record.environment.get("cpu_threads")
+    device = f"{record.device.get('name')}, {threads} threads"
+    if record.device.get("kind") == "cuda":
+        device = str(record.device.get("name"))
+    return (
+        f"{device}, {releases}, revision {revision}. "
+        f"Record: [`{Path(source).name}`]({source}), made by `{command}`."
+    )
 
 
-def update_readme(readme: Path, record_path: Path | None) -> bool:
-    """Replace the marked region; returns whether the file changed.
+def update_targets(readme: Path, record_path: Path | None) -> bool:
+    """Write the table of the targets; returns whether the file changed. Raises as the other."""
+    record = None if record_path is None else _whole_record(record_path)
+    source = None if record_path is None else record_path.as_posix()
+    return _replace(readme, BEGIN, END, performance_section(record, source))
 
-    Raises :class:`UserError` where the file or its marks are missing, or the record is damaged:
-    what a README says must come from a whole record.
+
+def update_cpu(readme: Path, record_paths: Sequence[Path]) -> bool:
+    """Write the table of the CPU; returns whether the file changed.
+
+    Raises :class:`UserError` where the file or its marks are missing, or a record is damaged: what
+    a README says must come from whole records.
     """
+    records = [_whole_record(path) for path in record_paths]
+    section = cpu_section(records, [path.as_posix() for path in record_paths])
+    return _replace(readme, CPU_BEGIN, CPU_END, section)
+
+
+def _whole_record(path: Path) -> Record:
+    record = read_record(path)
+    if record.problems:
+        raise UserError(record.problems[0])
+    return record
+
+
+def _replace(readme: Path, begin: str, end: str, section: str) -> bool:
     try:
         text = readme.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{readme}: cannot be read ({error.strerror})") from None
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{readme}: needs the lines {BEGIN} and {END}, once each, in this order")
-    record = None if record_path is None else read_record(record_path)
-    if record is not None and record.problems:
-        raise UserError(record.problems[0])
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    source = None if record_path is None else record_path.as_posix()
-    changed = f"{before}{BEGIN}\n\n{performance_section(record, source)}\n{END}{after}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"{readme}: needs the lines {begin} and {end}, once each, in this order")
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    changed = f"{before}{begin}\n\n{section}\n{end}{after}"
     if changed == text:
         return False
     write_text(readme, changed)
@@ -65,10 +123,13 @@ def main() -> None:
     """Entry point of ``make readme-table``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("readme", type=Path)
-    parser.add_argument("record", type=Path, nargs="?")
+    parser.add_argument("--targets", type=Path, help="record of `bench targets`")
+    parser.add_argument("--cpu", type=Path, nargs="*", help="records of a CPU", default=[])
     arguments = parser.parse_args()
     try:
-        changed = update_readme(arguments.readme, arguments.record)
+        changed = update_targets(arguments.readme, arguments.targets)
+        if arguments.cpu:
+            changed |= update_cpu(arguments.readme, arguments.cpu)
     except UserError as error:
         parser.exit(1, f"{error}\n")
     print(f"{arguments.readme}: {'updated' if changed else 'is up to date'}")

@@ -12,7 +12,7 @@ from hmc_fast.bench.jobs.targets import TARGETS, target_rows
 from hmc_fast.bench.record import Measurement, Record, read_record, write_record
 from hmc_fast.bench.report.compare import compare, differences_between, has_regression, noise_band
 from hmc_fast.bench.report.pages import write_reports
-from hmc_fast.bench.report.readme import BEGIN, END, update_readme
+from hmc_fast.bench.report.readme import BEGIN, END, update_targets
 from hmc_fast.bench.run import with_speed_ups
 from hmc_fast.cli.app import run
 
@@ -193,27 +193,27 @@ def test_the_committed_readme_is_up_to_date(tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text((root / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     records = sorted((root / "bench" / "results").glob("targets-*.jsonl"))
-    assert not update_readme(copy, records[0].relative_to(root) if records else None)
+    assert not update_targets(copy, records[0].relative_to(root) if records else None)
 
 
 def test_the_readme_shows_the_record_and_nothing_else(path: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nrest\n")
-    assert update_readme(readme, None)
+    assert update_targets(readme, None)
     text = readme.read_text()
     assert "No record of a GPU is committed yet" in text
     assert text.count("not measured") == len(TARGETS)
-    assert update_readme(readme, path)
+    assert update_targets(readme, path)
     text = readme.read_text()
     assert text.startswith("# Title\n")
     assert text.endswith("\n\nrest\n")
     assert "2.20×" in text
     assert "hmc-fast bench targets" in text
-    assert not update_readme(readme, path)
+    assert not update_targets(readme, path)
     readme.write_text("# Title\n")
     with pytest.raises(UserError, match="needs the lines"):
-        update_readme(readme, path)
+        update_targets(readme, path)
     path.write_text(path.read_text() + "broken\n")
     readme.write_text(f"{BEGIN}\n{END}\n")
     with pytest.raises(UserError, match="is no line of a record"):
-        update_readme(readme, path)
+        update_targets(readme, path)
