@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hmc_fast.bench.jobs.targets import TARGET_HEADER, target_rows
+from hmc_fast.bench.peers import family_names
 from hmc_fast.bench.record import Record, read_record
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_text
@@ -18,6 +19,8 @@ BEGIN = "<!-- performance table: made by `make readme-table`, do not edit -->"
 END = "<!-- end of the performance table -->"
 CPU_BEGIN = "<!-- CPU table: made by `make readme-table`, do not edit -->"
 CPU_END = "<!-- end of the CPU table -->"
+RUNTIMES = family_names("runtime")
+"""They keep their memory between calls, so what a call adds does not tell how much they take."""
 
 
 def performance_section(record: Record | None, source: str | None) -> str:
@@ -53,7 +56,7 @@ def cpu_section(records: Sequence[Record], sources: Sequence[str]) -> str:
                 milliseconds(row.p50_ms),
                 number(reference_ms and reference_ms / (row.p50_ms or 1), "{:.2f}×"),
                 number(row.ceiling_share and 100 * row.ceiling_share, "{:.0f} %"),
-                number(row.peak_mib, "{:.0f}"),
+                number(None if row.peer in RUNTIMES else row.peak_mib, "{:.0f}"),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     made = [_made_by(record, source) for record, source in zip(records, sources, strict=True)]
