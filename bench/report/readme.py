@@ -44,7 +44,9 @@ def cpu_section(records: Sequence[Record], sources: Sequence[str]) -> str:
         "|" + "---|" * 8,
     ]
     for record in records:
-        timed = [row for row in record.measurements if row.p50_ms is not None]
+        timed = [
+            row for row in record.measurements if row.p50_ms is not None and row.task != "both"
+        ]
         eager = {(r.case, r.task, r.precision): r.p50_ms for r in timed if r.peer == "eager"}
         for row in timed:
             reference_ms = eager.get((row.case, row.task, row.precision))

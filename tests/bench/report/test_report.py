@@ -12,7 +12,7 @@ from hmc_fast.bench.jobs.targets import TARGETS, target_rows
 from hmc_fast.bench.record import Measurement, Record, read_record, write_record
 from hmc_fast.bench.report.compare import compare, differences_between, has_regression, noise_band
 from hmc_fast.bench.report.pages import write_reports
-from hmc_fast.bench.report.readme import BEGIN, END, update_targets
+from hmc_fast.bench.report.readme import BEGIN, END, update_cpu, update_targets
 from hmc_fast.bench.run import with_speed_ups
 from hmc_fast.cli.app import run
 
@@ -188,12 +188,18 @@ def test_report_of_a_main_job_record(tmp_path: Path) -> None:
     assert run(["bench", "report", str(tmp_path / "none.jsonl")]) == 1
 
 
-def test_the_committed_readme_is_up_to_date(tmp_path: Path) -> None:
+def test_the_committed_readme_is_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Path(__file__).parents[3]
     copy = tmp_path / "README.md"
     copy.write_text((root / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     records = sorted((root / "bench" / "results").glob("targets-*.jsonl"))
+    monkeypatch.chdir(root)
     assert not update_targets(copy, records[0].relative_to(root) if records else None)
+    cpu = sorted((root / "bench" / "results").glob("cpu-*.jsonl"))
+    assert not update_cpu(copy, [path.relative_to(root) for path in cpu])
+    assert "| hmc_net@1024x1 | inference | cpu | fp32 |" in copy.read_text(encoding="utf-8")
 
 
 def test_the_readme_shows_the_record_and_nothing_else(path: Path, tmp_path: Path) -> None:
