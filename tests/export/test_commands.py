@@ -14,6 +14,8 @@ from hmc_fast.cli.app import run
 from hmc_fast.export import EngineOptions, OnnxExport, read_sidecar
 from hmc_fast.export.engine import write_engine
 
+pytestmark = pytest.mark.systems  # real builders
+
 
 @pytest.fixture(scope="module")
 def small(save_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from hmc_fast.export.attention import multi_scale_attention
 from hmc_fast.export.precision import PreciseModel
 from hmc_fast.kernels import reference
 
+pytestmark = pytest.mark.systems  # a real runtime, exports of several models
+
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 

@@ -15,6 +15,8 @@ from hmc_fast.export.builders import Builder, BuildRequest
 from hmc_fast.export.onnx_export import write_onnx
 from hmc_fast.export.quantize import quantise
 
+pytestmark = pytest.mark.systems  # a real builder
+
 
 @pytest.fixture(scope="module")
 def graph(onnx_file: Path) -> OnnxExport:

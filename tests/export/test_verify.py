@@ -158,6 +158,7 @@ def test_bad_input_is_one_line(
     assert "has no sidecar" in fails(*command)
 
 
+@pytest.mark.systems
 @pytest.mark.real_data
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("fp16", 2e-2)])
 def test_trained_on_real_films_exported_and_verified_on_40_others(

@@ -14,6 +14,8 @@ from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import Preprocessing
 from hmc_fast.models import FilmModel
 
+pytestmark = pytest.mark.systems  # full-size VGGs
+
 BASELINES = ("vgg16", "vgg19", "vit_b_16")
 SIZE = 64
 

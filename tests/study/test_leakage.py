@@ -55,6 +55,7 @@ def test_the_probe_scores_only_where_copies_are_on_both_sides(phantoms: list[Fil
     assert [result.copies for result in results] == [1, 1, 8]
 
 
+@pytest.mark.systems
 @pytest.mark.real_data
 def test_on_real_films_the_leak_is_worth_everything(real_data: Path) -> None:
     films = read_mias(real_data / "mias")

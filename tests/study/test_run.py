@@ -358,6 +358,7 @@ def test_a_resume_file_cut_short_starts_the_fold_over(
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
+@pytest.mark.systems
 def test_ctrl_c_says_one_line_and_leaves_130(phantom_folder: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(phantom_folder, tmp_path, epochs=200), stderr=subprocess.PIPE
@@ -379,7 +380,8 @@ main()
 """
 
 
-@pytest.mark.parametrize("limit", [100, 5_000, pytest.param(20_000_000, marks=pytest.mark.systems)])
+@pytest.mark.systems
+@pytest.mark.parametrize("limit", [100, 5_000, 20_000_000])
 def test_a_full_disk_is_one_line_and_nothing_half_written(
     phantom_folder: Path, tmp_path: Path, limit: int
 ) -> None:

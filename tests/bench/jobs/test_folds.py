@@ -17,6 +17,8 @@ from hmc_fast.bench.report.pages import write_reports
 from hmc_fast.data import Film
 from hmc_fast.training import TrainingConfig
 
+pytestmark = pytest.mark.systems  # whole main jobs
+
 OPTIONS = FoldsOptions(
     "hmc_net_resnet18",
     TrainingConfig(size=32, epochs=1),
