@@ -154,7 +154,7 @@ def trace_checkpoint(
     model, metadata = load_model(checkpoint, backend="reference")
     preprocessing = metadata.preprocessing
     if size is not None:
-        preprocessing = replace(preprocessing, height=size, width=size)
+        preprocessing = preprocessing.at_height(size)
     shape = (EXAMPLE_BATCH, 3, preprocessing.height, preprocessing.width)
     _check_size(model, shape)
     on_progress("tracing", 1, 3)

@@ -26,6 +26,8 @@ class CheckpointMetadata:
 
     ``training_films`` maps the films it was trained on to digests of their pixels, so that an
     evaluation can tell seen films from unseen ones; ``training`` records settings and environment.
+    ``bilateral`` says that films are compared with the other breast's, see
+    :mod:`hmc_fast.evaluation.bilateral`.
     """
 
     model: ModelConfig
@@ -34,6 +36,7 @@ class CheckpointMetadata:
     preprocessing: Preprocessing
     training_films: dict[str, str]
     training: dict[str, Any]
+    bilateral: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -44,6 +47,7 @@ class CheckpointMetadata:
             "preprocessing": self.preprocessing.to_json(),
             "training_films": self.training_films,
             "training": self.training,
+            "bilateral": self.bilateral,
         }
 
 
@@ -123,13 +127,15 @@ def load_ensemble(
     members = [load_model(path, backend=backend, device=device) for path in paths]
     first = members[0].metadata
     for path, member in zip(paths, members, strict=True):
-        if (member.metadata.task, member.metadata.preprocessing) != (
+        other = member.metadata
+        if (other.task, other.preprocessing, other.bilateral) != (
             first.task,
             first.preprocessing,
+            first.bilateral,
         ):
             raise UserError(
-                f"{path}: is of another task or preprocessing than {paths[0]}, so the two cannot "
-                "be averaged"
+                f"{path}: is of another task, preprocessing or rule for two breasts than "
+                f"{paths[0]}, so the two cannot be averaged"
             )
     return members
 
@@ -157,6 +163,7 @@ def _metadata(path: Path, description: dict[str, str]) -> CheckpointMetadata:
             Preprocessing.from_json(values["preprocessing"]),
             dict(values["training_films"]),
             dict(values["training"]),
+            bool(values.get("bilateral", False)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its description is damaged (problem with {error})") from None

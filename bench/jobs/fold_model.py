@@ -81,8 +81,9 @@ def main() -> None:
     loaded = load_model(args.checkpoint)
     state, config = loaded.model.state_dict(), loaded.metadata.model
     call = FoldModel(peer, variant, config, state, args.device, args.precision)
+    prepared = loaded.metadata.preprocessing.at_height(args.size)
     del loaded, state
-    images = torch.rand(1, 3, args.size, args.size, device=args.device)
+    images = torch.rand(1, 3, prepared.height, prepared.width, device=args.device)
     print(process_peak_mib(lambda: call(images), args.device))
 
 

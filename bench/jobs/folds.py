@@ -46,7 +46,7 @@ class FoldsOptions:
 
     Args:
         model: name of the model.
-        training: how the folds are trained; its size is the main size of the table.
+        training: how the folds are trained.
         folds: number of folds.
         extra_sizes: further image sizes, for speed and memory only.
         peers: names of peers that run models.
@@ -76,7 +76,12 @@ class FoldsOptions:
                 "the benchmark once per size"
             )
         for size in self.extra_sizes:
-            Preprocessing.square(size)
+            self.training.preprocessing(self.model).at_height(size)
+
+    @property
+    def size(self) -> int:
+        """Rows of the images that the folds are trained on, the main size of the table."""
+        return self.training.preprocessing(self.model).height
 
     def to_json(self) -> dict[str, Any]:
         training = {**self.training.to_json(), "weights": self.training.weights_label()}
@@ -144,13 +149,14 @@ class _SizeJob:
         self.options = options
         self.config = first.metadata.model
         self.class_names = first.metadata.class_names
+        self.bilateral = first.metadata.bilateral
         self.folds = folds
         self.checkpoint = checkpoint
         self.size = size
         self.device = default_device()
         self.on_stage = on_stage
-        self.with_accuracy = size == options.training.size
-        self.cache = FilmCache(replace(first.metadata.preprocessing, height=size, width=size))
+        self.with_accuracy = size == options.size
+        self.cache = FilmCache(first.metadata.preprocessing.at_height(size))
         minutes_a_batch = self.device.type == "cpu" and size > LARGEST_CPU_BATCH_SIZE
         self.batch_sizes = (1,) if minutes_a_batch else (1, options.throughput_batch)
         self.reference: Predictions | None = None
@@ -222,7 +228,16 @@ class _SizeJob:
         for number, fold in enumerate(self.folds):
             call.load(fold.state)
             logits = _fixed_batch_logits(call, fold, self.cache, self.options.throughput_batch)
-            parts.append(Predictions.of(fold.films, fold.labels, number, logits, self.class_names))
+            parts.append(
+                Predictions.of(
+                    fold.films,
+                    fold.labels,
+                    number,
+                    logits,
+                    self.class_names,
+                    bilateral=self.bilateral,
+                )
+            )
         call.load(self.folds[0].state)
         return pool(parts)
 
@@ -283,12 +298,14 @@ def run_folds(
     rows: list[Measurement] = []
     share: dict[str, float] = {}
     fold_metrics: list[dict[str, float | None]] = []
-    for size in (options.training.size, *options.extra_sizes):
+    for size in (options.size, *options.extra_sizes):
         job = _SizeJob(options, first, folds, checkpoint, size, on_stage)
         rows += job.run()
         if job.with_accuracy:
             fold_metrics = job.fold_metrics()
-        share[str(size)] = _attention_share(first.model, size)
+        share[str(size)] = _attention_share(
+            first.model, first.metadata.preprocessing.at_height(size)
+        )
     protocol = read_folds(study / FOLDS_FILE).protocol
     record = replace(record, study=Study(data, protocol, share, fold_metrics), measurements=rows)
     return finish_record(record, device)
@@ -323,10 +340,12 @@ def _fixed_batch_logits(
     return logits[: len(fold.films)]
 
 
-def _attention_share(model: FilmModel, size: int) -> float:
+def _attention_share(model: FilmModel, preprocessing: Preprocessing) -> float:
     """Attention's share of the floating-point operations of one film, by counting."""
     with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
-        build_model(model.config, "reference").eval()(torch.empty(1, 3, size, size))
+        build_model(model.config, "reference").eval()(
+            torch.empty(1, 3, preprocessing.height, preprocessing.width)
+        )
     counts = counter.get_flop_counts()["Global"]
     attention = sum(flops for op, flops in counts.items() if "hmc_fast" in str(op))
     return float(attention / sum(counts.values()))

@@ -28,8 +28,9 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset("hmc_net_resnet18", 128, 3, 4, 8, 3e-4),
-    "small": Preset("hmc_net", 224, 5, 2, 8, 1e-4),
+    "quick": Preset("hmc_net_resnet18_lesions", 192, 3, 4, 8, 3e-4),
+    "small": Preset("hmc_net_lesions", 512, 5, 2, 8, 1e-4),
+    "full": Preset("hmc_net_lesions", 1024, 5, 2, 8, 1e-4),
     "paper": Preset("hmc_net", 224, 5, 30, 16, 1e-4),
 }
 PHANTOM_PATIENTS = 24
@@ -43,14 +44,14 @@ bench_app = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
 def bench(
     context: typer.Context,
     data: Annotated[
-        Path | None, typer.Option(help="MIAS folder; without it, phantoms are drawn.")
+        Path | None, typer.Option(help="MIAS folder or CSV table; without it, phantoms are drawn.")
     ] = None,
     out: options.BenchOut = None,
     preset: Annotated[
         str, typer.Option(help=f"Defaults of the options below: {', '.join(PRESETS)}.")
     ] = "quick",
     model: Annotated[str | None, typer.Option(help="Model to measure.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the image, a multiple of 32.")] = None,
+    size: Annotated[int | None, typer.Option(help="Rows of the image, a multiple of 32.")] = None,
     also_size: Annotated[
         list[int] | None, typer.Option(help="A further size, for speed and memory; repeatable.")
     ] = None,
@@ -81,7 +82,7 @@ def bench(
         return
     from hmc_fast.bench.jobs.folds import DEFAULT_PEERS, FoldsOptions, run_folds
     from hmc_fast.bench.record import RECORD_FILE, write_record
-    from hmc_fast.data import read_mias
+    from hmc_fast.data import read_films
     from hmc_fast.training import TrainingConfig
 
     defaults = _preset(preset)
@@ -102,7 +103,7 @@ def bench(
         precisions=tuple(precision) if precision else None,
         seconds=seconds,
     )
-    films = None if data is None else read_mias(data)
+    films = None if data is None else read_films(data)
     folder = bench_folder(out, "bench")
     films = _phantoms(folder / "phantoms") if films is None else films
     description = {

@@ -56,11 +56,11 @@ def cv(
 
     Example: [bold]hmc-fast cv --data mias --out study --models hmc_net,resnet50,vgg16[/bold]
     """
-    from hmc_fast.data import read_mias
+    from hmc_fast.data import read_films
     from hmc_fast.study import plan_study, run_cross_validation
 
     names = _model_names(model, models)
-    films = read_mias(data)
+    films = read_films(data)
     partition: dict[str, Any] = {
         "fold_count": folds,
         "repeats": repeats,

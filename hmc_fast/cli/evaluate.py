@@ -32,14 +32,14 @@ def evaluate(
     Example: [bold]hmc-fast evaluate --checkpoint runs/a/model.safetensors --data mias[/bold]
     """
     from hmc_fast.checkpoint import load_ensemble
-    from hmc_fast.data import TASKS, FilmCache, FilmDataset, read_mias
+    from hmc_fast.data import TASKS, FilmCache, FilmDataset, read_films
     from hmc_fast.devices import default_device
     from hmc_fast.evaluation import Predictions, ensemble, predict_logits
 
     device = default_device()
     members = load_ensemble(checkpoint, backend=backend, device=device)
     metadata = members[0].metadata
-    films, labels = TASKS[metadata.task].select(read_mias(data))
+    films, labels = TASKS[metadata.task].select(read_films(data))
     cache = FilmCache(metadata.preprocessing)
     digests = {d for member in members for d in member.metadata.training_films.values()}
     with progress_bar("films") as report:
@@ -66,7 +66,16 @@ def evaluate(
                 batch_size=batch_size,
                 on_batch=lambda n: report("predicting", n, total),
             )
-            parts.append(Predictions.of(kept_films, kept_labels, -1, logits, metadata.class_names))
+            parts.append(
+                Predictions.of(
+                    kept_films,
+                    kept_labels,
+                    -1,
+                    logits,
+                    metadata.class_names,
+                    bilateral=member.metadata.bilateral,
+                )
+            )
     predictions = parts[0] if len(parts) == 1 else ensemble(parts)
     if out is not None:
         predictions.save(out)

@@ -26,7 +26,10 @@ def explain(
     out: options.Out = Path("explanations"),
     method: Annotated[
         list[str] | None,
-        typer.Option(help="gradcam, gradcam++, scorecam, scale or all; may be repeated."),
+        typer.Option(
+            help="gradcam, gradcam++, scorecam, lesions, scale or all; may be repeated; by default "
+            "the lesion map of a model that has one, else gradcam."
+        ),
     ] = None,
     layer: Annotated[
         str | None, typer.Option(help="Module whose feature map is used; the last by default.")
@@ -49,7 +52,7 @@ def explain(
     backend: Annotated[str, typer.Option(help="auto, reference or triton.")] = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Heat maps of films: Grad-CAM, Grad-CAM++, Score-CAM, and the scales that attention looked at.
+    """Maps of films: lesions, Grad-CAM, Grad-CAM++, Score-CAM, the scales that attention looked at.
 
     Writes a picture per film, a contact sheet of several, index.html and explanations.json into
     --out. Score-CAM takes a forward pass per channel, 2048 for ResNet50: minutes a film on a CPU.
@@ -59,16 +62,17 @@ def explain(
     from hmc_fast.checkpoint import load_model
     from hmc_fast.devices import default_device
     from hmc_fast.explain import ScoreOptions, explain_film
-    from hmc_fast.explain.film import check_methods
+    from hmc_fast.explain.film import check_methods, usual_methods
     from hmc_fast.explain.methods import TITLES
     from hmc_fast.explain.page import PageEntry, render_page
     from hmc_fast.explain.pictures import contact_sheet, film_figure, save_png
     from hmc_fast.files import make_folder, write_json, write_text
     from hmc_fast.reporting import png_base64
 
-    methods = check_methods(method or ["gradcam"])
+    chosen = check_methods(method or [])
     device = default_device()
     loaded = load_model(checkpoint, backend=backend, device=device)
+    methods = chosen or usual_methods(loaded.model)
     films = list(_films(files, annotations))
     make_folder(out)
     explanations: list[FilmExplanation] = []
@@ -122,8 +126,8 @@ def explain(
 
 def _films(files: Sequence[Path], annotations: Path | None) -> Iterator["Film"]:
     """The films with their findings: from ``annotations``, or the Info.txt beside a MIAS film."""
-    from hmc_fast.data import Film
-    from hmc_fast.data.mias import is_film_id, patient_of, read_findings
+    from hmc_fast.data.identity import film_of
+    from hmc_fast.data.mias import is_film_id, read_findings
 
     known = {} if annotations is None else {annotations: read_findings(annotations)}
     for path in files:
@@ -132,7 +136,7 @@ def _films(files: Sequence[Path], annotations: Path | None) -> Iterator["Film"]:
         if is_mias and info not in known and info.is_file():
             known[info] = read_findings(info)
         findings = known.get(info, {}).get(path.stem, ()) if is_mias else ()
-        yield Film(path.stem, patient_of(path.stem) if is_mias else path.stem, path, findings)
+        yield film_of(path, findings)
 
 
 def _file_names(films: Sequence["Film"]) -> list[str]:

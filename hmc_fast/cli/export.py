@@ -30,7 +30,8 @@ Quantise = Annotated[
     str | None, typer.Option(help="int8 or fp8, with Q/DQ pairs calibrated on --calibration.")
 ]
 Calibration = Annotated[
-    Path | None, typer.Option(help="MIAS folder for --quantise; films it was trained on.")
+    Path | None,
+    typer.Option(help="Folder or CSV table for --quantise; films it was trained on."),
 ]
 CalibrationFilms = Annotated[int, typer.Option(min=1, help="How many of them, evenly spread.")]
 
@@ -276,9 +277,9 @@ def _graph(
 
 
 def _calibration_images(graph: "OnnxExport", folder: Path, count: int) -> list["Tensor"]:
-    from hmc_fast.data import read_mias, read_pixels
+    from hmc_fast.data import read_films, read_pixels
 
-    films = read_mias(folder)
+    films = read_films(folder)
     step = max(1, len(films) // count)
     return [graph.sidecar.preprocessing(read_pixels(film.path)) for film in films[::step][:count]]
 

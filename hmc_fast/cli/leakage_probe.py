@@ -47,12 +47,12 @@ def leakage_probe(
     Examples: [bold]hmc-fast leakage-probe --data mias --model none[/bold];
     [bold]hmc-fast leakage-probe --data mias --split split.csv[/bold]
     """
-    from hmc_fast.data import read_mias
+    from hmc_fast.data import read_films
     from hmc_fast.environment import environment
     from hmc_fast.study import run_cross_validation
     from hmc_fast.study.leakage import run_probe
 
-    films = read_mias(data)
+    films = read_films(data)
     if split is not None:
         from hmc_fast.study.split_check import check_split
 

@@ -18,7 +18,7 @@ def localise(
     out: options.Out,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="gradcam, gradcam++, scorecam, scale or all; may be repeated."),
+        typer.Option(help="gradcam, gradcam++, scorecam, lesions, scale or all; may be repeated."),
     ] = None,
     layer: Annotated[
         str | None, typer.Option(help="Module whose feature map is used; the last by default.")
@@ -45,7 +45,7 @@ def localise(
     Example: [bold]hmc-fast localise study/*/fold*/model.safetensors --data mias --out study[/bold]
     """
     from hmc_fast.checkpoint import load_model
-    from hmc_fast.data import read_mias
+    from hmc_fast.data import read_films
     from hmc_fast.devices import default_device
     from hmc_fast.explain.localisation import (
         LocalisationSettings,
@@ -63,7 +63,7 @@ def localise(
         max_films=films,
         seed=seed,
     )
-    labelled_films = read_mias(data)
+    labelled_films = read_films(data)
     by_model: dict[str, list[Path]] = defaultdict(list)
     for path in checkpoints:
         by_model[load_model(path).metadata.model.name].append(path)

@@ -16,7 +16,11 @@ from hmc_fast.models.registry import MODEL_NAMES, TRUNKS
 from hmc_fast.training.config import TrainingConfig
 
 Data = Annotated[
-    Path, typer.Option("--data", help="MIAS folder: mdbNNN.pgm or .png films and Info.txt.")
+    Path,
+    typer.Option(
+        "--data",
+        help="MIAS folder (mdbNNN.pgm or .png films and Info.txt), or a CSV table of any films.",
+    ),
 ]
 Checkpoint = Annotated[Path, typer.Option("--checkpoint", help="A model.safetensors of ours.")]
 Checkpoints = Annotated[
@@ -95,18 +99,21 @@ def takes_training(**defaults: object) -> Callable[[Callable[..., None]], Callab
 
 
 def _parameter(setting: Field[Any], default: object) -> inspect.Parameter:
-    bounds = {key: value for key, value in setting.metadata.items() if key != "help"}
-    kind = type(setting.default)
+    kind = setting.metadata["kind"]
     if setting.name == "weights":
-        kind, default = str, default or NO_WEIGHTS
+        default = default or NO_WEIGHTS
     option = f"--{setting.name.replace('_', '-')}"
     if kind is bool and default:
         option += f"/--no-{setting.name.replace('_', '-')}"
+    bounds = setting.metadata["bounds"]
+    offered = kind if default is not None else kind | None
     return inspect.Parameter(
         setting.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[kind, typer.Option(option, help=setting.metadata["help"], **bounds)],
+        annotation=Annotated[
+            offered, typer.Option(option, help=setting.metadata["help"], **bounds)
+        ],
     )
 
 

@@ -9,6 +9,7 @@ import typer
 from hmc_fast.cli import options
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
+from hmc_fast.training.config import NATIVE_SIZE
 
 study = typer.Typer(
     name="study",
@@ -80,9 +81,10 @@ def lesions(
     out: options.Out,
     *,
     trunk: Annotated[str, typer.Option(help="resnet50 or resnet18.")] = "resnet50",
-    film_side: Annotated[
-        int, typer.Option(help="Pixels of a film's longer side, a multiple of 32.")
-    ] = 1024,
+    size: Annotated[
+        int,
+        typer.Option(help="Rows of the image, pixels of a film's longer side, a multiple of 32."),
+    ] = NATIVE_SIZE,
     folds: options.FoldCount = 5,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many partitions.")] = 3,
     seed: options.Seed = 0,
@@ -100,22 +102,23 @@ def lesions(
     Example: [bold]hmc-fast study lesions --data mias --weights resnet50.safetensors
     --out runs/lesions[/bold]
     """
-    from hmc_fast.data import read_mias
-    from hmc_fast.data.native import NativePreprocessing
+    from hmc_fast.data import Preprocessing, read_films
+    from hmc_fast.data.preprocessing import native_width
     from hmc_fast.study import LesionSettings, lesion_figures, lesion_table, run_lesion_study
     from hmc_fast.study.lesion_record import LESIONS_FILE
 
     if not weights.is_file():
         raise UserError(f"--weights {weights}: no such file; name the trunk's safetensors file")
-    settings = LesionSettings(trunk, weights.name, folds, NativePreprocessing(film_side))
+    preprocessing = Preprocessing(size, native_width(size), native=True)
+    settings = LesionSettings(trunk, weights.name, folds, preprocessing)
     command = (
         f"hmc-fast study lesions --data {data.resolve().name} --weights {weights.name} "
-        f"--out {out.resolve().name} --trunk {trunk} --film-side {film_side} --folds {folds} "
+        f"--out {out.resolve().name} --trunk {trunk} --size {size} --folds {folds} "
         f"--seeds {seeds} --seed {seed}{' --nested' if nested else ''}"
     )
     with progress_bar("films or folds") as report:
         record = run_lesion_study(
-            read_mias(data),
+            read_films(data),
             weights,
             settings,
             out,

@@ -29,7 +29,7 @@ def train(
 
     Example: [bold]hmc-fast train --data mias --out runs/a --model hmc_net --epochs 20[/bold]
     """
-    from hmc_fast.data import TASKS, FilmCache, make_folds, read_mias
+    from hmc_fast.data import TASKS, FilmCache, make_folds, read_films
     from hmc_fast.training.train import MODEL_FILE, RESULT_FILE, TrainingJob
     from hmc_fast.training.train import train as run_training
 
@@ -39,12 +39,13 @@ def train(
         raise UserError(
             f"--hold-out {hold_out}: needs a fold from 0 to {folds - 1}, or -1 for none"
         )
+    name = options.model_name(model)
     chosen_task = TASKS[training.task]
-    films, labels = chosen_task.select(read_mias(data))
+    films, labels = chosen_task.select(read_films(data))
     partition = make_folds(films, labels, chosen_task, folds, training.seed)
     train_index, test_index = partition.split(films, hold_out)
     job = TrainingJob(
-        options.model_name(model),
+        name,
         training,
         films,
         labels,
@@ -53,7 +54,7 @@ def train(
         hold_out,
         partition.protocol,
     )
-    cache = FilmCache(training.preprocessing())
+    cache = FilmCache(training.preprocessing(name))
     with progress_bar("films") as report:
         result = run_training(
             job,
@@ -61,7 +62,7 @@ def train(
             cache,
             devices=devices if devices == "auto" else _whole_number(devices),
             num_nodes=num_nodes,
-            on_films=lambda n: report(model, n, len(train_index) * training.epochs),
+            on_films=lambda n: report(name, n, job.films_to_train),
         )
     if not result:  # only one of several processes reports
         return

@@ -40,7 +40,7 @@ def verify(
     """
     from dataclasses import asdict, replace
 
-    from hmc_fast.data import read_mias
+    from hmc_fast.data import read_films
     from hmc_fast.export.sidecar import read_sidecar, record_verification
     from hmc_fast.export.verify import BOUNDS
     from hmc_fast.export.verify import verify as run_verification
@@ -53,7 +53,7 @@ def verify(
     with progress_bar("films") as report:
         result = run_verification(
             artefact,
-            read_mias(data),
+            read_films(data),
             checkpoint=checkpoint,
             bounds=bounds,
             max_films=films,

@@ -7,6 +7,7 @@ from hmc_fast.data.mias import read_mias
 from hmc_fast.data.phantom import write_phantoms
 from hmc_fast.data.pixels import read_pixels
 from hmc_fast.data.preprocessing import Preprocessing
+from hmc_fast.data.table import read_films
 from hmc_fast.data.tasks import TASKS, Task
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Preprocessing",
     "Task",
     "make_folds",
+    "read_films",
     "read_folds",
     "read_mias",
     "read_pixels",

@@ -11,9 +11,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from hmc_fast.data.films import Film
-from hmc_fast.data.lesions import crop_frame, lesion_mask
+from hmc_fast.data.frame import Frame
+from hmc_fast.data.lesions import crop_box, lesion_mask
 from hmc_fast.data.pixels import pixel_digest, read_pixels
-from hmc_fast.data.preprocessing import Frame, Preprocessing
+from hmc_fast.data.preprocessing import Preprocessing
+from hmc_fast.errors import UserError
 
 
 class FilmCache:
@@ -33,29 +35,36 @@ class FilmCache:
         """Of the full-size pixels, see :func:`hmc_fast.data.pixels.pixel_digest`."""
         return self._load(path).digest
 
+    def frame(self, path: Path) -> Frame:
+        """Where the film lies in its image."""
+        return self._load(path).frame
+
     def lesion(self, film: Film) -> Tensor:
         """``[1, height, width]`` in 0…1, the film's lesion circles resized like its film."""
         if film.path not in self._lesions:
             loaded = self._load(film.path)
-            mask = lesion_mask(film, loaded.shape)
+            shape = (loaded.frame.film_rows, loaded.frame.film_columns)
+            mask = lesion_mask(film, shape)
             self._lesions[film.path] = self.preprocessing.resize(mask, loaded.frame)
         return self._lesions[film.path]
 
     def crop(self, film: Film) -> Tensor:
-        """``[1, height, width]`` in 0…1: the film's :func:`crop_frame`, enlarged."""
+        """``[1, height, width]`` in 0…1: the film's :func:`crop_box`, enlarged."""
         if film.path not in self._crops:
             pixels = read_pixels(film.path)
-            frame = crop_frame(film, pixels, mirrored=self._load(film.path).frame.mirrored)
+            box = crop_box(film, pixels, mirrored=self._load(film.path).frame.box.mirrored)
+            frame = self.preprocessing.frame_around(box, (pixels.shape[0], pixels.shape[1]))
             self._crops[film.path] = self.preprocessing.resize(pixels, frame)
         return self._crops[film.path]
 
     def _load(self, path: Path) -> "_CachedFilm":
         if path not in self._films:
             pixels = read_pixels(path)
-            frame = self.preprocessing.frame(pixels)
-            image = self.preprocessing.resize(pixels, frame)
-            shape = (pixels.shape[0], pixels.shape[1])
-            self._films[path] = _CachedFilm(image, pixel_digest(pixels), frame, shape)
+            try:
+                image, frame = self.preprocessing.place(pixels)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+            self._films[path] = _CachedFilm(image, pixel_digest(pixels), frame)
         return self._films[path]
 
 
@@ -63,7 +72,6 @@ class _CachedFilm(NamedTuple):
     image: Tensor
     digest: str
     frame: Frame
-    shape: tuple[int, int]
 
 
 class FilmDataset(Dataset[tuple[Tensor, int]]):
@@ -91,7 +99,7 @@ class FilmDataset(Dataset[tuple[Tensor, int]]):
         self._augmentation_seed = augmentation_seed
         self._augment = v2.Compose(
             [
-                v2.RandomHorizontalFlip(0.0 if cache.preprocessing.face_left else 0.5),
+                v2.RandomHorizontalFlip(0.0 if cache.preprocessing.all_face_left else 0.5),
                 v2.RandomAffine(
                     degrees=15,
                     translate=(0.05, 0.05),

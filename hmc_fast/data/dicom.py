@@ -58,6 +58,17 @@ def read_dicom(path: Path) -> NDArray[np.float32]:
             raise UserError(f"{path}: is damaged ({_summary(error)})") from None
 
 
+def dicom_size(path: Path) -> tuple[int, int]:
+    """Rows and columns, by the header alone; raises :class:`UserError` where it is damaged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            header = dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+            return int(header.Rows), int(header.Columns)
+        except Exception as error:  # a damaged header can break the parser anywhere
+            raise UserError(f"{path}: is damaged ({_summary(error)})") from None
+
+
 def _stored_pixels(path: Path, dataset: FileDataset) -> NDArray[np.generic]:
     if max(int(dataset.Rows), int(dataset.Columns)) > MAX_SIDE:
         raise UserError(

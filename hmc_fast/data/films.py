@@ -31,7 +31,8 @@ class Film:
 
     ``rotation`` is in degrees, counter-clockwise; other than 0 makes the film a rotated copy of its
     film, as the augment-first protocol wants it. ``tissue`` is how dense the breast is, one of the
-    values of :data:`hmc_fast.data.mias.TISSUES`, or None where nobody says.
+    values of :data:`hmc_fast.data.mias.TISSUES`, ``side`` the breast, ``"L"`` or ``"R"``, and
+    ``view`` the projection, such as ``"MLO"``; each is None where nobody says.
     """
 
     film_id: str
@@ -40,6 +41,8 @@ class Film:
     findings: tuple[Finding, ...]
     rotation: float = 0.0
     tissue: str | None = None
+    side: str | None = None
+    view: str | None = None
 
     @property
     def sample_id(self) -> str:

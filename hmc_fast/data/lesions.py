@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hmc_fast.data.breast import breast_mask
 from hmc_fast.data.films import Film
-from hmc_fast.data.preprocessing import Frame
+from hmc_fast.data.frame import Box
 
 SIDE_IN_RADII = 4
 """A crop's side, so that the lesion fills half of it."""
@@ -22,7 +22,7 @@ LEAST_SHARE, USUAL_SHARE = 1 / 8, 1 / 4
 """Of the film's shorter side: the smallest crop, and the crop of a film without a circle."""
 
 
-def crop_frame(film: Film, pixels: NDArray[np.float32], *, mirrored: bool) -> Frame:
+def crop_box(film: Film, pixels: NDArray[np.float32], *, mirrored: bool) -> Box:
     """The square around the film's first circle, or around a place in the breast without one.
 
     That place is drawn by the film's name, the same every time. The square lies inside the film.
@@ -47,7 +47,7 @@ def crop_frame(film: Film, pixels: NDArray[np.float32], *, mirrored: bool) -> Fr
     side = min(max(side, round(LEAST_SHARE * shorter)), shorter)
     top = min(max(row - side // 2, 0), rows - side)
     left = min(max(column - side // 2, 0), columns - side)
-    return Frame(top, top + side, left, left + side, mirrored)
+    return Box(top, top + side, left, left + side, mirrored)
 
 
 def lesion_mask(film: Film, shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -15,6 +15,8 @@ from hmc_fast.errors import UserError
 TISSUES = {"F": "fatty", "G": "fatty-glandular", "D": "dense-glandular"}
 KINDS = ("CALC", "CIRC", "SPIC", "MISC", "ARCH", "ASYM")
 NORMAL = "NORM"
+VIEW = "MLO"
+"""The projection of all MIAS films."""
 SEVERITIES: dict[str, Severity] = {"B": "benign", "M": "malignant"}
 SUFFIXES = (".pgm", ".png")
 _FILM_ID = re.compile(r"mdb(\d{3,})")
@@ -55,6 +57,8 @@ def read_mias(folder: Path) -> list[Film]:
             films[film_id],
             tuple(findings[film_id]),
             tissue=tissues[film_id],
+            side=side_of(film_id),
+            view=VIEW,
         )
         for film_id in sorted(films, key=_number)
     ]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from hmc_fast.data.dicom import MAX_SIDE, is_dicom, read_dicom
+from hmc_fast.data.dicom import MAX_SIDE, dicom_size, is_dicom, read_dicom
 from hmc_fast.errors import UserError
 
 
@@ -28,6 +28,22 @@ def read_pixels(path: Path) -> NDArray[np.float32]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return read_dicom(path) if dicom else _read_picture(path)
+
+
+def film_size(path: Path) -> tuple[int, int]:
+    """Rows and columns of a film, by its header alone.
+
+    Raises :class:`UserError` where the file is missing or its header damaged.
+    """
+    try:
+        if is_dicom(path):
+            return dicom_size(path)
+        with Image.open(path, formats=("PPM", "PNG")) as image:
+            return image.height, image.width
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: is no PGM, PNG or DICOM file, or its header is damaged") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def pixel_digest(pixels: NDArray[np.float32]) -> str:

@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 from hmc_fast.data import Film
 from hmc_fast.errors import UserError
+from hmc_fast.evaluation.bilateral import compare_logits
 from hmc_fast.evaluation.bootstrap import (
     Interval,
     auc_interval,
@@ -42,7 +43,12 @@ class Predictions:
         fold: int,
         logits: NDArray[np.floating],
         class_names: Sequence[str],
+        *,
+        bilateral: bool = False,
     ) -> "Predictions":
+        """Predictions of films, compared with the patients' other breasts where ``bilateral``."""
+        if bilateral:
+            logits, _ = compare_logits(logits, films)
         return cls(
             tuple(film.sample_id for film in films),
             tuple(film.patient_id for film in films),

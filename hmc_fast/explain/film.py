@@ -15,15 +15,18 @@ from hmc_fast.errors import UserError
 from hmc_fast.evaluation.predict import film_logits
 from hmc_fast.explain.methods import (
     CAM_METHODS,
+    LESIONS,
     METHODS,
     SCALE,
     TITLES,
     ActivationMap,
     ScoreOptions,
     activation_map,
+    has_lesion_head,
 )
 from hmc_fast.explain.scale import ScaleMap, has_scale_map, scale_map
 from hmc_fast.explain.scores import energy_in_lesion, pointing_game
+from hmc_fast.models import FilmModel
 
 DISPLAY_SIDE = 768
 """Films are drawn at least this large, whatever the size that the model sees."""
@@ -99,7 +102,7 @@ class FilmExplanation:
 def explain_film(
     loaded: LoadedModel,
     film: Film,
-    methods: Sequence[str] = ("gradcam",),
+    methods: Sequence[str] | None = None,
     *,
     class_name: str | None = None,
     layer: str | None = None,
@@ -110,8 +113,8 @@ def explain_film(
     Args:
         loaded: model and metadata of a checkpoint; the model's device is used.
         film: the film; findings with a circle become the lesion.
-        methods: of :data:`hmc_fast.explain.METHODS`. A scale map that the model does not have is
-            left out with a note where other methods are asked for too.
+        methods: None for :func:`usual_methods`; else of :data:`hmc_fast.explain.METHODS`. A map
+            that the model does not have is left out with a note where others are asked for too.
         class_name: the class that the maps speak for; None for the predicted one.
         layer: as in :func:`hmc_fast.explain.activation_map`.
         score: how Score-CAM runs.
@@ -121,7 +124,7 @@ def explain_film(
             is unknown, or the model's output is not finite.
     """
     model, metadata = loaded
-    methods = check_methods(methods)
+    methods = usual_methods(model) if methods is None else check_methods(methods)
     pixels = read_pixels(film.path)
     device = next(model.parameters()).device
     image = metadata.preprocessing(pixels).to(device)
@@ -133,27 +136,41 @@ def explain_film(
     notes = []
     if metadata.preprocessing.average_flips:
         notes.append("the prediction averages the film and its mirror image, the maps do not")
-    with_scale = SCALE in methods
-    if with_scale and not has_scale_map(model) and len(methods) > 1:
-        notes.append(f"{TITLES[SCALE]}: {metadata.model.name} has no multi-scale cross-attention")
-        with_scale = False
+    if len(methods) > 1:
+        missing = {m: reason for m in methods if (reason := why_no_map(model, m)) is not None}
+        notes += [f"{TITLES[m]}: {metadata.model.name} {reason}" for m, reason in missing.items()]
+        methods = tuple(method for method in methods if method not in missing)
     display = _display(metadata.preprocessing)
     return FilmExplanation(
         film=film,
         class_names=metadata.class_names,
         probabilities=tuple(logits.softmax(0).tolist()),
         class_index=class_index,
-        picture=display.resize(pixels)[0].numpy(),
+        picture=display.place(pixels)[0][0].numpy(),
         outline=lesion_in(display, pixels, film),
         lesion=lesion_in(metadata.preprocessing, pixels, film),
         maps=tuple(
             activation_map(model, image, method, class_index, layer=layer, score=score)
             for method in methods
-            if method in CAM_METHODS
+            if method in (*CAM_METHODS, LESIONS)
         ),
-        scale=scale_map(model, image) if with_scale else None,
+        scale=scale_map(model, image) if SCALE in methods else None,
         notes=tuple(notes),
     )
+
+
+def usual_methods(model: FilmModel) -> tuple[str, ...]:
+    """The lesion map of a model that has one, else Grad-CAM."""
+    return (LESIONS,) if has_lesion_head(model) else ("gradcam",)
+
+
+def why_no_map(model: FilmModel, method: str) -> str | None:
+    """What the model lacks for a method, or None."""
+    if method == SCALE and not has_scale_map(model):
+        return "has no multi-scale cross-attention"
+    if method == LESIONS and not has_lesion_head(model):
+        return "has no lesion head"
+    return None
 
 
 def check_methods(methods: Sequence[str]) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ class FilmScorer:
         """The two maps that need no model, for a film whose lesion the model sees."""
         pixels = read_pixels(film.path)
         lesion = self._lesion(film, pixels)
-        brightness = self.metadata.preprocessing.resize(pixels)[0].numpy()
+        brightness = self.metadata.preprocessing.place(pixels)[0][0].numpy()
         maps = {UNIFORM: np.ones_like(brightness), BRIGHTNESS: brightness}
         return [
             FilmScore(

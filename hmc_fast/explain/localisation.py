@@ -30,10 +30,9 @@ from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.bootstrap import mean_interval
 from hmc_fast.evaluation.localisation import KIND, LOCALISATION_FILE, METRICS, SCHEMA
-from hmc_fast.explain.film import check_methods
+from hmc_fast.explain.film import check_methods, why_no_map
 from hmc_fast.explain.film_scores import BASELINES, FilmScore, FilmScorer
-from hmc_fast.explain.methods import METHODS, SCALE, ScoreOptions
-from hmc_fast.explain.scale import has_scale_map
+from hmc_fast.explain.methods import METHODS, ScoreOptions
 from hmc_fast.files import write_json
 from hmc_fast.progress import Progress, no_progress
 
@@ -123,8 +122,10 @@ def measure_localisation(
             )
         cache = caches.setdefault(metadata.preprocessing, FilmCache(metadata.preprocessing))
         annotated = _spread(_unseen_annotated(metadata, films, cache), settings.max_films)
-        if SCALE in settings.methods and not has_scale_map(loaded.model):
-            left_out[SCALE] = "the model has no multi-scale cross-attention"
+        for method in settings.methods:
+            reason = why_no_map(loaded.model, method)
+            if reason is not None:
+                left_out[method] = f"the model {reason}"
         scorer = FilmScorer(loaded, settings.seed)
         sanity = {film.film_id for film in _spread(annotated, settings.sanity_films)}
         for film in annotated:

@@ -9,19 +9,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from hmc_fast.errors import UserError
 from hmc_fast.explain.layers import TargetLayer, target_layer
-from hmc_fast.models import FilmModel
+from hmc_fast.models import FilmModel, HMCNet
+from hmc_fast.models.lesion_head import breast_cells, smooth
 
 GRADIENT_METHODS = ("gradcam", "gradcam++")
 CAM_METHODS = (*GRADIENT_METHODS, "scorecam")
+LESIONS = "lesions"
 SCALE = "scale"
-METHODS = (*CAM_METHODS, SCALE)
+METHODS = (*CAM_METHODS, LESIONS, SCALE)
 TITLES = {
     "gradcam": "Grad-CAM",
     "gradcam++": "Grad-CAM++",
     "scorecam": "Score-CAM",
+    LESIONS: "Lesion map",
     SCALE: "Scale map",
 }
 SCORE_PIXELS = 16 * 224**2
@@ -79,16 +83,18 @@ def activation_map(
     layer: str | None = None,
     score: ScoreOptions | None = None,
 ) -> ActivationMap:
-    """The class activation map of one film.
+    """The map of one film that speaks for a class.
 
     Grad-CAM (Selvaraju et al. 2017), Grad-CAM++ (Chattopadhay et al. 2018) or Score-CAM (Wang et
-    al. 2020). The model's mode, parameters and their ``requires_grad`` are left as they were.
+    al. 2020), or the malignant map of a model's lesion head, which is no explanation after the fact
+    but what the film's score is read from. The model's mode, parameters and their
+    ``requires_grad`` are left as they were.
 
     Args:
         model: any of :data:`hmc_fast.MODEL_NAMES`, on any backend.
         image: ``[3, H, W]``, normalised as the model wants it.
-        method: one of :data:`CAM_METHODS`.
-        class_index: the class that the map speaks for.
+        method: one of :data:`CAM_METHODS`, or ``"lesions"``.
+        class_index: the class that the map speaks for; the lesion map always speaks for class 1.
         layer: a module with a spatial output; see :func:`hmc_fast.explain.target_layer`.
         score: how Score-CAM runs.
 
@@ -96,12 +102,16 @@ def activation_map(
         UserError: an unknown method, layer or class, grad-cam is not installed, or a method that
             needs gradients is called where PyTorch's inference mode forbids them.
     """
-    if method not in CAM_METHODS:
-        raise UserError(f"unknown method {method!r}; choose one of {', '.join(CAM_METHODS)}")
+    if method not in (*CAM_METHODS, LESIONS):
+        raise UserError(
+            f"unknown method {method!r}; choose one of {', '.join((*CAM_METHODS, LESIONS))}"
+        )
     if not 0 <= class_index < model.config.num_classes:
         raise UserError(f"class {class_index}: the model has {model.config.num_classes} classes")
     if method in GRADIENT_METHODS:
         _check_gradients_possible(model, method)
+    if method == LESIONS:
+        return _lesion_map(model, image)
     target = target_layer(model, layer)
     with explaining(model):
         if method in GRADIENT_METHODS:
@@ -145,6 +155,32 @@ def _score_map(
     )
     with torch.no_grad():
         return _run(cam, image, class_index)
+
+
+def _lesion_map(model: FilmModel, image: Tensor) -> ActivationMap:
+    if not has_lesion_head(model):
+        raise UserError(f"{TITLES[LESIONS]}: {model.config.name} has no lesion head")
+    assert isinstance(model, HMCNet)
+    head = model.lesion_head
+    assert head is not None
+    with explaining(model), torch.no_grad():
+        malignant = smooth(model.lesion_maps(image[None])[:, :1], head.smoothing)
+        evidence = malignant.sigmoid() * breast_cells(image[None], head.black)
+        fine = interpolate(evidence, image.shape[-2:], mode="bilinear", align_corners=False)
+    values = fine[0, 0].float().cpu().numpy()
+    finite = bool(np.isfinite(values).all())
+    return ActivationMap(
+        LESIONS,
+        "lesion_head",
+        1,
+        values if finite else np.zeros_like(values),
+        None if finite else NOT_FINITE,
+    )
+
+
+def has_lesion_head(model: FilmModel) -> bool:
+    """Whether the model draws lesion maps."""
+    return isinstance(model, HMCNet) and model.lesion_head is not None
 
 
 def _run(cam: Any, image: Tensor, class_index: int) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from hmc_fast.explain.film import FilmExplanation
-from hmc_fast.explain.methods import SCALE, TITLES, ActivationMap
+from hmc_fast.explain.methods import LESIONS, SCALE, TITLES, ActivationMap
 from hmc_fast.explain.scale import SCALES, ScaleMap
 from hmc_fast.files import write_atomically
 
@@ -100,7 +100,8 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def _layers(explanation: FilmExplanation) -> list[_Layer]:
-    layers = [_heat_layer(activation, explanation.explained) for activation in explanation.maps]
+    names = explanation.class_names
+    layers = [_heat_layer(a, names[a.class_index]) for a in explanation.maps]
     if explanation.scale is not None:
         layers.append(_scale_layer(explanation.scale))
     return layers
@@ -113,7 +114,9 @@ def _heat_layer(activation: ActivationMap, explained: str) -> _Layer:
         colours=HEAT_COLOURS,
         norm=Normalize(0, 1),
         opacity=OVERLAY_STRENGTH * activation.values,
-        bar_label="evidence, relative to the film's maximum",
+        bar_label="evidence for a malignant lesion, 0.5 undecided"
+        if activation.method == LESIONS
+        else "evidence, relative to the film's maximum",
         mark=activation.note,
     )
 

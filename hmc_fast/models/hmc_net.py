@@ -9,6 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from hmc_fast.errors import UserError
 from hmc_fast.kernels.geometry import STRIDES
 from hmc_fast.models.blocks import HierarchicalSelfAttention, MultiScaleCrossAttention
+from hmc_fast.models.lesion_head import LesionHead
 
 STAGES = ("C2", "C3", "C4", "C5")
 TRUNKS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
@@ -33,6 +34,7 @@ class HMCNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
         stride_in_1x1: ResNet v1 (He et al. 2015): a down-sampling bottleneck strides in its first
             1×1 convolution instead of its 3×3.
         dropout: probability before the classifier.
+        lesion_head: add a :class:`hmc_fast.models.lesion_head.LesionHead`; two classes only.
         backend: as in :func:`hmc_fast.kernels.attention`; not part of the state dict.
     """
 
@@ -44,11 +46,13 @@ class HMCNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
         msca: bool = True,
         stride_in_1x1: bool = False,
         dropout: float = 0.0,
+        lesion_head: bool = False,
         backend: str = "auto",
     ) -> None:
         block, layers = TRUNKS[trunk]
         super().__init__(block, layers, num_classes=num_classes)
         channels = {stage: 64 * block.expansion * 2**i for i, stage in enumerate(STAGES)}
+        self.stage_channels = channels
         unknown = sorted(set(hsa_stages) - set(STAGES))
         if unknown:
             raise UserError(f"unknown HSA stage {unknown[0]!r}; stages are {', '.join(STAGES)}")
@@ -65,6 +69,11 @@ class HMCNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
             else None
         )
         self.dropout = nn.Dropout(dropout)
+        if lesion_head and num_classes != 2:
+            raise UserError(
+                f"a lesion head tells two classes apart, not {num_classes}; use the task malignant"
+            )
+        self.lesion_head = LesionHead(channels["C3"], channels["C4"]) if lesion_head else None
         if stride_in_1x1:
             self._stride_in_1x1()
         self.to(memory_format=torch.channels_last)
@@ -74,7 +83,8 @@ class HMCNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
 
         Raises ``ValueError`` for a size that is not a multiple of 32.
         """
-        return self.classify(self.fuse(self.stages(x)))
+        stages = self.stages(x)
+        return self._logits(x, stages, self.fuse(stages))
 
     def forward_with_scale_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and how much each C5 token looked at each scale: ``[B, heads, h, w, S]``.
@@ -83,10 +93,21 @@ class HMCNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
         """
         if self.msca is None:
             raise ValueError("this model has no multi-scale cross-attention, so no scale weights")
-        c3, c4, c5 = self.stages(x)
+        stages = self.stages(x)
+        c3, c4, c5 = stages
         fused, weights = self.msca.forward_with_weights(c5, [c3, c4])
         batch, heads, _, sources = weights.shape
-        return self.classify(fused), weights.view(batch, heads, *c5.shape[2:], sources)
+        logits = self._logits(x, stages, fused)
+        return logits, weights.view(batch, heads, *c5.shape[2:], sources)
+
+    def lesion_maps(self, x: Tensor) -> Tensor:
+        """Maps ``[B, 3, H/16, W/16]`` of a model with a lesion head, see ``LESION_MAPS``.
+
+        Raises ``ValueError`` for a model without.
+        """
+        if self.lesion_head is None:
+            raise ValueError("this model has no lesion head, so no lesion maps")
+        return self.lesion_head.lesion_maps(*self.early_stages(x))
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Feature maps C3, C4 and C5, each after its own self-attention."""
@@ -111,10 +132,21 @@ class HMCNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
         fused: Tensor = c5 if self.msca is None else self.msca(c5, [c3, c4])
         return fused
 
+    def trunk_modules(self) -> list[nn.Module]:
+        """Everything with parameters that is torchvision's, but for the classifier."""
+        return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4]
+
     def classify(self, features: Tensor) -> Tensor:
-        """Global average pool, dropout, linear."""
+        """Global average pool, dropout, linear: the network's logits without a lesion head's."""
         logits: Tensor = self.fc(self.dropout(self.avgpool(features).flatten(1)))
         return logits
+
+    def _logits(self, x: Tensor, stages: tuple[Tensor, Tensor, Tensor], fused: Tensor) -> Tensor:
+        logits = self.classify(fused)
+        if self.lesion_head is None:
+            return logits
+        joined: Tensor = self.lesion_head(x, stages[0], stages[1], logits)
+        return joined
 
     def _attend(self, stage: str, x: Tensor) -> Tensor:
         return self.hsa[stage](x) if stage in self.hsa else x

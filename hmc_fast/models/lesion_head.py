@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 
-from hmc_fast.models.hmc_net import HMCNet
-
 LESION_MAPS = ("malignant", "any lesion", "calcification")
 """What the head's maps show, in their order."""
 CELL = 16
 """Pixels of the image a side of a cell of the lesion maps: C4's stride."""
 SMOOTHING = 1.5
 """Standard deviation, in cells, of the Gaussian that the malignant map is smoothed with."""
+NOTHING_BLACK = -65504.0
+"""Below any normalised pixel, and a number of half precision too."""
 LEAST_GREY = 1 / 1024
 """In 0…1: darker pixels are taken for the black ground, whatever the rounding."""
 TOP_CELLS = 10
@@ -54,79 +54,72 @@ The first is the default."""
 
 
 class LesionHead(nn.Module):
-    """Lesion maps of a film from features C3 and C4, and the film's logit from the maps.
+    """Lesion maps of a film from features C3 and C4, and the film's logits from the maps.
+
+    The logits are those of the network that it stands in, by a learned weight, and the lesions'
+    margin. The weight starts at zero, so that a fitted head decides alone until training shows that
+    the network with its attention adds to it. Both read the same features, which are the trunk's
+    own while the attention blocks' γ is zero.
 
     Args:
         c3_channels: channels of C3, at stride 8.
         c4_channels: channels of C4, at stride 16.
         readout: one of :data:`READOUTS`.
+
+    Buffers: ``black`` is the largest value of an image's first channel that counts as black (every
+    pixel is the breast's before the head is fitted); ``slope`` and ``offset`` turn the readout into
+    the margin.
     """
 
     smoothing: Tensor
+    black: Tensor
+    slope: Tensor
+    offset: Tensor
 
     def __init__(self, c3_channels: int, c4_channels: int, readout: str = "maximum") -> None:
         super().__init__()
         self.readout = readout
         self.maps = nn.Conv2d(2 * c3_channels + c4_channels, len(LESION_MAPS), 1)
+        self.net_weight = nn.Parameter(torch.zeros(()))
+        self.register_buffer("black", torch.tensor(NOTHING_BLACK))
+        self.register_buffer("slope", torch.ones(()))
+        self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("smoothing", gaussian(SMOOTHING), persistent=False)
 
-    def forward(self, c3: Tensor, c4: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c3: Tensor, c4: Tensor, whole: Tensor) -> Tensor:
+        """Logits ``[B, 2]``.
+
+        Args:
+            x: normalised images ``[B, 3, H, W]``, black outside the breast.
+            c3: their features ``[B, C, H/8, W/8]``.
+            c4: their features ``[B, C', H/16, W/16]``.
+            whole: the network's own logits ``[B, 2]``.
+        """
+        margin = self.margin(self.lesion_maps(c3, c4), breast_cells(x, self.black))
+        return self.net_weight * whole + torch.stack([-margin / 2, margin / 2], 1)
+
+    def lesion_maps(self, c3: Tensor, c4: Tensor) -> Tensor:
         """Lesion maps ``[B, 3, h, w]`` of C3 ``[B, C, 2h, 2w]`` and C4 ``[B, C', h, w]``."""
         maps: Tensor = self.maps(lesion_features(c3, c4))
         return maps
 
-    def film_logit(self, maps: Tensor, breast: Tensor, readout: str | None = None) -> Tensor:
-        """``[B]``: the readout of the smoothed malignant map plus that of the any-lesion map.
+    def margin(self, maps: Tensor, breast: Tensor) -> Tensor:
+        """``[B]``: how much the maps speak for class 1, as a difference of logits.
 
         Args:
             maps: ``[B, 3, h, w]``.
             breast: ``[B, 1, h, w]``, bool, see :func:`breast_cells`.
-            readout: one of :data:`READOUTS`; the head's own by default.
+        """
+        return self.slope * self.score(maps, breast) + self.offset
+
+    def score(self, maps: Tensor, breast: Tensor, readout: str | None = None) -> Tensor:
+        """``[B]``: the readout of the smoothed malignant map plus that of the any-lesion map.
+
+        ``readout`` is one of :data:`READOUTS`; the head's own by default.
         """
         malignant = smooth(maps[:, :1], self.smoothing.to(maps.dtype))
         both = torch.cat([malignant, maps[:, 1:2]], 1)
         return READOUTS[readout or self.readout](both, breast).sum(1)
-
-
-class LesionClassifier(nn.Module):
-    """HMC-Net joined with a lesion head: the lesions' logit, and HMC-Net's own by a learned weight.
-
-    The weight starts at zero, so a fitted head decides alone until training shows that the network
-    with its attention adds to it. Both read the same features, which are the trunk's own while the
-    attention blocks' γ is zero.
-
-    Args:
-        net: a two-class HMC-Net or one of its ablations.
-        head: made for the channels of ``net``'s C3 and C4.
-        black: see :func:`black_level`.
-
-    Raises:
-        ValueError: ``net`` has not two classes.
-    """
-
-    def __init__(self, net: HMCNet, head: LesionHead, black: float) -> None:
-        super().__init__()
-        if net.fc.out_features != 2:
-            raise ValueError(
-                f"a network of {net.fc.out_features} classes: a lesion head joins one of two"
-            )
-        self.net = net
-        self.head = head
-        self.black = black
-        self.net_weight = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[B, 2]`` of normalised images ``[B, 3, H, W]``, black outside the breast."""
-        c3, c4, c5 = self.net.stages(x)
-        lesion = self.head.film_logit(self.head(c3, c4), breast_cells(x, self.black))
-        whole: Tensor = self.net.classify(self.net.fuse((c3, c4, c5)))
-        return self.net_weight * whole + torch.stack([-lesion / 2, lesion / 2], 1)
-
-
-def stage_channels(net: HMCNet) -> tuple[int, int]:
-    """The channels of C3 and C4."""
-    c5 = int(net.fc.in_features)
-    return c5 // 4, c5 // 2
 
 
 def lesion_features(c3: Tensor, c4: Tensor) -> Tensor:
@@ -134,7 +127,7 @@ def lesion_features(c3: Tensor, c4: Tensor) -> Tensor:
     return torch.cat([avg_pool2d(c3, 2), max_pool2d(c3, 2), c4], 1)
 
 
-def breast_cells(x: Tensor, black: float) -> Tensor:
+def breast_cells(x: Tensor, black: Tensor | float) -> Tensor:
     """Cells ``[B, 1, H/16, W/16]``, bool, at least half of whose pixels show the breast.
 
     The whole of an image that has no such cell.

@@ -18,6 +18,8 @@ FilmModel = HMCNet | VGGClassifier | ViTClassifier
 """Any model of :data:`MODEL_NAMES`; its :class:`ModelConfig` is ``model.config``."""
 
 _HSA_STAGES = ("C3", "C4", "C5")
+LESION_SUFFIX = "_lesions"
+"""Ends the names of the ResNets with a lesion head."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class ModelConfig:
     stride_in_1x1: bool = False
     dropout: float = 0.0
     image_size: int | None = None
+    lesion_head: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "hsa_stages": list(self.hsa_stages)}
@@ -67,6 +70,11 @@ class ModelEntry:
     fixed_size: bool = False
 
     @property
+    def is_resnet(self) -> bool:
+        """Whether the model is an :class:`HMCNet`."""
+        return self.build is _build_resnet
+
+    @property
     def has_attention(self) -> bool:
         """Whether it has attention blocks of ours, so that backends differ."""
         return bool(self.config.hsa_stages) or self.config.msca
@@ -80,6 +88,7 @@ def _build_resnet(config: ModelConfig, backend: str) -> HMCNet:
         msca=config.msca,
         stride_in_1x1=config.stride_in_1x1,
         dropout=config.dropout,
+        lesion_head=config.lesion_head,
         backend=backend,
     )
 
@@ -95,7 +104,9 @@ def _build_vit(config: ModelConfig, backend: str) -> ViTClassifier:
 
 
 def _resnet_cam_layer(model: HMCNet) -> str:
-    """The fused C5, C5 after its attention, or C5 itself."""
+    """The fused C5, C5 after its attention, or C5 itself; C4 where a lesion head reads it."""
+    if model.lesion_head is not None:
+        return "hsa.C4" if "C4" in model.hsa else "layer3"
     if model.msca is not None:
         return "msca"
     return "hsa.C5" if "C5" in model.hsa else "layer4"
@@ -120,6 +131,8 @@ def _resnets(trunk: str, full_name: str) -> Iterator[ModelEntry]:
     ):
         config = ModelConfig(name, trunk=trunk, hsa_stages=hsa_stages, msca=msca)
         yield ModelEntry(config, _build_resnet, "fc.", _resnet_cam_layer)
+        with_head = replace(config, name=f"{name}{LESION_SUFFIX}", lesion_head=True)
+        yield ModelEntry(with_head, _build_resnet, "fc.", _resnet_cam_layer)
 
 
 _ENTRIES = {
@@ -166,8 +179,8 @@ def create_model(
 
     Args:
         name: one of :data:`MODEL_NAMES`: ``hmc_net``, ``resnet50_hsa``, ``resnet50_msca``,
-            ``resnet50``, the same on a ResNet18 trunk, and the baselines ``vgg16``, ``vgg19`` and
-            ``vit_b_16``.
+            ``resnet50``, the same on a ResNet18 trunk, each of these with a lesion head as
+            ``hmc_net_lesions`` and so on, and the baselines ``vgg16``, ``vgg19`` and ``vit_b_16``.
         num_classes: number of logits.
         weights: None for random weights, ``"imagenet"`` for torchvision's, or a safetensors file
             with the trunk by torchvision's names (ResNet v1 by its metadata). ViT's position

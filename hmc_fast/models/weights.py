@@ -61,7 +61,7 @@ def load_trunk(model: nn.Module, weights: TrunkWeights) -> None:
     """
     parameters = model.state_dict()
     state = _interpolate_positions(weights, parameters)
-    fresh: tuple[str, ...] = ("hsa.", "msca.", weights.head)
+    fresh: tuple[str, ...] = ("hsa.", "msca.", "lesion_head.", weights.head)
     if not any(name.startswith(_VGG_HIDDEN) for name in state):
         fresh = (*fresh, _VGG_HIDDEN)
     expected = {name for name in parameters if not name.startswith(fresh)}

@@ -136,7 +136,9 @@ def _open(folder: Path, settings: StudySettings, folds: list[Folds], data: dict[
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    old_config, new_config = old.get("config", {}), new["config"]
+    # Settings that a release did not have yet are what it did without being asked.
+    old_config = {**TrainingConfig().to_json(), **old.get("config", {})}
+    new_config = new["config"]
     pairs = [(key, old_config.get(key), value) for key, value in new_config.items()]
     pairs += [(key, old.get(key), value) for key, value in new.items() if key != "config"]
     return [f"{key} {was!r} there, {now!r} now" for key, was, now in pairs if was != now]

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from hmc_fast.data.folds import PROTOCOL, PROTOCOL_TITLES
 from hmc_fast.data.mias import TISSUES
 from hmc_fast.evaluation import Interval, Predictions, mean_auc_interval
-from hmc_fast.evaluation.bilateral import BILATERAL_RULE, OWN_RULE, patient_scores
+from hmc_fast.evaluation.bilateral import BILATERAL_RULE, OWN_RULE, margin_logits, patient_scores
 from hmc_fast.evaluation.bootstrap import mean_interval, percentile_interval
 from hmc_fast.evaluation.operating import resampled_average_precision, resampled_sensitivity
 from hmc_fast.reporting import with_interval
 from hmc_fast.study.lesion_record import FilmRow, LesionRecord, SeedRecord
-from hmc_fast.study.lesions import RECIPES, TASK, margin_logits
+from hmc_fast.study.lesions import RECIPES, TASK
 from hmc_fast.study.tables import Table
 from hmc_fast.training.lesion_fit import RING
 
@@ -58,14 +58,15 @@ def lesion_table(record: LesionRecord) -> Table:
 
 def protocol(record: LesionRecord) -> str:
     """What the figures were made from, and how many variants were looked at, in one line."""
-    data, settings, film = record.data, record.settings, record.settings.preprocessing.film_side
+    data, settings = record.data, record.settings
+    size = f"{settings.preprocessing.height}×{settings.preprocessing.width} pixels"
     nested = sum(len(seed.nested) == settings.folds for seed in record.seeds)
     left_out = len(record.seeds[0].left_out)
     return (
         f"{PROTOCOL_TITLES[PROTOCOL]}, {settings.folds} folds; {data['films']} films of "
-        f"{data['patients']} patients, task {TASK.name}, films of {film} pixels, trunk "
-        f"{settings.trunk} with weights `{settings.weights}`, frozen; {left_out} films with a "
-        f"lesion that has no circle in the breast are scored but not learned from. {len(RECIPES)} "
+        f"{data['patients']} patients, task {TASK.name}, breasts at native scale in {size}, "
+        f"trunk {settings.trunk} with weights `{settings.weights}`, frozen; {left_out} films with "
+        f"a lesion that has no circle in the breast are scored, not learned from. {len(RECIPES)} "
         f"readouts were declared; the fixed one is the first, and the choice by inner folds was "
         f"made in {nested} of {len(record.seeds)} seeds."
     )

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from hmc_fast.data.native import NativePreprocessing
+from hmc_fast.data import Preprocessing
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.bilateral import bilateral_scores
 from hmc_fast.files import read_json, write_text
 from hmc_fast.study.lesions import RECIPES, LesionRecipe
 from hmc_fast.training.lesion_fit import PENALTY
 
-SCHEMA = "hmc-fast-lesions/1"
+SCHEMA = "hmc-fast-lesions/2"
 LESIONS_FILE = "lesions.json"
 
 
@@ -36,7 +36,7 @@ class LesionSettings:
     trunk: str
     weights: str
     folds: int
-    preprocessing: NativePreprocessing
+    preprocessing: Preprocessing
     penalty: float = PENALTY
 
     def to_json(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class FilmRow:
 
     film: str
     patient: str
-    side: str
+    side: str | None
     label: int
     fold: int
     tissue: str | None
@@ -133,7 +133,7 @@ def read_lesion_record(path: Path) -> LesionRecord:
         if values["declared_recipes"] != len(RECIPES):
             raise ValueError(f"{values['declared_recipes']} recipes were declared, not those here")
         settings = dict(values["settings"])
-        preprocessing = NativePreprocessing.from_json(settings.pop("preprocessing"))
+        preprocessing = Preprocessing.from_json(settings.pop("preprocessing"))
         record = LesionRecord(
             LesionSettings(**settings, preprocessing=preprocessing),
             str(values["weights_sha256"]),

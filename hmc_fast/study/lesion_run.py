@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hmc_fast.data import Film, make_folds
-from hmc_fast.data.mias import side_of
+from hmc_fast.data import Film, FilmCache, make_folds
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.files import make_folder
 from hmc_fast.models import HMCNet, create_model
-from hmc_fast.models.lesion_head import stage_channels
 from hmc_fast.progress import Progress, no_progress
 from hmc_fast.study.folder import job_lock
 from hmc_fast.study.lesion_record import (
@@ -109,12 +107,12 @@ def _cohort(
     files = cache_features(
         [film.path for film in chosen],
         trunk,
-        settings.preprocessing,
+        FilmCache(settings.preprocessing),
         folder,
         on_film=lambda done: on_progress("features of the films", done, len(chosen)),
     )
-    sides = tuple(side_of(film.film_id) for film in chosen)
-    return Cohort(tuple(chosen), tuple(labels), sides, tuple(files), stage_channels(trunk))
+    channels = trunk.stage_channels["C3"], trunk.stage_channels["C4"]
+    return Cohort(tuple(chosen), tuple(labels), tuple(files), channels)
 
 
 def _films_digest(cohort: Cohort) -> str:
@@ -167,7 +165,7 @@ def _run_seed(
         FilmRow(
             film.sample_id,
             film.patient_id,
-            cohort.sides[i],
+            film.side,
             cohort.labels[i],
             study.own.folds[i],
             film.tissue,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hmc_fast.data import TASKS, Film, Folds, make_folds
 from hmc_fast.evaluation import Predictions
-from hmc_fast.evaluation.bilateral import bilateral_scores
+from hmc_fast.evaluation.bilateral import compare_films, margin_logits
 from hmc_fast.models.lesion_head import READOUTS, LesionHead, smooth
 from hmc_fast.training.features import FilmFeatures, read_features
 from hmc_fast.training.lesion_fit import (
@@ -21,6 +21,7 @@ from hmc_fast.training.lesion_fit import (
     FilmPositions,
     circle_distance,
     film_positions,
+    film_scores,
     fit_lesion_head,
 )
 
@@ -30,15 +31,14 @@ INNER_FOLDS = 4
 
 @dataclass(frozen=True)
 class Cohort:
-    """Films, their classes in the task ``malignant``, their sides and their cached features.
+    """Films, their classes in the task ``malignant``, and their cached features.
 
-    ``files`` come from :func:`hmc_fast.training.features.cache_features`, ``sides`` are ``"L"`` or
-    ``"R"``, ``channels`` are those of C3 and C4.
+    ``files`` come from :func:`hmc_fast.training.features.cache_features`, ``channels`` are those of
+    C3 and C4.
     """
 
     films: tuple[Film, ...]
     labels: tuple[int, ...]
-    sides: tuple[str, ...]
     files: tuple[Path, ...]
     channels: tuple[int, int]
 
@@ -51,7 +51,6 @@ class Cohort:
         return Cohort(
             tuple(self.films[i] for i in index),
             tuple(self.labels[i] for i in index),
-            tuple(self.sides[i] for i in index),
             tuple(self.files[i] for i in index),
             self.channels,
         )
@@ -168,7 +167,7 @@ def cross_validate_lesion_head(
         fold_of[held_out] = fold
         on_fold(fold)
     own = _predictions(cohort, fold_of, scores)
-    compared = bilateral_scores(scores, cohort.patients, cohort.sides)
+    compared = compare_films(scores, cohort.films)
     left_out = tuple(
         film.sample_id for film, p in zip(cohort.films, positions, strict=True) if p is None
     )
@@ -219,16 +218,6 @@ def nested_fold(
 
 
 @torch.inference_mode()
-def film_scores(
-    head: LesionHead, features: FilmFeatures, readouts: Sequence[str]
-) -> dict[str, float]:
-    """A film's logit by every one of ``readouts``, from cached features."""
-    maps = head.maps(features.cells[None].float())
-    breast = features.breast[None, None]
-    return {readout: float(head.film_logit(maps, breast, readout)) for readout in readouts}
-
-
-@torch.inference_mode()
 def point(head: LesionHead, features: FilmFeatures, film: Film) -> Pointing | None:
     """Where the smoothed malignant map points, or None for a film without a malignant circle."""
     malignant = [finding for finding in film.findings if finding.severity == "malignant"]
@@ -243,11 +232,6 @@ def point(head: LesionHead, features: FilmFeatures, film: Film) -> Pointing | No
     return Pointing(
         float(distance.flat[peak]), float(np.mean(breast <= 0)), float(np.mean(breast <= RING))
     )
-
-
-def margin_logits(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logits ``[films, 2]`` whose margin is the score."""
-    return np.stack([-scores / 2, scores / 2], 1)
 
 
 def _scores(
@@ -270,7 +254,7 @@ def _scores(
         for recipe in alike:
             scores = np.array([film[recipe.readout] for film in own])
             if recipe.bilateral:
-                scores = bilateral_scores(scores, outside.patients, outside.sides).scores
+                scores = compare_films(scores, outside.films).scores
             result[recipe] = scores
     return result
 

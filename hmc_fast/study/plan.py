@@ -25,8 +25,8 @@ class StudyJob:
 
     @property
     def films_to_train(self) -> int:
-        """Films that its training goes through, over all epochs."""
-        return len(self.training.train_index) * self.training.config.epochs
+        """Of its training."""
+        return self.training.films_to_train
 
     @property
     def finished(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hmc_fast.data import Film, FilmCache
+from hmc_fast.data import Film, FilmCache, Preprocessing
 from hmc_fast.data.folds import PROTOCOL
 from hmc_fast.data.phantom import are_phantoms
 from hmc_fast.environment import environment
@@ -20,7 +20,7 @@ from hmc_fast.study.folder import SUMMARY_FILE, job_lock, open_study
 from hmc_fast.study.plan import StudyJob, StudyPlan, plan_study
 from hmc_fast.study.summary import StudySummary, summarise_study
 from hmc_fast.training.config import TrainingConfig
-from hmc_fast.training.train import train
+from hmc_fast.training.train import FEATURES_FOLDER, train
 
 
 def run_cross_validation(
@@ -76,7 +76,7 @@ def run_cross_validation(
     )
     chosen = _choose(plan.jobs, only_jobs)
     open_study(folder, plan.settings, plan.folds, describe_films(plan.jobs[0].training.films))
-    _run_jobs(chosen, wait=only_jobs is None, on_progress=on_progress)
+    _run_jobs(chosen, folder, wait=only_jobs is None, on_progress=on_progress)
     finished = [
         model
         for model in models
@@ -99,9 +99,10 @@ def _choose(jobs: list[StudyJob], only_jobs: Sequence[int] | None) -> list[Study
     return [jobs[number] for number in only_jobs]
 
 
-def _run_jobs(jobs: list[StudyJob], *, wait: bool, on_progress: Progress) -> None:
+def _run_jobs(jobs: list[StudyJob], folder: Path, *, wait: bool, on_progress: Progress) -> None:
     total = sum(job.films_to_train for job in jobs)
-    cache = FilmCache(jobs[0].training.config.preprocessing())
+    caches: dict[Preprocessing, FilmCache] = {}
+    features = folder / FEATURES_FOLDER
     failures: list[str] = []
     busy = []
     for job in jobs:
@@ -109,13 +110,13 @@ def _run_jobs(jobs: list[StudyJob], *, wait: bool, on_progress: Progress) -> Non
             if not mine:
                 busy.append(job)
             else:
-                _run_job(job, cache, total, failures, on_progress)
+                _run_job(job, caches, features, total, failures, on_progress)
     if busy and not wait:
         raise UserError(f"{busy[0].label}: another process is working on this job")
     for job in busy:
         on_progress(f"waiting for another process: {job.label}", 0, total)
         with job_lock(job.folder, wait=True):
-            _run_job(job, cache, total, failures, on_progress)
+            _run_job(job, caches, features, total, failures, on_progress)
     if failures:
         others = len(failures) - 1
         more = f"; {others} more job{'s' if others > 1 else ''} failed" if others else ""
@@ -123,15 +124,22 @@ def _run_jobs(jobs: list[StudyJob], *, wait: bool, on_progress: Progress) -> Non
 
 
 def _run_job(
-    job: StudyJob, cache: FilmCache, total: int, failures: list[str], on_progress: Progress
+    job: StudyJob,
+    caches: dict[Preprocessing, FilmCache],
+    features: Path,
+    total: int,
+    failures: list[str],
+    on_progress: Progress,
 ) -> None:
     if job.finished:
         on_progress(job.label, job.films_to_train, total)
     try:
+        preprocessing = job.training.config.preprocessing(job.training.model_name)
         train(
             job.training,
             job.folder,
-            cache,
+            caches.setdefault(preprocessing, FilmCache(preprocessing)),
+            features=features,
             on_films=lambda count: on_progress(job.label, count, total),
         )
     except UserError as error:

@@ -80,7 +80,7 @@ def check_split(
     preprocessing = Preprocessing.square(SIDE)
     pixels = []
     for film in split:
-        pixels.append(preprocessing.resize(read_pixels(film.path))[0].numpy())
+        pixels.append(preprocessing.place(read_pixels(film.path))[0][0].numpy())
         on_progress("comparing films", 1, len(split))
     pairs = near_duplicates(pixels, [film.side for film in split])
     return SplitReport(

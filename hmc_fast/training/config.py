@@ -5,29 +5,64 @@ from pathlib import Path
 from typing import Any
 
 from hmc_fast.data import TASKS, Preprocessing
+from hmc_fast.data.preprocessing import native_width
 from hmc_fast.devices import PRECISIONS
 from hmc_fast.errors import UserError
+from hmc_fast.models import model_entry
+
+FILM_SIZE, NATIVE_SIZE = 224, 1024
+"""Rows of the image by default: of a whole film in a square, and of a breast at native scale."""
 
 
-def _setting(default: Any, text: str, **bounds: float) -> Any:
-    """A field with its description, and the bounds that a command line checks first."""
-    return field(default=default, metadata={"help": text, **bounds})
+def _setting(default: Any, text: str, kind: type | None = None, **bounds: float) -> Any:
+    """A field with its description, and the bounds that a command line checks first.
+
+    ``kind`` is the type of values other than a default of None.
+    """
+    return field(
+        default=default, metadata={"help": text, "kind": kind or type(default), "bounds": bounds}
+    )
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How models are trained. The last epoch's parameters are kept: nothing is selected on a fold.
 
-    Each field carries its description, which is also the help of the option of that name. Films
-    become ``size``² pixels; the learning rate follows a half cosine to zero over the epochs.
+    Each field carries its description, which is also the help of the option of that name. The
+    learning rate follows a half cosine to zero over the epochs.
+
+    Models with a lesion head see breasts at native scale (:class:`hmc_fast.data.Preprocessing`);
+    their head is fitted to the lesions' circles, and ``head_epochs`` take the place of ``epochs``.
 
     Raises:
         UserError: a value is out of range.
     """
 
     task: str = _setting("malignant", f"One of {', '.join(TASKS)}.")
-    size: int = _setting(224, "Side of the image, a multiple of 32.")
-    epochs: int = _setting(10, "Passes over the training films.")
+    size: int | None = _setting(
+        None,
+        "Rows of the image, a multiple of 32; by default 1024 with a lesion head, 224 without.",
+        kind=int,
+    )
+    width: int | None = _setting(
+        None,
+        "Columns of the image, a multiple of 32; by default as many as rows, 5/8 of them with "
+        "--native.",
+        kind=int,
+    )
+    native: bool = _setting(
+        False,
+        "Show the breast alone, facing left, in its own greys, the film's longer side as --size "
+        "pixels; models with a lesion head always see films so.",
+    )
+    epochs: int = _setting(10, "Passes over the training films; without a lesion head.")
+    head_epochs: int = _setting(
+        0, "Passes from the fitted lesion head on, over all but the trunk; 0 keeps the fit.", min=0
+    )
+    train_trunk: bool = _setting(False, "Train the trunk in the --head-epochs too.")
+    bilateral: bool = _setting(
+        True, "With a lesion head, compare each film with the other breast: 2v - v_mate."
+    )
     batch_size: int = _setting(8, "Films a step.", min=1)
     learning_rate: float = _setting(1e-4, "Peak rate of AdamW.")
     weight_decay: float = _setting(1e-2, "Weight decay of AdamW.", min=0)
@@ -36,6 +71,7 @@ class TrainingConfig:
         None,
         "Pretrained trunk: imagenet (downloads), none, or FILE.safetensors; for models of several "
         "trunks as resnet50=FILE,vgg16=imagenet, where other trunks start at random.",
+        kind=str,
     )
     precision: str = _setting("fp32", "fp32, bf16 or fp16 (mixed).")
     augment: bool = _setting(True, "Random flips, rotations, shifts and scales.")
@@ -57,7 +93,7 @@ class TrainingConfig:
     )
 
     def __post_init__(self) -> None:
-        self.preprocessing()
+        self._preprocessing(self.native)
         checks = (
             (self.task in TASKS, f"task {self.task!r} is none of {', '.join(TASKS)}"),
             (
@@ -78,20 +114,40 @@ class TrainingConfig:
                 f"{self.epochs} epochs, of which they are the first",
             ),
             (self.lesion_weight >= 0, f"lesion weight is {self.lesion_weight}, needs at least 0"),
+            (self.head_epochs >= 0, f"head epochs are {self.head_epochs}, need at least 0"),
+            (
+                not (self.native and self.crop_epochs),
+                "crops are enlarged, which --native does not do; use --crop-epochs 0",
+            ),
         )
         for holds, message in checks:
             if not holds:
                 raise UserError(message)
 
-    def preprocessing(self) -> Preprocessing:
-        """How films become inputs."""
-        return Preprocessing(
-            self.size,
-            self.size,
-            crop_breast=self.crop_breast,
-            face_left=self.face_left,
-            average_flips=self.average_flips,
-        )
+    def preprocessing(self, model: str) -> Preprocessing:
+        """How films become inputs of the named model.
+
+        Raises :class:`UserError` where the settings exclude each other.
+        """
+        return self._preprocessing(self.native or model_entry(model).config.lesion_head)
+
+    def epochs_of(self, model: str) -> int:
+        """Epochs of the named model's training by gradients."""
+        return self.head_epochs if model_entry(model).config.lesion_head else self.epochs
+
+    def _preprocessing(self, native: bool) -> Preprocessing:
+        height = FILM_SIZE if self.size is None else self.size
+        if not native:
+            return Preprocessing(
+                height,
+                height if self.width is None else self.width,
+                crop_breast=self.crop_breast,
+                face_left=self.face_left,
+                average_flips=self.average_flips,
+            )
+        height = NATIVE_SIZE if self.size is None else self.size
+        width = native_width(height) if self.width is None else self.width
+        return Preprocessing(height, width, average_flips=self.average_flips, native=True)
 
     def weights_for(self, trunk: str) -> str | None:
         """What a model with this trunk starts from."""

@@ -8,27 +8,27 @@ stopped.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hmc_fast.data.native import NativeFrame, NativeImage, NativePreprocessing
-from hmc_fast.data.pixels import pixel_digest, read_pixels
+from hmc_fast.data import FilmCache
+from hmc_fast.data.frame import Frame
 from hmc_fast.errors import UserError
 from hmc_fast.files import make_folder, write_atomically
-from hmc_fast.models import HMCNet
+from hmc_fast.models import HMCNet, attention_blocks, build_model
 from hmc_fast.models.lesion_head import black_level, breast_cells, lesion_features
 from hmc_fast.models.weights import read_safetensors
 
-FORMAT = 1
+FORMAT = 2
 METADATA_KEY = "hmc_fast"
 """One entry alone: safetensors writes several in a random order."""
 SUFFIX = ".safetensors"
-TRUNK_PARTS = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "hsa.C2.", "hsa.C3.", "hsa.C4.")
-"""Parameters that C3 and C4 depend on."""
+TRUNK_PARTS = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.")
+"""Parameters that C3 and C4 depend on while γ is zero."""
 GIB = 2**30
 
 
@@ -43,64 +43,47 @@ class FilmFeatures:
 
     cells: Tensor
     breast: Tensor
-    frame: NativeFrame
+    frame: Frame
     digest: str
-
-
-@dataclass(frozen=True)
-class _Film:
-    """A film on its way through the trunk."""
-
-    image: NativeImage
-    digest: str
-    file: Path
 
 
 def cache_features(
     paths: Sequence[Path],
     trunk: HMCNet,
-    preprocessing: NativePreprocessing,
+    films: FilmCache,
     folder: Path,
     *,
     limit_gib: float = 8.0,
-    batch_size: int = 1,
-    device: torch.device | str = "cpu",
-    on_film: Callable[[int], object] = lambda films: None,
+    on_film: Callable[[int], object] = lambda count: None,
 ) -> list[Path]:
-    """The feature file of every film, those that are missing computed now.
-
-    Films of equal size go through the trunk together. The batches depend on ``paths`` alone, not on
-    which files are there, so that a run that was killed ends with the files of one that was not.
+    """The feature file of every film, those that are missing computed now, one film at a time.
 
     Args:
         paths: films.
-        trunk: in evaluation mode afterwards.
-        preprocessing: what the films go through.
+        trunk: whose attention, if it has any, still has ``γ = 0``, so that C3 and C4 are the
+            trunk's own; it is not changed.
+        films: where prepared films come from.
         folder: of the cache, shared by any trunks and preprocessings.
         limit_gib: the most that the folder may hold.
-        batch_size: films of equal size that are computed together.
-        device: where the trunk runs.
-        on_film: called with the number of films that have become ready.
+        on_film: called with 1 for every film that has become ready.
 
     Raises:
         UserError: a film cannot be read or shows nothing, or the folder is full.
+        ValueError: the trunk's attention has learned something.
     """
     make_folder(folder)
-    trunk.eval().to(device)
+    trunk = plain_trunk(trunk)
     weights = trunk_digest(trunk)
     files: dict[Path, Path] = {}
-    by_size: dict[tuple[int, ...], list[_Film]] = {}
     for path in dict.fromkeys(paths):
-        film = _read(path, preprocessing, weights, folder)
-        files[path] = film.file
-        waiting = by_size.setdefault(tuple(film.image.image.shape), [])
-        waiting.append(film)
-        if len(waiting) == batch_size:
-            _finish(by_size.pop(tuple(film.image.image.shape)), trunk, preprocessing, limit_gib)
-            on_film(batch_size)
-    for waiting in by_size.values():
-        _finish(waiting, trunk, preprocessing, limit_gib)
-        on_film(len(waiting))
+        key = json.dumps(
+            [FORMAT, films.digest(path), weights, films.preprocessing.to_json()], sort_keys=True
+        )
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        files[path] = folder / f"{name}{SUFFIX}"
+        if not files[path].exists():
+            _compute(path, trunk, films, files[path], limit_gib)
+        on_film(1)
     return [files[path] for path in paths]
 
 
@@ -112,13 +95,28 @@ def read_features(file: Path) -> FilmFeatures:
         return FilmFeatures(
             tensors["cells"],
             tensors["breast"].bool(),
-            NativeFrame(**description["frame"]),
+            Frame.from_json(description["frame"]),
             description["film"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{file}: is no feature file (problem with {error}); delete it, it is computed again"
         ) from None
+
+
+def plain_trunk(model: HMCNet) -> HMCNet:
+    """The ResNet of a model whose attention passes features through, in evaluation mode.
+
+    A copy. Raises ``ValueError`` where a block's γ is not zero.
+    """
+    if any(block.gamma.any() for block in attention_blocks(model)):
+        raise ValueError("the attention has learned something, so features are not the trunk's own")
+    config = replace(model.config, hsa_stages=(), msca=False, lesion_head=False)
+    trunk = build_model(config)
+    assert isinstance(trunk, HMCNet)  # as the model is
+    trunk.load_state_dict({name: model.state_dict()[name] for name in trunk.state_dict()})
+    trunk.to(model.fc.weight.device).eval()
+    return trunk
 
 
 def trunk_digest(trunk: HMCNet) -> str:
@@ -131,49 +129,25 @@ def trunk_digest(trunk: HMCNet) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, preprocessing: NativePreprocessing, weights: str, folder: Path) -> _Film:
-    pixels = read_pixels(path)
-    try:
-        image = preprocessing(pixels)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    digest = pixel_digest(pixels)
-    key = json.dumps([FORMAT, digest, weights, preprocessing.to_json()], sort_keys=True)
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return _Film(image, digest, folder / f"{name}{SUFFIX}")
-
-
-def _finish(
-    films: list[_Film], trunk: HMCNet, preprocessing: NativePreprocessing, limit_gib: float
-) -> None:
-    """Compute and write the files of films of one size, unless all are there."""
-    if all(film.file.exists() for film in films):
-        return
-    images = torch.stack([preprocessing.normalise(film.image.image) for film in films])
-    images = images.to(next(trunk.parameters()).device)
+def _compute(path: Path, trunk: HMCNet, films: FilmCache, file: Path, limit_gib: float) -> None:
+    """Compute and write one film's features."""
+    preprocessing = films.preprocessing
+    image = preprocessing.normalise(films.image(path))[None].to(trunk.fc.weight.device)
+    black = black_level(preprocessing.mean[0], preprocessing.std[0])
     with torch.inference_mode():
-        cells = lesion_features(*trunk.early_stages(images)).half().cpu()
-        breast = breast_cells(images, black_level(preprocessing.mean[0], preprocessing.std[0]))
+        cells = lesion_features(*trunk.early_stages(image)).half().cpu()[0]
+        breast = breast_cells(image, black).cpu()[0, 0]
     if not cells.isfinite().all():
         raise UserError("the trunk's features exceed fp16's range; use other weights")
-    for film, film_cells, film_breast in zip(films, cells, breast.cpu(), strict=True):
-        if not film.file.exists():
-            tensors = {
-                "cells": film_cells.contiguous(),
-                "breast": film_breast[0].to(torch.uint8).contiguous(),
-            }
-            _write(film, tensors, limit_gib)
-
-
-def _write(film: _Film, tensors: dict[str, Tensor], limit_gib: float) -> None:
-    folder = film.file.parent
-    held = sum(file.stat().st_size for file in folder.glob(f"*{SUFFIX}"))
+    tensors = {"cells": cells.contiguous(), "breast": breast.to(torch.uint8).contiguous()}
+    folder = file.parent
+    held = sum(other.stat().st_size for other in folder.glob(f"*{SUFFIX}"))
     size = sum(tensor.nbytes for tensor in tensors.values())
     if held + size > limit_gib * GIB:
         raise UserError(
             f"{folder}: the features of one more film would exceed the limit of {limit_gib:g} GiB; "
             "raise the limit, or delete the folder, whose files can be computed again"
         )
-    description = {"film": film.digest, "frame": film.image.frame.to_json()}
+    description = {"film": films.digest(path), "frame": films.frame(path).to_json()}
     metadata = {METADATA_KEY: json.dumps(description)}
-    write_atomically(film.file, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    write_atomically(file, lambda temporary: save_file(tensors, temporary, metadata=metadata))

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from hmc_fast.data import Film, Finding
-from hmc_fast.data.native import NativeFrame
+from hmc_fast.data.frame import Frame
 from hmc_fast.errors import UserError
 from hmc_fast.models.lesion_head import CELL, LESION_MAPS, LesionHead
 from hmc_fast.training.features import FilmFeatures
@@ -167,7 +167,17 @@ def minimise_loss(
     return parameters[:-1], parameters[-1]
 
 
-def circle_distance(finding: Finding, frame: NativeFrame) -> NDArray[np.float64] | None:
+@torch.inference_mode()
+def film_scores(
+    head: LesionHead, features: FilmFeatures, readouts: Sequence[str]
+) -> dict[str, float]:
+    """A film's score by every one of ``readouts``, from cached features."""
+    maps = head.maps(features.cells[None].float())
+    breast = features.breast[None, None]
+    return {readout: float(head.score(maps, breast, readout)) for readout in readouts}
+
+
+def circle_distance(finding: Finding, frame: Frame) -> NDArray[np.float64] | None:
     """Pixels from every cell's centre to the finding's circle, negative inside; None without one.
 
     The cell at the centre of a circle counts as inside however small the circle is.

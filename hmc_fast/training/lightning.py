@@ -29,7 +29,8 @@ SMALLEST_SHARE = 1e-6
 class FilmClassifier(pl.LightningModule):
     """Cross-entropy with AdamW and a half-cosine learning rate.
 
-    Batches with lesion masks add :func:`lesion_loss`.
+    Batches with lesion masks add :func:`lesion_loss`. Below a lesion head the trunk is frozen,
+    statistics of its batch normalisation included, unless the settings say otherwise.
     """
 
     def __init__(
@@ -41,6 +42,11 @@ class FilmClassifier(pl.LightningModule):
         self.fold = fold
         self.loss = nn.CrossEntropyLoss(class_weights)
         self.val_auc = MulticlassAUROC(model.config.num_classes)
+        self.frozen: list[nn.Module] = []
+        if isinstance(model, HMCNet) and model.lesion_head is not None and not config.train_trunk:
+            self.frozen = model.trunk_modules()
+            for module in self.frozen:
+                module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)
@@ -49,9 +55,12 @@ class FilmClassifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(derive_seed(self.config.seed, self.fold, self.current_epoch, _DROPOUT))
         # Computed, not stepped: Lightning saves an epoch's checkpoint before it steps a scheduler.
-        half_cosine = (1 + math.cos(math.pi * self.current_epoch / self.config.epochs)) / 2
+        epochs = self.config.epochs_of(self.model.config.name)
+        half_cosine = (1 + math.cos(math.pi * self.current_epoch / epochs)) / 2
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.config.learning_rate * half_cosine
+        for module in self.frozen:
+            module.eval()
 
     def training_step(self, batch: tuple[Tensor, ...], batch_index: int) -> Tensor:
         images, labels, *lesions = batch
@@ -88,7 +97,7 @@ class FilmClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
-            self.model.parameters(),
+            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
             self.config.learning_rate,
             weight_decay=self.config.weight_decay,
             fused=True,

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset
+from hmc_fast.devices import default_device
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, predict_logits
@@ -32,6 +33,7 @@ from hmc_fast.files import make_folder, read_json, write_json, write_text
 from hmc_fast.models import HMCNet, create_model, model_entry
 from hmc_fast.training.config import TrainingConfig
 from hmc_fast.training.interrupt import InterruptGuard
+from hmc_fast.training.lesion_training import LesionFit, train_lesion_head
 from hmc_fast.training.lightning import FilmClassifier, FilmData, LearningCurve, StepReporter
 
 MODEL_FILE = "model.safetensors"
@@ -40,6 +42,7 @@ HISTORY_FILE = "history.csv"
 JOB_FILE = "job.json"
 RESULT_FILE = "result.json"
 RESUME_FILE = "resume.ckpt"
+FEATURES_FOLDER = "features"
 _LIGHTNING_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -56,6 +59,13 @@ class TrainingJob:
     fold: int
     protocol: str
 
+    @property
+    def films_to_train(self) -> int:
+        """Films that the training goes through, over all epochs and for a lesion head's fit."""
+        passes = self.config.epochs_of(self.model_name)
+        passes += model_entry(self.model_name).config.lesion_head
+        return len(self.train_index) * passes
+
     def labelled(self, index: list[int]) -> tuple[list[Film], list[int]]:
         return [self.films[i] for i in index], [self.labels[i] for i in index]
 
@@ -67,12 +77,14 @@ def train(
     *,
     devices: int | str = 1,
     num_nodes: int = 1,
+    features: Path | None = None,
     on_films: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Any]:
     """Run ``job`` unless ``folder`` holds its result already; return the result.
 
     The result has the metrics on the held-out films (None without any), the learning curve and the
-    environment. ``on_films`` is told the number of films of every training step.
+    environment. ``features`` is the folder for the features that a lesion head is fitted to, by
+    default inside ``folder``. ``on_films`` is told the number of films of every training step.
 
     Raises:
         UserError: the loss is not finite, a film cannot be read, the folder not written, or it
@@ -80,6 +92,7 @@ def train(
         KeyboardInterrupt: the user interrupted; the folder can be continued.
     """
     make_folder(folder)
+    _check(job)
     _claim(folder, _identity(job, cache))
     if (folder / RESULT_FILE).is_file():
         result: dict[str, Any] = read_json(folder / RESULT_FILE)
@@ -91,12 +104,25 @@ def train(
         num_classes=len(task.class_names),
         weights=job.config.weights_for(model_entry(job.model_name).config.trunk),
         dropout=job.config.dropout,
-        image_size=job.config.size,
+        image_size=cache.preprocessing.height,
     )
-    if job.config.lesion_weight and not isinstance(model, HMCNet):
-        raise UserError(
-            f"model {job.model_name} has no feature map for a lesion target; use --lesion-weight 0"
+    fit = None
+    if isinstance(model, HMCNet) and model.lesion_head is not None:
+        films, labels = job.labelled(job.train_index)
+        fit = train_lesion_head(
+            model,
+            films,
+            labels,
+            task,
+            cache,
+            features or folder / FEATURES_FOLDER,
+            seed=job.config.seed,
+            bilateral=job.config.bilateral,
+            balance=job.config.balance,
+            on_film=on_films,
         )
+        if not job.config.head_epochs:
+            return _conclude(job, folder, cache, model, default_device(), [], fit)
     module = FilmClassifier(model, job.config, job.fold, _class_weights(job))
     data = FilmData(
         job.labelled(job.train_index), job.labelled(job.test_index), cache, job.config, job.fold
@@ -104,7 +130,7 @@ def train(
     curve, guard = LearningCurve(), InterruptGuard()
     with _quiet_lightning(), guard.watch():
         trainer = _make_trainer(
-            max_epochs=job.config.epochs,
+            max_epochs=job.config.epochs_of(job.model_name),
             accelerator="auto",
             devices=devices,
             num_nodes=num_nodes,
@@ -121,7 +147,30 @@ def train(
         _fit(trainer, module, data, folder / RESUME_FILE)
     if not trainer.is_global_zero:
         return {}
-    return _conclude(job, folder, cache, model, device, curve.rows)
+    return _conclude(job, folder, cache, model, device, curve.rows, fit)
+
+
+def _check(job: TrainingJob) -> None:
+    """Raises :class:`UserError` for settings that the model cannot be trained with."""
+    entry = model_entry(job.model_name)
+    if job.config.lesion_weight and not entry.is_resnet:
+        raise UserError(
+            f"model {job.model_name} has no feature map for a lesion target; use --lesion-weight 0"
+        )
+    if not entry.config.lesion_head:
+        return
+    if job.config.lesion_weight or job.config.crop_epochs:
+        raise UserError(
+            f"model {job.model_name} learns from circles by its lesion head; use --lesion-weight 0 "
+            "and --crop-epochs 0"
+        )
+    if any(film.rotation for film in job.films):
+        raise UserError(
+            f"model {job.model_name} is fitted to circles on films as they are, not on rotated "
+            "copies; use one copy a film and the patient protocol"
+        )
+    if job.config.train_trunk and not job.config.head_epochs:
+        raise UserError("--train-trunk has no effect without --head-epochs")
 
 
 def _identity(job: TrainingJob, cache: FilmCache) -> dict[str, Any]:
@@ -147,6 +196,7 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
         write_json(path, identity)
         return
     previous = read_json(path)
+    previous["config"] = {**TrainingConfig().to_json(), **previous.get("config", {})}
     changed = [key for key, value in identity.items() if previous.get(key) != value]
     if changed:
         raise UserError(
@@ -169,6 +219,7 @@ def _conclude(
     model: Any,
     device: torch.device,
     history: list[dict[str, float]],
+    fit: LesionFit | None,
 ) -> dict[str, Any]:
     task = TASKS[job.config.task]
     train_films, _ = job.labelled(job.train_index)
@@ -179,8 +230,10 @@ def _conclude(
         "config": {**job.config.to_json(), "weights": job.config.weights_label()},
         "metrics": None,
         "history": history,
+        "lesion_fit": None if fit is None else asdict(fit),
         "environment": environment(),
     }
+    bilateral = fit is not None and job.config.bilateral
     model.to(device)
     if job.test_index:
         test_films, test_labels = job.labelled(job.test_index)
@@ -190,7 +243,9 @@ def _conclude(
             device=device,
             batch_size=job.config.batch_size,
         )
-        predictions = Predictions.of(test_films, test_labels, job.fold, logits, task.class_names)
+        predictions = Predictions.of(
+            test_films, test_labels, job.fold, logits, task.class_names, bilateral=bilateral
+        )
         predictions.save(folder / PREDICTIONS_FILE)
         result["metrics"] = predictions.metrics()
     save_checkpoint(
@@ -203,6 +258,7 @@ def _conclude(
             preprocessing=cache.preprocessing,
             training_films={film.film_id: cache.digest(film.path) for film in train_films},
             training={key: result[key] for key in ("fold", "protocol", "config", "environment")},
+            bilateral=bilateral,
         ),
     )
     write_text(folder / HISTORY_FILE, _history_table(history))

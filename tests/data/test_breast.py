@@ -37,7 +37,7 @@ def test_the_box_holds_the_breast_and_not_the_label(right: bool) -> None:
 def test_a_film_without_a_breast_is_left_whole() -> None:
     for pixels in (np.zeros((64, 48), np.float32), np.full((64, 48), 0.5, np.float32)):
         frame = Preprocessing(64, 64, crop_breast=True).frame(pixels)
-        assert (frame.top, frame.bottom, frame.left, frame.right) == (0, 64, 0, 48)
+        assert frame.box == (0, 64, 0, 48, False)
 
 
 def test_facing_left_makes_mirrored_films_equal() -> None:

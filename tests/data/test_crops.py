@@ -10,7 +10,7 @@ import torch
 from hmc_fast.data import Film, FilmCache, Finding, Preprocessing, read_mias, read_pixels
 from hmc_fast.data.breast import breast_mask
 from hmc_fast.data.dataset import CropDataset
-from hmc_fast.data.lesions import crop_frame, lesion_mask
+from hmc_fast.data.lesions import crop_box, lesion_mask
 
 
 def film(*findings: Finding, name: str = "mdb001") -> Film:
@@ -25,29 +25,29 @@ def test_the_crop_is_a_square_in_the_film_that_holds_the_lesion(
 ) -> None:
     pixels = np.zeros((120, 100), np.float32)
     found = film(Finding("ASYM", "benign"), Finding("CIRC", "malignant", x, y, radius))
-    frame = crop_frame(found, pixels, mirrored=True)
-    side = frame.bottom - frame.top
-    assert side == frame.right - frame.left == min(max(4 * radius, 12), 100)
-    assert 0 <= frame.top < frame.bottom <= 120
-    assert 0 <= frame.left < frame.right <= 100
-    assert frame.mirrored
+    box = crop_box(found, pixels, mirrored=True)
+    side = box.bottom - box.top
+    assert side == box.right - box.left == min(max(4 * radius, 12), 100)
+    assert 0 <= box.top < box.bottom <= 120
+    assert 0 <= box.left < box.right <= 100
+    assert box.mirrored
     mask = lesion_mask(found, pixels.shape)
     if 4 * radius <= 100:
-        inside = mask[frame.top : frame.bottom, frame.left : frame.right]
+        inside = mask[box.top : box.bottom, box.left : box.right]
         assert inside.sum() == mask.sum()
 
 
 def test_a_film_without_a_circle_is_cropped_in_the_breast() -> None:
     pixels = np.zeros((160, 160), np.float32)
     pixels[20:140, :80] = 0.8
-    frames = {crop_frame(film(name=f"mdb{i:03d}"), pixels, mirrored=False) for i in range(30)}
-    assert len(frames) > 20
-    for frame in frames:
-        assert frame.bottom - frame.top == 40
-        assert breast_mask(pixels)[frame.top : frame.bottom, frame.left : frame.right].any()
-    again = crop_frame(film(name="mdb003"), pixels, mirrored=False)
-    assert again == crop_frame(film(name="mdb003"), pixels, mirrored=False)
-    assert again in frames
+    boxes = {crop_box(film(name=f"mdb{i:03d}"), pixels, mirrored=False) for i in range(30)}
+    assert len(boxes) > 20
+    for box in boxes:
+        assert box.bottom - box.top == 40
+        assert breast_mask(pixels)[box.top : box.bottom, box.left : box.right].any()
+    again = crop_box(film(name="mdb003"), pixels, mirrored=False)
+    assert again == crop_box(film(name="mdb003"), pixels, mirrored=False)
+    assert again in boxes
 
 
 def test_crops_enlarge_the_lesion(phantoms: list[Film]) -> None:
@@ -70,8 +70,8 @@ def test_crops_of_real_films_hold_their_lesions(real_data: Path) -> None:
     films = [c for c in read_mias(real_data / "mias") if any(f.radius for f in c.findings)]
     for found in films[::6]:
         pixels = read_pixels(found.path)
-        frame = crop_frame(found, pixels, mirrored=False)
+        box = crop_box(found, pixels, mirrored=False)
         first = next(f for f in found.findings if f.radius)
         mask = lesion_mask(replace(found, findings=(first,)), pixels.shape)
-        inside = mask[frame.top : frame.bottom, frame.left : frame.right].sum()
+        inside = mask[box.top : box.bottom, box.left : box.right].sum()
         assert inside > 0.9 * mask.sum()

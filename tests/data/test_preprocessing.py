@@ -12,7 +12,7 @@ from hmc_fast.data import Film, FilmCache, FilmDataset, Preprocessing, read_pixe
 
 def test_a_film_is_centred_on_a_black_square() -> None:
     film = np.ones((64, 32), np.float32)
-    image = Preprocessing.square(64).resize(film)
+    image = Preprocessing.square(64).place(film)[0]
     assert image.shape == (1, 64, 64)
     assert image[0, :, 16:48].eq(1).all()
     assert image[0, :, :16].eq(0).all()

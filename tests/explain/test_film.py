@@ -39,7 +39,7 @@ def test_prediction_and_maps_belong_together(loaded: LoadedModel, malignant: Fil
     assert found.class_index == int(expected.argmax())
     assert [m.method for m in found.maps] == ["gradcam", "gradcam++", "scorecam"]
     assert found.scale is not None
-    assert found.notes == ()
+    assert found.notes == ("Lesion map: hmc_net_resnet18 has no lesion head",)
     values = found.to_json()
     for row in values["maps"]:
         assert 0 <= row["energy_in_lesion"] <= 1
@@ -94,7 +94,7 @@ def test_framed_and_mirrored_films_keep_their_lesion(loaded: LoadedModel, malign
     pixels = read_pixels(malignant.path)
     framed = Preprocessing(96, 96, crop_breast=True, face_left=True)
     upright = lesion_in(framed, pixels, malignant)
-    picture = framed.resize(pixels)[0].numpy()
+    picture = framed.place(pixels)[0][0].numpy()
     assert picture[upright].max() == picture.max()
     finding = malignant.findings[0]
     mirrored = replace(malignant, findings=(replace(finding, x=pixels.shape[1] - 1 - finding.x),))

@@ -14,7 +14,7 @@ from torchvision.models import resnet50 as torchvision_resnet50
 
 from hmc_fast import MODEL_NAMES, UserError, create_model
 from hmc_fast.kernels.backend import BackendUnavailableError
-from hmc_fast.models import HMCNet
+from hmc_fast.models import HMCNet, model_entry
 
 MEMORY_LIMIT_MIB = 4096
 
@@ -29,19 +29,22 @@ def randomise_gates(model: HMCNet) -> HMCNet:
 
 
 def test_names() -> None:
-    assert set(MODEL_NAMES) == {
-        "hmc_net", "resnet50_hsa", "resnet50_msca", "resnet50", "vgg16", "vgg19", "vit_b_16",
+    resnets = {
+        "hmc_net", "resnet50_hsa", "resnet50_msca", "resnet50",
         "hmc_net_resnet18", "resnet18_hsa", "resnet18_msca", "resnet18",
     }  # fmt: skip
+    with_head = {f"{name}_lesions" for name in resnets}
+    assert set(MODEL_NAMES) == resnets | with_head | {"vgg16", "vgg19", "vit_b_16"}
     with pytest.raises(UserError, match="unknown model 'resnet34'"):
         create_model("resnet34")
 
 
 @pytest.mark.parametrize("name", sorted(set(MODEL_NAMES) - {"vit_b_16"}))
 def test_every_model_but_vit_classifies_any_multiple_of_32(name: str) -> None:
-    model = create_model(name, num_classes=3).eval()
+    classes = 2 if model_entry(name).config.lesion_head else 3
+    model = create_model(name, num_classes=classes).eval()
     with torch.inference_mode():
-        assert model(torch.randn(2, 3, 32, 96)).shape == (2, 3)
+        assert model(torch.randn(2, 3, 32, 96)).shape == (2, classes)
     with pytest.raises(ValueError, match="image size 100x96.*multiples of 32"):
         model(torch.randn(1, 3, 100, 96))
 

@@ -48,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     torch.manual_seed(0)
     save_trunk(folder / "trunk.safetensors")
     arguments = ["study", "lesions", "--data", str(folder / "films"), "--trunk", "resnet18"]
-    arguments += ["--weights", str(folder / "trunk.safetensors"), "--film-side", "256"]
+    arguments += ["--weights", str(folder / "trunk.safetensors"), "--size", "256"]
     arguments += ["--folds", str(FOLDS)]
     with pytest.MonkeyPatch.context() as patch:
         printed: list[Any] = []
@@ -138,7 +138,7 @@ def test_other_settings_weights_or_films_are_refused(
 ) -> None:
     call = [*finished.arguments, "--out", finished.folder]
     assert "folds 2 there, 3 now" in fails(*call, "--folds", "3")
-    assert "film_side" in fails(*call, "--film-side", "128")
+    assert "preprocessing" in fails(*call, "--size", "128")
     other = tmp_path / "trunk.safetensors"
     save_trunk(other)
     assert "other weights" in fails(*call, "--weights", other)

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from hmc_fast.data import TASKS, Film, Finding, Folds, make_folds, read_mias, write_phantoms
-from hmc_fast.data.mias import side_of
-from hmc_fast.data.native import NativePreprocessing
-from hmc_fast.data.pixels import read_pixels
+from hmc_fast.data import (
+    TASKS,
+    Film,
+    FilmCache,
+    Finding,
+    Folds,
+    Preprocessing,
+    make_folds,
+    read_mias,
+    write_phantoms,
+)
 from hmc_fast.evaluation import pool
 from hmc_fast.models import HMCNet, create_model
-from hmc_fast.models.lesion_head import (
-    CELL,
-    LesionClassifier,
-    LesionHead,
-    black_level,
-    stage_channels,
-)
+from hmc_fast.models.lesion_head import CELL, LesionHead, black_level
 from hmc_fast.study.lesions import (
     RECIPES,
     Cohort,
@@ -26,14 +27,14 @@ from hmc_fast.study.lesions import (
     LesionStudy,
     NestedFold,
     cross_validate_lesion_head,
-    film_scores,
     nested_fold,
     training_positions,
 )
 from hmc_fast.training.features import FilmFeatures, cache_features, read_features
-from hmc_fast.training.lesion_fit import fit_lesion_head
+from hmc_fast.training.lesion_fit import film_scores, fit_lesion_head
 
 FOLDS = 3
+PREPROCESSING = Preprocessing(256, 192, native=True)
 CALCIFIED = Finding("CALC", "malignant", 60, 128, 40)
 """A large circle in the middle of the films."""
 
@@ -69,18 +70,13 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     write_phantoms(folder / "films", patients=24, size=256, seed=3)
     films, labels = TASKS["malignant"].select(read_mias(folder / "films"))
     torch.manual_seed(0)
-    net = create_model("resnet18")
+    net = create_model("resnet18_lesions")
     assert isinstance(net, HMCNet)
     files = cache_features(
-        [film.path for film in films], net, NativePreprocessing(film_side=256), folder / "cache"
+        [film.path for film in films], net, FilmCache(PREPROCESSING), folder / "cache"
     )
-    cohort = Cohort(
-        tuple(films),
-        tuple(labels),
-        tuple(side_of(film.film_id) for film in films),
-        tuple(files),
-        stage_channels(net),
-    )
+    channels = net.stage_channels["C3"], net.stage_channels["C4"]
+    cohort = Cohort(tuple(films), tuple(labels), tuple(files), channels)
     return Material(cohort, make_folds(films, labels, TASKS["malignant"], FOLDS, seed=0), net)
 
 
@@ -176,16 +172,16 @@ def test_a_fold_is_its_training_films_alone(material: Material, result: LesionSt
 
 
 def test_the_model_says_of_a_film_what_its_cached_features_say(material: Material) -> None:
-    head, held_out = material.head(0)
-    preprocessing = NativePreprocessing(film_side=256)
-    model = LesionClassifier(
-        material.net, head, black_level(preprocessing.mean[0], preprocessing.std[0])
-    ).eval()
+    fitted, held_out = material.head(0)
+    model, images = material.net.eval(), FilmCache(PREPROCESSING)
+    assert model.lesion_head is not None
+    model.lesion_head.load_state_dict(fitted.state_dict())
+    model.lesion_head.black.fill_(black_level(PREPROCESSING.mean[0], PREPROCESSING.std[0]))
     for index in held_out:
-        image = preprocessing(read_pixels(material.cohort.films[index].path)).image
+        image = PREPROCESSING.normalise(images.image(material.cohort.films[index].path))
         with torch.inference_mode():
-            logits = model(preprocessing.normalise(image)[None])[0]
-        cached = film_scores(head, read_features(material.cohort.files[index]), ["maximum"])
+            logits = model(image[None])[0]
+        cached = film_scores(fitted, read_features(material.cohort.files[index]), ["maximum"])
         assert float(logits[1] - logits[0]) == pytest.approx(cached["maximum"], abs=0.02)
 
 

@@ -1,6 +1,8 @@
 """The cache of features: keyed by what decides its content, resumed, bounded."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,19 +10,18 @@ import torch
 from PIL import Image
 
 from hmc_fast import UserError
-from hmc_fast.data import Film, read_pixels
-from hmc_fast.data.native import NativePreprocessing
+from hmc_fast.data import Film, FilmCache, Preprocessing
 from hmc_fast.models import HMCNet, create_model
 from hmc_fast.models.lesion_head import lesion_features
 from hmc_fast.training.features import cache_features, read_features, trunk_digest
 
-NATIVE = NativePreprocessing(film_side=64)
-SQUARE = NativePreprocessing(64, 64, 64)
+NATIVE = Preprocessing(64, 64, native=True)
+SQUARE = Preprocessing(64, 64)
 
 
-def trunk(seed: int = 0) -> HMCNet:
+def trunk(seed: int = 0, name: str = "resnet18") -> HMCNet:
     torch.manual_seed(seed)
-    net = create_model("resnet18")
+    net = create_model(name)
     assert isinstance(net, HMCNet)
     return net
 
@@ -34,39 +35,61 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_file_holds_what_the_trunk_sees(films: list[Path], tmp_path: Path) -> None:
-    net = trunk()
-    files = cache_features(films, net, NATIVE, tmp_path)
+def features_of(
+    films: Sequence[Path],
+    net: HMCNet,
+    preprocessing: Preprocessing,
+    folder: Path,
+    **options: Any,
+) -> list[Path]:
+    return cache_features(films, net, FilmCache(preprocessing), folder, **options)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "hmc_net_resnet18_lesions"])
+def test_the_file_holds_what_the_model_sees(films: list[Path], tmp_path: Path, name: str) -> None:
+    net, images = trunk(name=name).eval(), FilmCache(NATIVE)
+    files = cache_features(films, net, images, tmp_path)
     for film, file in zip(films, files, strict=True):
-        image, frame = NATIVE(read_pixels(film))
-        features = read_features(file)
+        features, frame = read_features(file), images.frame(film)
         assert features.frame == frame
         assert features.breast.shape == (frame.height // 16, frame.width // 16)
         assert features.breast.any()
         with torch.inference_mode():
-            expected = lesion_features(*net.stages(NATIVE.normalise(image)[None])[:2])[0]
+            stages = net.stages(NATIVE.normalise(images.image(film))[None])
+        expected = lesion_features(*stages[:2])[0]
         assert features.cells.dtype == torch.float16
         torch.testing.assert_close(features.cells.float(), expected, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_a_killed_run_ends_like_one_that_was_not(
-    films: list[Path], tmp_path: Path, batch_size: int
-) -> None:
+def test_attention_that_has_learned_is_refused(films: list[Path], tmp_path: Path) -> None:
+    net = trunk(name="resnet18_hsa")
+    with torch.no_grad():
+        net.hsa["C4"].gamma[3] = 0.1
+    with pytest.raises(ValueError, match="attention has learned"):
+        features_of(films[:1], net, NATIVE, tmp_path)
+
+
+def test_models_of_one_trunk_share_their_features(films: list[Path], tmp_path: Path) -> None:
+    plain, whole = trunk(), trunk(name="hmc_net_resnet18_lesions")
+    whole.load_state_dict(plain.state_dict(), strict=False)
+    files = features_of(films[:2], plain, NATIVE, tmp_path)
+    assert features_of(films[:2], whole, NATIVE, tmp_path) == files
+
+
+def test_a_killed_run_ends_like_one_that_was_not(films: list[Path], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     ready: list[int] = []
-    cache_features(films, trunk(), SQUARE, whole, batch_size=batch_size, on_film=ready.append)
+    features_of(films, trunk(), SQUARE, whole, on_film=ready.append)
     assert sum(ready) == len(films)
 
     def kill(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache_features(films, trunk(), SQUARE, killed, batch_size=batch_size, on_film=kill)
-    assert len(contents(killed)) == batch_size
-    lost = next(killed.iterdir())
-    lost.unlink()
-    cache_features(films, trunk(), SQUARE, killed, batch_size=batch_size)
+        features_of(films, trunk(), SQUARE, killed, on_film=kill)
+    assert len(contents(killed)) == 1
+    next(killed.iterdir()).unlink()
+    features_of(films, trunk(), SQUARE, killed)
     assert contents(killed) == contents(whole)
 
 
@@ -74,20 +97,20 @@ def test_films_that_are_there_are_not_computed_again(
     films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = trunk()
-    files = cache_features(films, net, NATIVE, tmp_path)
-    monkeypatch.setattr(net, "early_stages", lambda x: pytest.fail("computed again"))
-    assert cache_features(films[::-1], net, NATIVE, tmp_path) == files[::-1]
+    files = features_of(films, net, NATIVE, tmp_path)
+    monkeypatch.setattr(HMCNet, "early_stages", lambda net, x: pytest.fail("computed again"))
+    assert features_of(films[::-1], net, NATIVE, tmp_path) == files[::-1]
 
 
 def test_pixels_weights_and_preprocessing_make_the_key(films: list[Path], tmp_path: Path) -> None:
-    (file,) = cache_features(films[:1], trunk(), NATIVE, tmp_path)
+    (file,) = features_of(films[:1], trunk(), NATIVE, tmp_path)
     png = tmp_path / "same.png"
     with Image.open(films[0]) as picture:
         picture.save(png)
-    assert cache_features([png], trunk(), NATIVE, tmp_path) == [file]
-    assert cache_features(films[:1], trunk(), SQUARE, tmp_path) != [file]
-    assert cache_features(films[:1], trunk(1), NATIVE, tmp_path) != [file]
-    assert cache_features(films[1:2], trunk(), NATIVE, tmp_path) != [file]
+    assert features_of([png], trunk(), NATIVE, tmp_path) == [file]
+    assert features_of(films[:1], trunk(), SQUARE, tmp_path) != [file]
+    assert features_of(films[:1], trunk(1), NATIVE, tmp_path) != [file]
+    assert features_of(films[1:2], trunk(), NATIVE, tmp_path) != [file]
 
 
 def test_the_trunk_is_known_by_what_c3_and_c4_depend_on() -> None:
@@ -108,10 +131,10 @@ def test_the_trunk_is_known_by_what_c3_and_c4_depend_on() -> None:
 
 
 def test_the_folder_is_bounded(films: list[Path], tmp_path: Path) -> None:
-    (file,) = cache_features(films[:1], trunk(), NATIVE, tmp_path)
+    (file,) = features_of(films[:1], trunk(), NATIVE, tmp_path)
     limit = 1.5 * file.stat().st_size / 2**30
     with pytest.raises(UserError, match=r"would exceed the limit of .* GiB; raise the limit"):
-        cache_features(films, trunk(), NATIVE, tmp_path, limit_gib=limit)
+        features_of(films, trunk(), NATIVE, tmp_path, limit_gib=limit)
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -119,8 +142,8 @@ def test_a_black_film_and_a_damaged_file_are_named(films: list[Path], tmp_path: 
     black = tmp_path / "black.png"
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(black)
     with pytest.raises(UserError, match=r"black\.png: .*shows no breast"):
-        cache_features([films[0], black], trunk(), NATIVE, tmp_path)
-    (file,) = cache_features(films[:1], trunk(), NATIVE, tmp_path)
+        features_of([films[0], black], trunk(), NATIVE, tmp_path)
+    (file,) = features_of(films[:1], trunk(), NATIVE, tmp_path)
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(UserError, match=r"not a complete safetensors file"):
         read_features(file)

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hmc_fast import UserError
 from hmc_fast.data import Film, Finding
-from hmc_fast.data.native import NativeFrame
+from hmc_fast.data.frame import Box, Frame
 from hmc_fast.models.lesion_head import LesionHead
 from hmc_fast.training.features import FilmFeatures
 from hmc_fast.training.lesion_fit import (
@@ -22,7 +22,7 @@ from hmc_fast.training.lesion_fit import (
 )
 
 ROWS, COLUMNS = 20, 12
-FRAME = NativeFrame(320, 192, 0, 320, 0, 192, False, 1.0, 320, 192, breast_found=True)
+FRAME = Frame(320, 192, Box(0, 320, 0, 192, mirrored=False), 1.0, 0, 0, 320, 192)
 
 
 def features(seed: int = 0) -> FilmFeatures:

@@ -64,7 +64,7 @@ def test_a_checkpoint_predicts_as_its_study_did_with_every_option(
     run_cross_validation(["resnet18"], chosen, phantoms, tmp_path, fold_count=2, only_jobs=[0])
     folder = tmp_path / "resnet18" / "fold0"
     model, metadata = load_model(folder / "model.safetensors")
-    assert metadata.preprocessing == chosen.preprocessing()
+    assert metadata.preprocessing == chosen.preprocessing("resnet18")
     kept = read_predictions(folder / "predictions.csv")
     films = [film for film in phantoms if film.film_id in kept.films]
     dataset = FilmDataset(films, [0] * len(films), FilmCache(metadata.preprocessing))
