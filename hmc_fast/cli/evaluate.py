@@ -35,6 +35,7 @@ def evaluate(
     from hmc_fast.data import TASKS, FilmCache, FilmDataset, read_films
     from hmc_fast.devices import default_device
     from hmc_fast.evaluation import Predictions, ensemble, predict_logits
+    from hmc_fast.inference import prepare
 
     device = default_device()
     members = load_ensemble(checkpoint, backend=backend, device=device)
@@ -59,7 +60,7 @@ def evaluate(
         parts = []
         for member in members:
             logits = predict_logits(
-                member.model,
+                prepare(member.model, precision=precision),
                 FilmDataset(kept_films, kept_labels, cache),
                 device=device,
                 precision=precision,

@@ -13,8 +13,8 @@ from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from hmc_fast.checkpoint import LoadedModel
-    from hmc_fast.data import Film
+    from hmc_fast.data import Film, Preprocessing
+    from hmc_fast.inference import PreparedModel
 
 
 def predict(
@@ -44,6 +44,7 @@ def predict(
     from hmc_fast.checkpoint import load_ensemble
     from hmc_fast.data.identity import film_of
     from hmc_fast.devices import default_device
+    from hmc_fast.inference import prepare
 
     device = default_device()
     members = load_ensemble(checkpoint, backend=backend, device=device)
@@ -51,9 +52,13 @@ def predict(
     compare = metadata.bilateral if bilateral is None else bilateral
     if compare and len(metadata.class_names) != 2:
         raise UserError("--bilateral compares the scores of two classes; the checkpoint has more")
+    models = [prepare(member.model, precision=precision) for member in members]
+    del members  # an ensemble is not held twice
     with progress_bar("films") as report:
         logits = [
-            _logits(members, path, precision, lambda: report("predicting", 1, len(files)))
+            _logits(
+                models, metadata.preprocessing, path, lambda: report("predicting", 1, len(files))
+            )
             for path in files
         ]
     probabilities, rules = _probabilities(
@@ -72,7 +77,7 @@ def predict(
         print_json(
             {
                 "model": metadata.model.to_json(),
-                "checkpoints": len(members),
+                "checkpoints": len(models),
                 "task": metadata.task,
                 "preprocessing": metadata.preprocessing.to_json(),
                 "precision": precision,
@@ -94,24 +99,25 @@ def predict(
 
 
 def _logits(
-    members: Sequence["LoadedModel"], path: Path, precision: str, on_film: Callable[[], object]
+    models: Sequence["PreparedModel"],
+    preprocessing: "Preprocessing",
+    path: Path,
+    on_film: Callable[[], object],
 ) -> NDArray[np.float32]:
-    """The members' logits of one film, ``[members, classes]``."""
+    """The models' logits of one film, ``[models, classes]``."""
     import torch
 
     from hmc_fast.data import read_pixels
-    from hmc_fast.devices import autocast
     from hmc_fast.evaluation import film_logits
 
-    preprocessing = members[0].metadata.preprocessing
-    device = next(members[0].model.parameters()).device
+    device = next(models[0].parameters()).device
     pixels = read_pixels(path)
     try:
         image = preprocessing(pixels).to(device)[None]
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    with torch.inference_mode(), autocast(device, precision):
-        logits = torch.cat([film_logits(m.model, image, preprocessing) for m in members])
+    with torch.inference_mode():
+        logits = torch.cat([film_logits(model, image, preprocessing) for model in models])
     if not logits.isfinite().all():
         raise UserError(f"{path}: the output is not finite; use --precision fp32")
     on_film()

@@ -22,6 +22,7 @@ from hmc_fast.explain.scores import (
     pointing_game,
     rank_correlation,
 )
+from hmc_fast.inference import folded
 from hmc_fast.models import FilmModel
 
 UNIFORM = "uniform"
@@ -60,6 +61,7 @@ class FilmScorer:
 
     def __init__(self, loaded: LoadedModel, seed: int) -> None:
         self.model, self.metadata = loaded
+        self.folded = folded(self.model)
         self.device = next(self.model.parameters()).device
         self.shuffled = with_shuffled_weights(self.model, seed)
 
@@ -139,7 +141,7 @@ class FilmScorer:
     def _curve(self, images: Tensor, class_index: int) -> NDArray[np.float64]:
         batch = max(1, CURVE_PIXELS // (images.shape[-2] * images.shape[-1]))
         with torch.no_grad():
-            logits = torch.cat([self.model(part).double() for part in torch.split(images, batch)])
+            logits = torch.cat([self.folded(part).double() for part in torch.split(images, batch)])
         if not logits.isfinite().all():
             raise UserError("the model's output on a changed film is not finite; train it again")
         probabilities: NDArray[np.float64] = logits.softmax(1)[:, class_index].cpu().numpy()

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from hmc_fast.errors import UserError
 from hmc_fast.explain.layers import TargetLayer, target_layer
+from hmc_fast.inference import folded
 from hmc_fast.models import FilmModel, HMCNet
 from hmc_fast.models.lesion_head import breast_cells, smooth
 
@@ -113,6 +114,9 @@ def activation_map(
     if method == LESIONS:
         return _lesion_map(model, image)
     target = target_layer(model, layer)
+    if method not in GRADIENT_METHODS:  # hundreds of passes: they repay the copy
+        model = folded(model, keep=[target.name])
+        target = target_layer(model, target.name)
     with explaining(model):
         if method in GRADIENT_METHODS:
             values = _gradient_map(model, image, method, class_index, target)
