@@ -49,11 +49,12 @@ class Measurement:
     Times are of single calls, in ms, over ``samples`` of them, none left out; ``outliers`` counts
     those far beyond the median, and ``host_p50_ms`` is the host's part. They are None unless
     ``status`` is ``ok``. ``peak_mib`` is what a call adds to its inputs, at its highest, for
-    operators and blocks; for models everything (parameters, images, the call); for the main job a
-    process of its own. ``budget_units`` is the error against fp64 over what is allowed, of
-    ``budget_tensor``. ``ceiling_share`` is the floor over the median. ``speed_up`` is the fastest
-    other peer's median over this one's. Work, floor and bound are None for models, ``scores`` for
-    everything but the main job.
+    operators and blocks; for models everything (parameters, images, the call), but None for
+    runtimes, which keep their memory between calls; for the main job a process of its own.
+    ``budget_units`` is the error against fp64 over what is allowed, of ``budget_tensor``.
+    ``ceiling_share`` is the floor over the median. ``speed_up`` is the fastest other peer's median
+    over this one's. Work, floor and bound are None for models, ``scores`` for everything but the
+    main job.
     """
 
     case: str

@@ -185,7 +185,12 @@ class ModelTrials:
         return Trial(use, timed, lambda: held)
 
     def peak_mib(self, peer: Peer, trial: Trial) -> float | None:
-        """Everything: parameters, images and what the call adds."""
+        """Everything: parameters, images and what the call adds.
+
+        None for runtimes, which keep their memory between calls, so that a call adds little.
+        """
+        if peer.family == "runtime":
+            return None
         added = added_peak_mib(lambda: trial.call.run(trial.call.prepare(0)), self.device)
         if added is None:
             return None

@@ -10,7 +10,7 @@ import torch
 
 from hmc_fast.bench.cases import Kind
 from hmc_fast.bench.peers.compiled import COMPILED
-from hmc_fast.bench.peers.cpu import CPU
+from hmc_fast.bench.peers.cpu import CPU, CPU_PREPARED
 from hmc_fast.bench.peers.eager import EAGER
 from hmc_fast.bench.peers.flex import FLEX
 from hmc_fast.bench.peers.onnxruntime import ONNXRUNTIME
@@ -24,6 +24,7 @@ PEERS: tuple[Peer, ...] = (
     TRITON,
     TRITON_COMPILED,
     CPU,
+    CPU_PREPARED,
     *SDPA_KERNELS,
     SDPA,
     FLEX,

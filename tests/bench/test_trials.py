@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -154,3 +155,23 @@ def test_onnx_runtime_agrees() -> None:
 def test_unknown_peers_are_explained() -> None:
     with pytest.raises(UserError, match="unknown peer"):
         peer("jax")
+
+
+def test_the_prepared_model_infers_alone_and_is_within_the_budget() -> None:
+    prepared = choose_peers(("cpu_prepared",), "model", CPU)
+    for name in ("hmc_net_resnet18@64x2", "resnet18@64x2"):
+        (row,) = measure(name, peers=prepared)
+        assert (row.status, row.variant) == ("ok", "batch norms folded"), row.reason
+        assert row.budget_units is not None
+        assert row.budget_units <= 1
+        assert row.peak_mib is not None
+    (row,) = measure("hmc_net_resnet18@64x2/training", peers=prepared)
+    assert (row.status, row.reason) == ("unavailable", "a prepared model infers only")
+
+
+def test_runtimes_have_no_peak_memory_in_the_shared_process() -> None:
+    """They keep their arenas between calls, so what one call adds would be far too little."""
+    like_a_runtime = replace(peer("eager"), family="runtime")
+    (row,) = measure("hmc_net_resnet18@64x1", peers=(like_a_runtime,))
+    assert row.status == "ok"
+    assert row.peak_mib is None
