@@ -38,7 +38,7 @@ def norms(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", [*NORMS, pytest.param("vgg16", marks=pytest.mark.systems), "vit_b_16"]
+    "name", [*NORMS, *(pytest.param(n, marks=pytest.mark.systems) for n in ("vgg16", "vit_b_16"))]
 )
 def test_logits_within_the_budget_and_the_model_untouched(name: str) -> None:
     model = lifelike_model(name, SIZE).train()

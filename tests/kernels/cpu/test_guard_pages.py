@@ -1,42 +1,17 @@
-"""No read or write beside a tensor: each lies against a page that must not be touched.
-
-A stray access kills the process, so the checks run in one of their own.
-"""
+"""No read or write beside a tensor: each lies against a page that must not be touched."""
 
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 
-PRELUDE = '''
-import ctypes, mmap
-from math import prod
-import torch
+Run = Callable[[str], "subprocess.CompletedProcess[str]"]
+
+CHECK = """
 from hmc_fast.kernels.cpu import backward, blocks, forward
 from hmc_fast.kernels.testing import textbook_attention
 
-torch.set_num_threads(1)
-PAGE, PROT_NONE = mmap.PAGESIZE, 0
-libc = ctypes.CDLL(None, use_errno=True)
-kept = []
-
-def guarded(shape, at_end, dtype=torch.float32, extra=0):
-    """A tensor that ends (or starts) where a protected page starts (or ends)."""
-    size = prod(shape) * dtype.itemsize
-    pages = -(-size // PAGE)
-    area = mmap.mmap(-1, (pages + 2) * PAGE)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
-    for guard in (start, start + (pages + 1) * PAGE):
-        assert libc.mprotect(ctypes.c_void_p(guard), PAGE, PROT_NONE) == 0
-    kept.append(area)
-    address = start + (PAGE + pages * PAGE - size if at_end else PAGE)
-    memory = (ctypes.c_char * (size + extra * dtype.itemsize)).from_address(address)
-    flat = torch.frombuffer(memory, dtype=dtype, count=prod(shape) + extra)
-    return flat if extra else flat.view(shape)
-'''
-
-CHECK = """
 forward.FORWARD = blocks.BlockShape(queries=32, keys=16)
 backward.BACKWARD = blocks.BlockShape(queries=16, keys=48)
 torch.manual_seed(0)
@@ -76,14 +51,8 @@ print("untouched")
 """
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PRELUDE + code], capture_output=True, text=True, timeout=120
-    )
-
-
-def test_nothing_beside_a_tensor_is_touched() -> None:
-    result = run(CHECK)
+def test_nothing_beside_a_tensor_is_touched(run_guarded: Run) -> None:
+    result = run_guarded(CHECK)
     assert (result.returncode, result.stdout) == (0, "untouched\n"), result.stderr
 
 
@@ -95,5 +64,5 @@ def test_nothing_beside_a_tensor_is_touched() -> None:
     ],
     ids=["read", "write"],
 )
-def test_an_overrun_is_noticed(overrun: str) -> None:
-    assert run(overrun).returncode == -signal.SIGSEGV
+def test_an_overrun_is_noticed(overrun: str, run_guarded: Run) -> None:
+    assert run_guarded(overrun).returncode == -signal.SIGSEGV
