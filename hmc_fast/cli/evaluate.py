@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hmc_fast.cli import options
-from hmc_fast.cli.output import console, print_json, print_table, progress_bar
+from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
 
@@ -35,11 +35,13 @@ def evaluate(
     from hmc_fast.data import TASKS, FilmCache, FilmDataset, read_films
     from hmc_fast.devices import default_device
     from hmc_fast.evaluation import Predictions, ensemble, predict_logits
-    from hmc_fast.inference import prepare
+    from hmc_fast.inference import prepare, slower_precision
 
     device = default_device()
     members = load_ensemble(checkpoint, backend=backend, device=device)
     metadata = members[0].metadata
+    if note := slower_precision(precision, device):
+        errors.print(note, style="yellow")
     films, labels = TASKS[metadata.task].select(read_films(data))
     cache = FilmCache(metadata.preprocessing)
     digests = {d for member in members for d in member.metadata.training_films.values()}

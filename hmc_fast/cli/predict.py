@@ -9,7 +9,7 @@ import typer
 from numpy.typing import NDArray
 
 from hmc_fast.cli import options
-from hmc_fast.cli.output import console, print_json, print_table, progress_bar
+from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def predict(
     from hmc_fast.checkpoint import load_ensemble
     from hmc_fast.data.identity import film_of
     from hmc_fast.devices import default_device
-    from hmc_fast.inference import prepare
+    from hmc_fast.inference import prepare, slower_precision
 
     device = default_device()
     members = load_ensemble(checkpoint, backend=backend, device=device)
@@ -54,6 +54,8 @@ def predict(
         raise UserError("--bilateral compares the scores of two classes; the checkpoint has more")
     models = [prepare(member.model, precision=precision) for member in members]
     del members  # an ensemble is not held twice
+    if note := slower_precision(precision, device):
+        errors.print(note, style="yellow")
     with progress_bar("films") as report:
         logits = [
             _logits(
