@@ -52,9 +52,9 @@ def prepare(
     Args:
         model: of the registry, or a module around one.
         precision: of :data:`hmc_fast.devices.PRECISIONS`, by autocast.
-        compile: by ``torch.compile`` with parameters frozen, which takes some 20 s for each shape
-            of images and, measured for HMC-Net on one core, saves 2 to 4 % of a film: worth it from
-            hundreds of films of 1024² on, so never done unasked. Call it without gradients.
+        compile: by ``torch.compile`` with parameters frozen. It takes some 20 s for each shape of
+            images and, measured for HMC-Net on one thread, saves 2 to 4 % of a film: at 1024² it
+            pays from 150 films on, so never unasked. Call the model without gradients.
         backend: of the attention, as in :func:`hmc_fast.create_model`; None for the model's.
 
     Raises:

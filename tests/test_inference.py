@@ -18,7 +18,13 @@ from hmc_fast.models import attention_blocks
 
 SIZE = 64
 PEAK_MIB = 1.3 * 1024
-NORMS = {"hmc_net": 53, "resnet50_hsa": 53, "resnet50_msca": 53, "resnet18": 20}
+NORMS = {
+    "hmc_net": 53,
+    "hmc_net_resnet18_lesions": 20,
+    "resnet50_hsa": 53,
+    "resnet50_msca": 53,
+    "resnet18": 20,
+}
 
 
 def films() -> Tensor:

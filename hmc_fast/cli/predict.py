@@ -53,7 +53,7 @@ def predict(
     if compare and len(metadata.class_names) != 2:
         raise UserError("--bilateral compares the scores of two classes; the checkpoint has more")
     models = [prepare(member.model, precision=precision) for member in members]
-    del members  # an ensemble is not held twice
+    del members  # so that an ensemble is not held twice
     if note := slower_precision(precision, device):
         errors.print(note, style="yellow")
     with progress_bar("films") as report:
