@@ -1,45 +1,138 @@
-"""The attention operators as ONNX and TensorRT want them: plain matrix products and one softmax.
+"""The forms in which a graph writes attention, one for what each runtime executes best.
 
-The score matrix is formed whole, its softmax is computed in fp32, and the products around it stay
-in the dtype of the graph: a strongly typed engine then runs them on its half-precision units, which
-:func:`hmc_fast.kernels.ops.decompositions`, all in fp32, would forbid.
+Softmax is computed in fp32 in every form, and the products around it stay in the dtype of the
+graph: a strongly typed engine then runs them on its half-precision units, which
+:func:`hmc_fast.kernels.ops.decompositions`, all in fp32, would forbid. The log-sum-exp and the
+scale weights, which no graph of ours needs, are not computed. A new form is one function and one
+line of :data:`FORMS`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from hmc_fast.errors import UserError
 from hmc_fast.kernels import ops
 
+Attend = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], float], list[Tensor]]
+"""``(q [B, M, H, Dqk], ks, vs, scale)`` to ``outs[s] [B, M, H, Dv_s]`` under a union softmax."""
 
-def decompositions() -> dict[Any, Callable[..., Any]]:
+BLOCK_SCORES = 2**23
+"""Scores a film and head that a block of queries may have: 32 MiB in fp32."""
+LEAST_BLOCK = 128
+"""Queries; smaller blocks cost more calls than they save memory."""
+
+
+@dataclass(frozen=True)
+class AttentionForm:
+    """One way to write attention; ``purpose`` says for what."""
+
+    name: str
+    attend: Attend
+    purpose: str
+
+
+def in_blocks(q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], scale: float) -> list[Tensor]:
+    """Matrix products and one softmax for each block of queries, so that memory is bounded."""
+    queries = (q * scale).transpose(1, 2)  # [B, H, M, Dqk]
+    keys = [k.permute(0, 2, 3, 1) for k in ks]
+    values = [v.transpose(1, 2) for v in vs]
+    tokens = [k.shape[1] for k in ks]
+    blocks: list[list[Tensor]] = [[] for _ in vs]
+    for block in torch.split(queries, block_rows(sum(tokens)), dim=2):
+        scores = [(block @ k).float() for k in keys]
+        union = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
+        shares = torch.split(union.softmax(dim=-1), tokens, dim=-1)
+        for outs, share, v in zip(blocks, shares, values, strict=True):
+            outs.append(share.to(v.dtype) @ v)
+    return [torch.cat(outs, dim=2).transpose(1, 2).contiguous() for outs in blocks]
+
+
+def block_rows(keys: int) -> int:
+    """Queries a block beside ``keys`` keys."""
+    return max(LEAST_BLOCK, BLOCK_SCORES // keys)
+
+
+def on_equal_widths(
+    q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], scale: float
+) -> list[Tensor]:
+    """One attention a source, as TensorRT's fused kernels want it: q, k and v of one width.
+
+    Zeros behind the narrower of them change no score and no output. Under the union softmax of
+    several sources each has an attention over all keys, in which the other sources' values are
+    zero.
+    """
+    keys = ks[0] if len(ks) == 1 else torch.cat(list(ks), dim=1)
+    before = 0
+    outs = []
+    for k, v in zip(ks, vs, strict=True):
+        after = keys.shape[1] - before - k.shape[1]
+        values = v if len(vs) == 1 else pad(v, (0, 0, 0, 0, before, after))
+        before += k.shape[1]
+        width = max(q.shape[3], v.shape[3])
+        queries, keys_wide, values = (
+            pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x
+            for x in (q * scale, keys, values)
+        )
+        scores = queries.transpose(1, 2) @ keys_wide.permute(0, 2, 3, 1)
+        shares = scores.float().softmax(dim=-1).to(v.dtype)
+        out = (shares @ values.transpose(1, 2)).transpose(1, 2)
+        outs.append(out[..., : v.shape[3]].contiguous())
+    return outs
+
+
+FORMS = {
+    form.name: form
+    for form in (
+        AttentionForm("blocks", in_blocks, "ONNX Runtime and OpenVINO: memory is bounded"),
+        AttentionForm("equal-widths", on_equal_widths, "TensorRT: it runs as one fused kernel"),
+    )
+}
+RUNTIME_FORMS = {"onnxruntime": "blocks", "openvino": "blocks", "tensorrt": "equal-widths"}
+"""The form that each runtime executes best."""
+
+
+def form_for(runtime: str) -> AttentionForm:
+    """The form of attention for a runtime; raises :class:`UserError` for an unknown one."""
+    if runtime not in RUNTIME_FORMS:
+        raise UserError(f"unknown runtime {runtime!r}; choose one of {', '.join(RUNTIME_FORMS)}")
+    return FORMS[RUNTIME_FORMS[runtime]]
+
+
+def decompositions(form: AttentionForm) -> dict[Any, Callable[..., Any]]:
     """Table for ``ExportedProgram.run_decompositions``."""
     return {
         **ops.decompositions(),
-        torch.ops.hmc_fast.attention_forward.default: attention,
-        torch.ops.hmc_fast.multi_scale_attention_forward.default: multi_scale_attention,
+        torch.ops.hmc_fast.attention_forward.default: partial(_attention, form),
+        torch.ops.hmc_fast.multi_scale_attention_forward.default: partial(_multi_scale, form),
     }
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> tuple[Tensor, Tensor]:
-    """As :func:`hmc_fast.kernels.attention`; ``backend`` is ignored."""
-    outs, lse, _ = multi_scale_attention(q, [k], [v], scale, backend)
-    return outs[0], lse
+def _attention(
+    form: AttentionForm, q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    (out,) = form.attend(q, [k], [v], scale)
+    return out, _unused(q)
 
 
-def multi_scale_attention(
-    q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], scale: float, backend: str
+def _multi_scale(
+    form: AttentionForm,
+    q: Tensor,
+    ks: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    scale: float,
+    backend: str,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """As :func:`hmc_fast.kernels.multi_scale_attention`; ``backend`` is ignored."""
-    queries = (q * scale).transpose(1, 2)  # [B, H, M, Dqk]
-    scores = [(queries @ k.permute(0, 2, 3, 1)).float() for k in ks]
-    union = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
-    shares = torch.split(union.softmax(dim=-1), [k.shape[1] for k in ks], dim=-1)
-    outs = [
-        (share.to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2).contiguous()
-        for share, v in zip(shares, vs, strict=True)
-    ]
-    weights = torch.stack([share.sum(dim=-1) for share in shares], dim=-1)
-    return outs, union.logsumexp(dim=-1), weights
+    weights = _unused(q).unsqueeze(-1).expand(-1, -1, -1, len(vs)).clone()
+    return form.attend(q, ks, vs, scale), _unused(q), weights
+
+
+def _unused(q: Tensor) -> Tensor:
+    """In place of the log-sum-exp ``[B, H, M]``, which the graph drops."""
+    batch, queries, heads, _ = q.shape
+    return q.new_zeros(batch, heads, queries, dtype=torch.float32)

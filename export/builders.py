@@ -5,6 +5,7 @@ says so: nothing that was asked for is left out in silence.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,8 @@ from hmc_fast.progress import Progress
 AUTO = "auto"
 FIRST_DEFAULT_TARGET = 80
 """Without --target: from Ampere on. Turing refuses the fp32 logits of a half-precision graph."""
+_TOTAL = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes")
+_FUSED = re.compile(r"Found (\S+) to be part of self-attention pattern")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Flavour:
     ``times_tactics``: it times kernels while building, so that a timing cache helps.
     ``compatibility``: it has version- and hardware-compatible engines.
     ``plugins``: it embeds kernels that are registered from Python (``tensorrt.plugin``).
+    ``tells_fusion``: its log names the nodes that become part of fused attention.
     """
 
     name: str
@@ -41,13 +45,14 @@ class Flavour:
     times_tactics: bool
     compatibility: bool
     plugins: bool
+    tells_fusion: bool
 
 
 FLAVOURS = {
     flavour.name: flavour
     for flavour in (
-        Flavour("tensorrt", "tensorrt", False, True, True, True),
-        Flavour("tensorrt-rtx", "tensorrt_rtx", True, False, False, False),
+        Flavour("tensorrt", "tensorrt", False, True, True, True, False),
+        Flavour("tensorrt-rtx", "tensorrt_rtx", True, False, False, False, True),
     )
 }
 
@@ -65,12 +70,42 @@ class BuildRequest:
 
 
 @dataclass(frozen=True)
+class BuildLog:
+    """What the builder's log says, None where it does not.
+
+    ``activation_bytes`` are those of the largest batch, ``fused_softmaxes`` the number of softmaxes
+    that are part of a fused attention kernel.
+    """
+
+    activation_bytes: int | None
+    weight_bytes: int | None
+    fused_softmaxes: int | None
+
+    @classmethod
+    def of(cls, lines: Iterable[str], *, tells_fusion: bool) -> "BuildLog":
+        """The facts among the lines of a log; where no fusion is told, none is known."""
+        totals: dict[str, int] = {}
+        fused: set[str] = set()
+        for line in lines:
+            if match := _TOTAL.search(line):
+                totals[match[1]] = int(match[2])
+            if match := _FUSED.search(line):
+                fused.add(match[1])
+        return cls(
+            totals.get("Activation"),
+            totals.get("Weights"),
+            sum("softmax" in name for name in fused) if fused or tells_fusion else None,
+        )
+
+
+@dataclass(frozen=True)
 class BuiltEngine:
     """A serialised engine, its input and output as the builder knows them, and a timing cache."""
 
     content: bytes
     tensors: dict[str, dict[str, Any]]
     timing_cache: bytes | None
+    log: BuildLog
 
 
 class Builder:
@@ -186,7 +221,10 @@ class Builder:
             raise UserError(f"{self.flavour.name} cannot build it: {logger.first_error()}")
         cache = config.get_timing_cache() if request.timing_cache is not None else None
         return BuiltEngine(
-            bytes(engine), _network_tensors(network), bytes(cache.serialize()) if cache else None
+            bytes(engine),
+            _network_tensors(network),
+            bytes(cache.serialize()) if cache else None,
+            BuildLog.of(logger.lines, tells_fusion=self.flavour.tells_fusion),
         )
 
     def _add_profile(
@@ -242,14 +280,16 @@ def _choose(flavour: str) -> str:
 
 
 def _collecting_logger(trt: ModuleType) -> Any:
-    """A logger that keeps the errors, silently; what a person can mend becomes one line."""
+    """A logger that keeps the lines, silently; what a person can mend becomes one line."""
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]  # chosen at run time
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.lines: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
+            self.lines.append(message)
             if severity <= trt.ILogger.ERROR:
                 self.errors.append(message)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from hmc_fast.errors import UserError
 from hmc_fast.export.builders import AUTO, Builder, BuildRequest
-from hmc_fast.export.onnx_export import OnnxExport, make_onnx, name_files
+from hmc_fast.export.memory import DEFAULT_GPU_GIB, check_fits
+from hmc_fast.export.onnx_export import OnnxExport, make_onnx, name_files, softmaxes
 from hmc_fast.export.sidecar import EngineInfo, FileIdentity, Profile, Sidecar, write_artefacts
 from hmc_fast.files import make_folder, write_atomically
 from hmc_fast.progress import Progress, no_progress
@@ -25,6 +26,8 @@ class EngineOptions:
         version_compatible: the engine runs under later releases too; tensorrt only.
         hardware_compatible: the engine runs on any GPU from Ampere on; tensorrt only.
         plugin: attention is our kernels, compiled into the engine; tensorrt only.
+        gpu_memory_gib: memory of the GPU that the engine must fit; None for no check, and a default
+            profile for a small GPU.
     """
 
     flavour: str = AUTO
@@ -33,6 +36,7 @@ class EngineOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     plugin: bool = False
+    gpu_memory_gib: float | None = None
 
 
 def export_engine(
@@ -56,7 +60,9 @@ def export_engine(
         precision=precision,
         profile=profile,
         size=size,
+        engine=True,
         plugin=options.plugin,
+        gpu_memory_gib=options.gpu_memory_gib or DEFAULT_GPU_GIB,
         on_progress=on_progress,
     )
     return write_engine(export, checkpoint, out, options, on_progress=on_progress)
@@ -87,11 +93,12 @@ def write_engine(
 ) -> Sidecar:
     """Build an engine from a graph and write it, the graph beside it, and both sidecars.
 
-    The graph has the engine's name with ``.onnx``, attention in plain operations: verification runs
-    it where the engine cannot run. All files are written, or none.
+    The graph has the engine's name with ``.onnx``, and attention as ONNX Runtime wants it:
+    verification runs it where the engine cannot run. All files are written, or none.
 
     Raises:
-        UserError: the builder lacks what is asked for or refuses the graph, or the disk refuses.
+        UserError: the builder lacks what is asked for or refuses the graph, the engine does not fit
+            the GPU, or the disk refuses.
         KeyboardInterrupt: Ctrl-C; nothing is written.
     """
     check_options(options, out)
@@ -105,12 +112,27 @@ def write_engine(
         options.hardware_compatible,
         options.plugin,
     )
-    content = export.plugin_content if options.plugin else export.content
+    content = export.engine_content
     if content is None:
-        raise UserError("the graph for the plugin is missing; make it with make_onnx(plugin=True)")
+        raise UserError("the graph for an engine is missing; make it with make_onnx(engine=True)")
     built = builder.build(content, request, on_progress)
     if built.tensors != export.sidecar.tensors:
         raise RuntimeError(f"the builder sees {built.tensors}, not {export.sidecar.tensors}")
+    info = EngineInfo(
+        builder.flavour.name,
+        builder.version,
+        targets,
+        options.version_compatible,
+        options.hardware_compatible,
+        FileIdentity.of_bytes("", export.content),
+        options.plugin,
+        built.log.activation_bytes,
+        built.log.weight_bytes,
+        None if options.plugin else softmaxes(content),
+        None if options.plugin else built.log.fused_softmaxes,
+    )
+    if options.gpu_memory_gib is not None:
+        check_fits(info, len(built.content), export.sidecar.profile, options.gpu_memory_gib)
     graph_path = out.with_suffix(ONNX_SUFFIX)
     graph = name_files(export, checkpoint, graph_path)
     sidecar = replace(
@@ -118,15 +140,7 @@ def write_engine(
         kind="engine",
         file=FileIdentity.of_bytes(out.name, built.content),
         tensors=built.tensors,
-        engine=EngineInfo(
-            builder.flavour.name,
-            builder.version,
-            targets,
-            options.version_compatible,
-            options.hardware_compatible,
-            graph.file,
-            options.plugin,
-        ),
+        engine=replace(info, onnx=graph.file),
     )
     write_artefacts([(graph_path, export.content, graph), (out, built.content, sidecar)])
     if options.timing_cache is not None and built.timing_cache is not None:

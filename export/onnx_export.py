@@ -1,4 +1,4 @@
-"""Checkpoint to ONNX: one file with a dynamic batch, attention decomposed, types decided."""
+"""Checkpoint to ONNX: a dynamic batch, attention as the runtime wants it, types decided."""
 
 import os
 import warnings
@@ -18,7 +18,8 @@ from hmc_fast.environment import installed_version
 from hmc_fast.errors import UserError
 from hmc_fast.export import plugin_graph
 from hmc_fast.export.aot import attention_calls
-from hmc_fast.export.attention import decompositions
+from hmc_fast.export.attention import AttentionForm, decompositions, form_for
+from hmc_fast.export.memory import fitting
 from hmc_fast.export.packages import need
 from hmc_fast.export.precision import PreciseModel
 from hmc_fast.export.sidecar import (
@@ -45,8 +46,8 @@ class OnnxExport:
 
     content: bytes
     sidecar: Sidecar
-    plugin_content: bytes | None = None
-    """The same graph with attention as nodes of our TensorRT plugin, where that was asked for."""
+    engine_content: bytes | None = None
+    """The same graph as TensorRT takes it, where an engine was asked for."""
 
 
 def export_onnx(
@@ -56,12 +57,18 @@ def export_onnx(
     precision: str = "fp32",
     profile: Profile | None = None,
     size: int | None = None,
+    runtime: str = "onnxruntime",
     on_progress: Progress = no_progress,
 ) -> Sidecar:
     """Write ``checkpoint`` as the ONNX file ``out`` with its sidecar; see :func:`make_onnx`."""
     make_folder(out.parent)
     export = make_onnx(
-        checkpoint, precision=precision, profile=profile, size=size, on_progress=on_progress
+        checkpoint,
+        precision=precision,
+        profile=profile,
+        size=size,
+        runtime=runtime,
+        on_progress=on_progress,
     )
     return write_onnx(export, checkpoint, out)
 
@@ -89,7 +96,10 @@ def make_onnx(
     precision: str = "fp32",
     profile: Profile | None = None,
     size: int | None = None,
+    runtime: str = "onnxruntime",
+    engine: bool = False,
     plugin: bool = False,
+    gpu_memory_gib: float | None = None,
     on_progress: Progress = no_progress,
 ) -> OnnxExport:
     """The ONNX graph of a checkpoint, images ``[batch, 3, H, W]`` to logits, both fp32.
@@ -100,33 +110,43 @@ def make_onnx(
     Args:
         checkpoint: written by ``hmc-fast train``.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        profile: batch sizes, by default ``1,8,64``.
-        size: side of the image; by default as trained.
-        plugin: also make the graph with attention as nodes of our TensorRT plugin.
+        profile: batch sizes; by default ``1,8,64``, or what is likely to fit a GPU.
+        size: rows of the image; by default as trained.
+        runtime: whose form of attention the graph has: ``onnxruntime``, ``openvino`` or
+            ``tensorrt``.
+        engine: also make the graph that an engine of TensorRT is built from.
+        plugin: there with attention as nodes of our TensorRT plugin.
+        gpu_memory_gib: memory of the GPU that the default profile shall fit.
         on_progress: told of the steps.
 
     Raises:
-        UserError: the checkpoint cannot be read, the model does not take that size, a parameter
-            does not fit into the precision, the model has no attention for a plugin, or the
-            packages of the extra ``export`` are missing.
+        UserError: the runtime is unknown, the checkpoint cannot be read, the model does not take
+            that size, a parameter does not fit into the precision, the model has no attention for a
+            plugin, or the packages of the extra ``export`` are missing.
     """
     need("onnx", "onnxscript", extra="export")
+    form = form_for(runtime)
     traced = trace_checkpoint(
-        checkpoint, precision=precision, profile=profile, size=size, on_progress=on_progress
+        checkpoint,
+        precision=precision,
+        profile=profile,
+        size=size,
+        gpu_memory_gib=gpu_memory_gib,
+        on_progress=on_progress,
     )
     if plugin and not attention_calls(traced.program):
         raise UserError(f"{checkpoint}: this model has no attention for a plugin")
     on_progress("writing the graph", 1, 3)
-    content = _to_onnx(_decompose(traced.program, decompositions()), OPSETS[precision])
-    plugin_content = None
-    if plugin:
-        table = plugin_graph.decompositions()
-        plugin_content = _to_onnx(_decompose(traced.program, table), OPSETS[precision])
+    opset = OPSETS[precision]
+    content = _to_onnx(_decompose(traced.program, decompositions(form)), opset)
+    engine_content = None
+    if engine or plugin:
+        fused = decompositions(form_for("tensorrt"))
+        table = plugin_graph.decompositions() if plugin else fused
+        engine_content = _to_onnx(_decompose(traced.program, table), opset)
     on_progress("writing the graph", 1, 3)
-    sidecar = _sidecar(
-        checkpoint, traced.metadata, traced.preprocessing, precision, traced.profile, content
-    )
-    return OnnxExport(content, sidecar, plugin_content)
+    sidecar = _sidecar(checkpoint, traced, precision, form, content)
+    return OnnxExport(content, sidecar, engine_content)
 
 
 @dataclass(frozen=True)
@@ -145,16 +165,19 @@ def trace_checkpoint(
     precision: str = "fp32",
     profile: Profile | None = None,
     size: int | None = None,
+    gpu_memory_gib: float | None = None,
     on_progress: Progress = no_progress,
 ) -> TracedCheckpoint:
     """Trace a checkpoint; arguments and errors as :func:`make_onnx`."""
     dtype = precision_dtype(precision)
-    profile = profile or Profile()
     on_progress("reading the checkpoint", 0, 3)
     model, metadata = load_model(checkpoint, backend="reference")
     preprocessing = metadata.preprocessing
     if size is not None:
         preprocessing = preprocessing.at_height(size)
+    if profile is None:
+        pixels = preprocessing.height * preprocessing.width
+        profile = Profile() if gpu_memory_gib is None else fitting(pixels, dtype, gpu_memory_gib)
     shape = (EXAMPLE_BATCH, 3, preprocessing.height, preprocessing.width)
     _check_size(model, shape)
     on_progress("tracing", 1, 3)
@@ -223,6 +246,14 @@ def _to_onnx(program: torch.export.ExportedProgram, opset: int) -> bytes:
     return bytes(graph.SerializeToString())
 
 
+def softmaxes(content: bytes) -> int:
+    """How many softmaxes a graph has: one for each attention in it."""
+    import onnx
+
+    nodes = onnx.load_from_string(content).graph.node
+    return sum(node.op_type == "Softmax" for node in nodes)
+
+
 def _name_batch(graph: Any) -> None:
     """Call the dynamic dimension ``batch`` wherever the exporter's symbol stands."""
     symbol = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param
@@ -235,12 +266,13 @@ def _name_batch(graph: Any) -> None:
 
 def _sidecar(
     checkpoint: Path,
-    metadata: CheckpointMetadata,
-    preprocessing: Preprocessing,
+    traced: TracedCheckpoint,
     precision: str,
-    profile: Profile,
+    form: AttentionForm,
     content: bytes,
 ) -> Sidecar:
+    metadata, preprocessing = traced.metadata, traced.preprocessing
+    has_attention = bool(attention_calls(traced.program))
     image = ["batch", 3, preprocessing.height, preprocessing.width]
     return Sidecar(
         kind="onnx",
@@ -253,7 +285,8 @@ def _sidecar(
         precision=precision,
         quantisation=None,
         opset=OPSETS[precision],
-        profile=profile,
+        profile=traced.profile,
+        attention=form.name if has_attention else None,
         tensors={
             INPUT_NAME: {"dtype": "float32", "shape": image},
             OUTPUT_NAME: {"dtype": "float32", "shape": ["batch", len(metadata.class_names)]},

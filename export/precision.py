@@ -2,19 +2,22 @@
 the graph are the types of the engine.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hmc_fast.errors import UserError
+from hmc_fast.models.lesion_head import LesionHead
 
 
 class PreciseModel(nn.Module):
     """``model`` computing in ``dtype``, with fp32 images in and fp32 logits out.
 
-    The last linear layer stays in fp32, so the logits are not rounded. Batch normalisation is
-    folded into the convolutions in fp32, before anything is rounded.
+    The last linear layer and a lesion head stay in fp32, so the logits are not rounded. Batch
+    normalisation is folded into the convolutions in fp32, before anything is rounded.
 
     Args:
         model: in evaluation mode; changed in place.
@@ -33,9 +36,12 @@ class PreciseModel(nn.Module):
         self.dtype = dtype
         if dtype != torch.float32:
             _fold_batch_norm(model, images)
+            names = [_classifier_name(model, num_classes)]
+            names += [n for n, module in model.named_modules() if isinstance(module, LesionHead)]
+            exact = {name: copy.deepcopy(model.get_submodule(name)) for name in names}
             model.to(dtype)
-            name = _classifier_name(model, num_classes)
-            model.set_submodule(name, _FloatLinear(model.get_submodule(name)))
+            for name, module in exact.items():
+                model.set_submodule(name, _Float(module))
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
@@ -44,15 +50,15 @@ class PreciseModel(nn.Module):
         return logits.float()
 
 
-class _FloatLinear(nn.Module):
-    """A linear layer computed in fp32, whatever comes in."""
+class _Float(nn.Module):
+    """A module computed in fp32, whatever comes in."""
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.linear = linear.float()
+        self.module = module
 
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.linear(features.float())
+    def forward(self, *inputs: Tensor) -> Tensor:
+        logits: Tensor = self.module(*(x.float() for x in inputs))
         return logits
 
 

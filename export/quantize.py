@@ -54,10 +54,26 @@ def quantise(
             f"a graph in {export.sidecar.precision} cannot be quantised to {number_format}; leave "
             "--precision at fp32, which is what is not quantised"
         )
-    quantization, onnx = need("onnxruntime.quantization", "onnx", extra="export")
+    need("onnxruntime.quantization", "onnx", extra="export")
     if not images:
         raise UserError("quantisation needs at least one film to calibrate on")
-    graph = onnx.load_from_string(export.content)
+    content, engine_content = (
+        None if graph is None else _quantised(graph, images, number_format, on_image)
+        for graph in (export.content, export.engine_content)
+    )
+    assert content is not None
+    sidecar = _describe(export, content, number_format, len(images))
+    return OnnxExport(content, sidecar, engine_content)
+
+
+def _quantised(
+    content: bytes,
+    images: Sequence[Tensor],
+    number_format: str,
+    on_image: Callable[[int], object],
+) -> bytes:
+    quantization, onnx = need("onnxruntime.quantization", "onnx", extra="export")
+    graph = onnx.load_from_string(content)
 
     def feeds() -> Iterator[dict[str, Any]]:
         for image in images:
@@ -83,8 +99,7 @@ def quantise(
             op_types_to_quantize=list(QUANTISED_OPS),
             **_settings(quantization, number_format),
         )
-        content = target.read_bytes()
-    return OnnxExport(content, _describe(export, content, number_format, len(images)))
+        return target.read_bytes()
 
 
 @contextmanager

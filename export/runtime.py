@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from hmc_fast.data import Preprocessing
 from hmc_fast.environment import installed_version
 from hmc_fast.errors import UserError
+from hmc_fast.export.attention import form_for
 from hmc_fast.export.builders import FLAVOURS, describe_tensor, gpu_architecture
 from hmc_fast.export.packages import CannotRunHereError, need
 from hmc_fast.export.sidecar import (
@@ -68,14 +69,16 @@ def load(
     artefact: str | Path,
     *,
     device: str | torch.device | None = None,
+    runtime: str = "onnxruntime",
     precision: str | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Runner:
-    """Load an ONNX file (ONNX Runtime) or an engine (TensorRT), its sidecar first.
+    """Load an ONNX file (ONNX Runtime, OpenVINO) or an engine (TensorRT), its sidecar first.
 
     Args:
         artefact: written by ``hmc-fast export``.
         device: by default ``cpu`` for ONNX and ``cuda`` for an engine.
+        runtime: ``onnxruntime`` or ``openvino``, for an ONNX file.
         precision: refuse an artefact of any other: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8``.
         preprocessing: refuse an artefact that expects any other.
 
@@ -90,10 +93,23 @@ def load(
     _check_wishes(path, sidecar, precision, preprocessing)
     if sidecar.kind == "onnx":
         target = torch.device(device or "cpu")
-        return Runner(_OnnxSession(path, sidecar, target), sidecar, target)
+        _check_attention(path, sidecar, runtime)
+        return Runner(SESSIONS[runtime](path, sidecar, target), sidecar, target)
     _check_engine_fits(path, sidecar)
     target = torch.device(device or "cuda")
     return Runner(_EngineSession(path, sidecar, target), sidecar, target)
+
+
+def _check_attention(path: Path, sidecar: Sidecar, runtime: str) -> None:
+    """Refuse a graph whose attention another runtime would run, slowly and in gigabytes."""
+    if runtime not in SESSIONS:
+        raise UserError(f"unknown runtime {runtime!r}; choose one of {', '.join(SESSIONS)}")
+    form = form_for(runtime).name
+    if sidecar.attention not in (None, form):
+        raise UserError(
+            f"{path}: its attention is written for another runtime ({sidecar.attention}), which "
+            f"{runtime} would run in gigabytes; export it again with --runtime {runtime}"
+        )
 
 
 def _check_wishes(
@@ -171,6 +187,36 @@ class _OnnxSession:
     def run(self, images: Tensor) -> Tensor:
         (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images.cpu().numpy()})
         return torch.from_numpy(np.asarray(logits)).to(self._device)
+
+
+class _OpenVinoSession:
+    """OpenVINO on the CPU, computing in fp32 what is not quantised."""
+
+    def __init__(self, path: Path, sidecar: Sidecar, device: torch.device) -> None:
+        (openvino,) = need("openvino", extra="openvino")
+        if device.type != "cpu":
+            raise CannotRunHereError(f"{path}: openvino runs it on the CPU; use device cpu")
+        hints = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        try:
+            self._graph: Any = openvino.Core().compile_model(path, "CPU", hints)
+        except Exception as error:  # openvino's errors are plain RuntimeErrors of many lines
+            raise CannotRunHereError(
+                f"{path}: OpenVINO cannot run it here ({' '.join(str(error).split())[:300]})"
+            ) from None
+
+    def run(self, images: Tensor) -> Tensor:
+        (logits,) = self._graph([images.numpy()]).values()
+        return torch.from_numpy(np.array(logits))
+
+
+SESSIONS: dict[str, type[_OnnxSession] | type[_OpenVinoSession]] = {
+    "onnxruntime": _OnnxSession,
+    "openvino": _OpenVinoSession,
+}
+"""What runs an ONNX file, by name."""
 
 
 class _EngineSession:

@@ -78,7 +78,9 @@ class EngineInfo:
 
     ``flavour`` is ``tensorrt`` or ``tensorrt-rtx``, ``targets`` are architectures such as
     ``sm_89``, ``onnx`` is the graph it was built from, and ``plugin`` says that its attention is
-    our kernels, in place of that graph's plain operations.
+    our kernels, in place of that graph's plain operations. The rest is what the builder's log says:
+    bytes of activations at the largest batch, bytes of weights, how many attentions the graph has
+    and how many of them run as one fused kernel; each is None where the log does not say.
     """
 
     flavour: str
@@ -88,6 +90,10 @@ class EngineInfo:
     hardware_compatible: bool
     onnx: FileIdentity
     plugin: bool = False
+    activation_bytes: int | None = None
+    weight_bytes: int | None = None
+    attentions: int | None = None
+    fused_attentions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,8 @@ class Sidecar:
         engine: how an engine was built; None for ONNX.
         versions: of the packages that made it.
         verified: the last passed verification, or None.
+        attention: the form of attention in the graph, one of
+            :data:`hmc_fast.export.attention.FORMS`; None for a model without, or an older graph.
     """
 
     kind: str
@@ -127,6 +135,7 @@ class Sidecar:
     engine: EngineInfo | None
     versions: dict[str, str | None]
     verified: dict[str, Any] | None = None
+    attention: str | None = None
 
     @property
     def numerics(self) -> str:
@@ -210,6 +219,8 @@ def rebuild_command(sidecar: Sidecar, *, target: str | None = None) -> str:
     words = ["hmc-fast export", "onnx" if sidecar.engine is None else "tensorrt"]
     words += [sidecar.checkpoint.name, f"--precision {sidecar.precision}"]
     words += [f"--size {size}", f"--batch {sidecar.profile}"]
+    if sidecar.engine is None and sidecar.attention == "equal-widths":
+        words += ["--runtime tensorrt"]
     if sidecar.quantisation:
         words += [f"--quantise {sidecar.quantisation['format']} --calibration DIR"]
     if sidecar.engine:

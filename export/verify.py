@@ -1,10 +1,10 @@
-"""Is the artefact the model? Real films through torch, ONNX Runtime and the engine."""
+"""Is the artefact the model? Real films through torch, ONNX Runtime, OpenVINO and the engine."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hmc_fast.checkpoint import load_model
 from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset
-from hmc_fast.environment import environment
+from hmc_fast.environment import environment, installed_version
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, predict_logits
 from hmc_fast.export.packages import CannotRunHereError
@@ -69,7 +69,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify` found. ``rows`` begin with the model in torch."""
+    """What :func:`verify` found. ``rows`` begin with the model in torch.
+
+    ``artefact_ran`` says whether the artefact itself ran, not only the graph beside an engine.
+    """
 
     artefact: str
     films: int
@@ -78,6 +81,7 @@ class Verification:
     rows: list[Row]
     environment: dict[str, Any]
     created: str
+    artefact_ran: bool
 
     @property
     def passed(self) -> bool:
@@ -85,13 +89,16 @@ class Verification:
         compared = [row.status for row in self.rows[1:] if row.status != "not run"]
         return bool(compared) and all(status == "ok" for status in compared)
 
-    @property
-    def artefact_ran(self) -> bool:
-        """Whether the artefact itself ran, not only the graph it was built from."""
-        return self.rows[-1].status != "not run"
-
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": self.passed, "artefact_ran": self.artefact_ran}
+        return {**asdict(self), "passed": self.passed}
+
+
+class Run(NamedTuple):
+    """One artefact in one runtime."""
+
+    label: str
+    path: Path
+    runtime: str = "onnxruntime"
 
 
 def verify(
@@ -123,12 +130,16 @@ def verify(
     sidecar = read_sidecar(artefact)
     checkpoint = _find_checkpoint(artefact, sidecar, checkpoint)
     bounds = bounds or BOUNDS[sidecar.numerics]
-    runs = [("ONNX Runtime", artefact)]
+    graph = artefact
     if sidecar.engine is not None:
         graph = artefact.with_name(sidecar.engine.onnx.name)
         read_sidecar(graph)
         check_file(graph, sidecar.engine.onnx, f"the sidecar of {artefact.name}")
-        runs = [("ONNX Runtime", graph), (f"{sidecar.engine.flavour} engine", artefact)]
+    runs = [Run("ONNX Runtime", graph, "onnxruntime")]
+    if installed_version("openvino") is not None:
+        runs.append(Run("OpenVINO", graph, "openvino"))
+    if sidecar.engine is not None:
+        runs.append(Run(f"{sidecar.engine.flavour} engine", artefact))
     chosen, labels = TASKS[sidecar.task].select(films)
     index = _spread(len(chosen), max_films)
     chosen, labels = [chosen[i] for i in index], [labels[i] for i in index]
@@ -147,13 +158,14 @@ def verify(
 
     truth = predict("torch", load_model(checkpoint, backend="reference").model)
     rows = [Row("torch fp32, the reference", "ok", auc=truth.metrics()["auc_roc"])]
-    for label, path in runs:
+    for run in runs:
         try:
-            rows.append(compare(label, truth, predict(label, load(path)), bounds))
+            predicted = predict(run.label, load(run.path, runtime=run.runtime))
+            rows.append(compare(run.label, truth, predicted, bounds))
         except CannotRunHereError as error:
-            rows.append(Row(label, "not run", str(error)))
+            rows.append(Row(run.label, "not run", str(error)))
         except (UserError, RuntimeError) as error:
-            rows.append(Row(label, "failed", " ".join(str(error).split())))
+            rows.append(Row(run.label, "failed", " ".join(str(error).split())))
     return Verification(
         artefact.name,
         len(chosen),
@@ -162,6 +174,10 @@ def verify(
         rows,
         environment(),
         datetime.now(UTC).isoformat(timespec="seconds"),
+        any(
+            row.status != "not run" and run.path == artefact
+            for run, row in zip(runs, rows[1:], strict=True)
+        ),
     )
 
 

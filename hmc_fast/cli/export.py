@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hmc_fast.cli import options
-from hmc_fast.cli.output import console, print_json, print_table, progress_bar
+from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 from hmc_fast.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hmc_fast.export import OnnxExport, Sidecar
+    from hmc_fast.export import EngineOptions, OnnxExport, Sidecar
 
 export = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -24,7 +24,14 @@ Precision = Annotated[
     str, typer.Option(help="fp32, fp16 or bf16: the types in the graph, softmax and logits fp32.")
 ]
 Batch = Annotated[str, typer.Option(help="Smallest, best and largest batch: min,opt,max.")]
-Size = Annotated[int | None, typer.Option(help="Side of the image; by default as trained.")]
+Size = Annotated[int | None, typer.Option(help="Rows of the image; by default as trained.")]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        help="onnxruntime, openvino or tensorrt: whose form of attention the graph has. For an "
+        "engine use export tensorrt."
+    ),
+]
 OutFile = Annotated[Path | None, typer.Option(help="By default named after the checkpoint.")]
 Quantise = Annotated[
     str | None, typer.Option(help="int8 or fp8, with Q/DQ pairs calibrated on --calibration.")
@@ -48,12 +55,16 @@ def onnx(
     precision: Precision = "fp32",
     batch: Batch = "1,8,64",
     size: Size = None,
+    runtime: Runtime = "onnxruntime",
     quantise: Quantise = None,
     calibration: Calibration = None,
     calibration_films: CalibrationFilms = 64,
     as_json: options.AsJson = False,
 ) -> None:
     """Checkpoint to an ONNX file with a dynamic batch, and its sidecar.
+
+    ONNX Runtime and OpenVINO run the same file. Attention goes through blocks of queries in it, so
+    that memory is bounded; the form for TensorRT would take gigabytes there, and is refused.
 
     Example: [bold]hmc-fast export onnx runs/a/model.safetensors --precision fp16[/bold]
     """
@@ -64,7 +75,15 @@ def onnx(
     make_folder(target.parent)
     with progress_bar("steps") as report:
         graph = _graph(
-            checkpoint, precision, batch, size, quantise, calibration, calibration_films, report
+            checkpoint,
+            precision,
+            batch,
+            size,
+            quantise,
+            calibration,
+            calibration_films,
+            report,
+            runtime=runtime,
         )
         sidecar = write_onnx(graph, checkpoint, target)
     _print(sidecar, target, as_json)
@@ -78,8 +97,18 @@ def tensorrt(
         str | None,
         typer.Option(help="fp32, fp16 or bf16; by default fp16, and fp32 under --quantise."),
     ] = None,
-    batch: Batch = "1,8,64",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            help="Smallest, best and largest batch: min,opt,max; by default what is likely to fit "
+            "--gpu-memory, or 8 GiB without it."
+        ),
+    ] = None,
     size: Size = None,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="GiB of the GPU; an engine that does not fit is an error."),
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(help="Architectures, for example sm_86,sm_89; by default all from sm_80 on."),
@@ -113,7 +142,7 @@ def tensorrt(
     path = out or checkpoint.with_suffix(".engine")
     targets = tuple(part.strip() for part in target.split(",")) if target is not None else ()
     chosen = EngineOptions(
-        flavour, targets, timing_cache, version_compatible, hardware_compatible, plugin
+        flavour, targets, timing_cache, version_compatible, hardware_compatible, plugin, gpu_memory
     )
     if plugin and quantise is not None:
         raise UserError("--plugin and --quantise exclude each other: our kernels take no int8")
@@ -129,7 +158,7 @@ def tensorrt(
             calibration,
             calibration_films,
             report,
-            plugin=plugin,
+            engine=chosen,
         )
     with progress_bar("percent") as report:
         sidecar = write_engine(graph, checkpoint, path, chosen, on_progress=report)
@@ -244,28 +273,32 @@ def triton_server(
 def _graph(
     checkpoint: Path,
     precision: str,
-    batch: str,
+    batch: str | None,
     size: int | None,
     number_format: str | None,
     calibration: Path | None,
     films: int,
     report: Progress,
     *,
-    plugin: bool = False,
+    runtime: str = "onnxruntime",
+    engine: "EngineOptions | None" = None,
 ) -> "OnnxExport":
+    from hmc_fast.export.memory import DEFAULT_GPU_GIB
     from hmc_fast.export.onnx_export import make_onnx
     from hmc_fast.export.quantize import quantise
     from hmc_fast.export.sidecar import Profile
 
     if (number_format is None) != (calibration is None):
         raise UserError("--quantise and --calibration go together: a format, and films for it")
-    profile = Profile.parse(batch)
     graph = make_onnx(
         checkpoint,
         precision=precision,
-        profile=profile,
+        profile=None if batch is None else Profile.parse(batch),
         size=size,
-        plugin=plugin,
+        runtime=runtime,
+        engine=engine is not None,
+        plugin=engine is not None and engine.plugin,
+        gpu_memory_gib=None if engine is None else engine.gpu_memory_gib or DEFAULT_GPU_GIB,
         on_progress=report,
     )
     if number_format is None or calibration is None:
@@ -288,6 +321,8 @@ def _print(sidecar: "Sidecar", path: Path, as_json: bool) -> None:
     if as_json:
         print_json(sidecar.to_json())
         return
+    from hmc_fast.export.memory import describe_build, not_fused
+
     size = sidecar.file.size_bytes / 2**20
     built = f" for {', '.join(sidecar.engine.targets)}" if sidecar.engine else ""
     console.print(
@@ -297,3 +332,12 @@ def _print(sidecar: "Sidecar", path: Path, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if sidecar.engine is not None:
+        for line in describe_build(sidecar.engine, sidecar.profile):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if not_fused(sidecar.engine):
+            errors.print(
+                "warning: attention that is not fused forms all scores, which takes far more "
+                "memory and time; use a builder that fuses it, or report this one",
+                style="yellow",
+            )

@@ -18,7 +18,7 @@ from hmc_fast.training.train import MODEL_FILE, TrainingJob, train
 SIZE = 64
 
 
-def save(model: FilmModel, path: Path, size: int = SIZE) -> Path:
+def save(model: FilmModel, path: Path, size: int | tuple[int, int] = SIZE) -> Path:
     """A checkpoint of an untrained model, its attention switched on."""
     torch.manual_seed(1)
     with torch.no_grad():
@@ -30,7 +30,12 @@ def save(model: FilmModel, path: Path, size: int = SIZE) -> Path:
                 module.running_mean.normal_(std=0.2)  # type: ignore[union-attr]  # it has one
                 module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]  # as above
     metadata = CheckpointMetadata(
-        model.config, "malignant", ("rest", "malignant"), Preprocessing.square(size), {}, {}
+        model.config,
+        "malignant",
+        ("rest", "malignant"),
+        Preprocessing(*(size if isinstance(size, tuple) else (size, size))),
+        {},
+        {},
     )
     save_checkpoint(path, model, metadata)
     return path
@@ -59,7 +64,7 @@ def onnx_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def half_graph(checkpoint: Path) -> OnnxExport:
     """fp16, batches 1 to 64."""
-    return make_onnx(checkpoint, precision="fp16", profile=Profile(1, 4, 64))
+    return make_onnx(checkpoint, precision="fp16", profile=Profile(1, 4, 64), engine=True)
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hmc_fast import UserError, create_model
+from hmc_fast import MODEL_NAMES, UserError, create_model
 from hmc_fast.export import (
     EngineOptions,
     OnnxExport,
@@ -23,8 +24,9 @@ from hmc_fast.export import (
     make_onnx,
     read_sidecar,
 )
-from hmc_fast.export.builders import Builder, BuildRequest
+from hmc_fast.export.builders import Builder, BuildLog, BuildRequest
 from hmc_fast.export.engine import write_engine
+from hmc_fast.export.memory import PIXEL_BYTES, describe_build, fitting, not_fused
 from hmc_fast.export.progress import BuildProgress
 
 RTX = EngineOptions("tensorrt-rtx", ("sm_89",))
@@ -46,7 +48,7 @@ def build(graph: OnnxExport, **changes: Any) -> Any:
         **changes,
     }
     return Builder("tensorrt-rtx").build(
-        graph.content, BuildRequest(**request), lambda what, done, total: None
+        graph.engine_content, BuildRequest(**request), lambda what, done, total: None
     )
 
 
@@ -137,7 +139,7 @@ def test_every_model_builds(
 ) -> None:
     fixed_size = {"image_size": size} if model == "vit_b_16" else {}
     path = save_model(create_model(model, **fixed_size), tmp_path / "m.safetensors", size)  # type: ignore[arg-type]  # one keyword
-    graph = make_onnx(path, precision=precision, profile=Profile(1, 8, 64))
+    graph = make_onnx(path, precision=precision, profile=Profile(1, 8, 64), engine=True)
     path.unlink()
     built = build(graph)
     assert len(built.content) > 2**20
@@ -160,7 +162,7 @@ def test_turing_is_refused_with_the_builders_reason(half_graph: OnnxExport) -> N
 
 
 def test_a_graph_that_the_parser_refuses(half_graph: OnnxExport) -> None:
-    damaged = OnnxExport(half_graph.content[:-5000], half_graph.sidecar)
+    damaged = replace(half_graph, engine_content=half_graph.content[:-5000])
     with pytest.raises(UserError, match="tensorrt-rtx cannot read the graph"):
         build(damaged)
 
@@ -202,7 +204,7 @@ def test_progress_only_grows_and_ends_at_100(half_graph: OnnxExport) -> None:
         phases.add(what)
 
     request = BuildRequest(half_graph.sidecar.profile, ("sm_89",), None, False, False)
-    Builder("tensorrt-rtx").build(half_graph.content, request, report)
+    Builder("tensorrt-rtx").build(half_graph.engine_content, request, report)
     assert min(gains) >= 0
     assert sum(gains) == 100
     assert sum(gain > 0 for gain in gains) >= 5
@@ -240,6 +242,95 @@ def test_ctrl_c_stops_the_builder(half_graph: OnnxExport, checkpoint: Path, tmp_
         write_engine(half_graph, checkpoint, tmp_path / "m.engine", RTX, on_progress=press)
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGINT) is before
+
+
+ATTENTIONS = {"hmc_net": 5, "resnet50_hsa": 3, "resnet50_msca": 2}
+"""HSA has one in each of three stages, MSCA one for each of its two sources."""
+LARGEST_ACTIVATION_BYTES = 1.6e9
+
+
+@pytest.mark.systems
+@pytest.mark.parametrize("target", ["sm_86", "sm_89", "sm_120"])
+@pytest.mark.parametrize("model", ATTENTIONS)
+def test_attention_is_fused_and_activations_fit(
+    model: str, target: str, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = save_model(create_model(model), tmp_path / "m.safetensors", 1024)
+    graph = make_onnx(path, precision="fp16", profile=Profile(1, 8, 8), engine=True)
+    log = build(graph, targets=(target,)).log
+    assert log.fused_softmaxes == ATTENTIONS[model]
+    assert 1e8 < log.activation_bytes <= LARGEST_ACTIVATION_BYTES
+    assert log.weight_bytes > 4e7
+
+
+def test_the_sidecar_tells_what_the_builder_said(engine_file: Path) -> None:
+    engine = read_sidecar(engine_file).engine
+    assert engine is not None
+    assert engine.attentions == engine.fused_attentions == 4  # both sources of MSCA in one
+    assert engine.activation_bytes is not None
+    assert engine.weight_bytes is not None
+    assert 2**16 < engine.activation_bytes < 2**28
+    assert engine.weight_bytes > 2**20
+    first, second = describe_build(engine, Profile(1, 4, 64))
+    assert first.startswith("activations 0.")
+    assert second == "attention: 4 of 4 run as one fused kernel each"
+
+
+def test_attention_in_another_form_is_found_not_to_be_fused(
+    half_graph: OnnxExport, checkpoint: Path, tmp_path: Path
+) -> None:
+    write_engine(
+        replace(half_graph, engine_content=half_graph.content), checkpoint, tmp_path / "e", RTX
+    )
+    engine = read_sidecar(tmp_path / "e").engine
+    assert engine is not None
+    assert not_fused(engine) > 0
+
+
+def test_an_engine_that_does_not_fit_is_refused_with_what_would(
+    half_graph: OnnxExport, checkpoint: Path, tmp_path: Path
+) -> None:
+    options = replace(RTX, gpu_memory_gib=0.05)
+    with pytest.raises(UserError, match=r"at batch 64 .* GPU of 0.05 GiB .*--batch 1,8,\d+ would"):
+        write_engine(half_graph, checkpoint, tmp_path / "m.engine", options)
+    assert not list(tmp_path.iterdir())
+    write_engine(half_graph, checkpoint, tmp_path / "m.engine", replace(RTX, gpu_memory_gib=2))
+
+
+@pytest.mark.systems
+@pytest.mark.parametrize("model", [name for name in MODEL_NAMES if "resnet18" not in name])
+@pytest.mark.parametrize("size", [224, 512])
+def test_the_guess_before_a_build_is_no_lower_than_the_log(
+    model: str, size: int, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    fixed_size = {"image_size": size} if model == "vit_b_16" else {}
+    path = save_model(create_model(model, **fixed_size), tmp_path / "m.safetensors", size)  # type: ignore[arg-type]  # one keyword
+    graph = make_onnx(path, precision="fp16", profile=Profile(1, 8, 8), engine=True)
+    log = build(graph).log
+    assert log.activation_bytes <= PIXEL_BYTES[2] * size**2 * 8
+
+
+def test_the_default_profile_follows_from_memory() -> None:
+    assert fitting(224**2, torch.float16, 8) == Profile(1, 8, 64)
+    assert fitting(1024**2, torch.float16, 8) == Profile(1, 8, 16)
+    assert fitting(1024**2, torch.float32, 2) == Profile(1, 2, 2)
+    with pytest.raises(UserError, match=r"one image of 1048576 pixels needs about 0.31 GiB"):
+        fitting(1024**2, torch.float16, 0.3)
+
+
+def test_the_log_is_read() -> None:
+    lines = [
+        "Found node_softmax to be part of self-attention pattern.",
+        "Found node_matmul_1 to be part of self-attention pattern.",
+        "Found node_softmax_1 to be part of self-attention pattern.",
+        "Total Activation Memory: 1426063360 bytes",
+        "Total Weights Memory: 71663104 bytes",
+    ]
+    for tells_fusion in (False, True):
+        assert BuildLog.of(lines, tells_fusion=tells_fusion) == BuildLog(1426063360, 71663104, 2)
+    silent = ["Total Weights Memory: 5 bytes"]
+    assert BuildLog.of(silent, tells_fusion=False) == BuildLog(None, 5, None)
+    assert BuildLog.of(silent, tells_fusion=True) == BuildLog(None, 5, 0)
 
 
 PEAK_OF_EXPORT = """

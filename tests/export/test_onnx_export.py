@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from hmc_fast import UserError, create_model, load_model
 from hmc_fast.export import OnnxExport, Profile, make_onnx
-from hmc_fast.export.attention import multi_scale_attention
 from hmc_fast.export.precision import PreciseModel
-from hmc_fast.kernels import reference
 
 pytestmark = pytest.mark.systems  # a real runtime, exports of several models
 
@@ -25,19 +23,6 @@ FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 def run(content: bytes, images: Tensor) -> Tensor:
     session = onnxruntime.InferenceSession(content)
     return torch.from_numpy(np.asarray(session.run(None, {"images": images.numpy()})[0]))
-
-
-def test_decomposed_attention_is_the_reference() -> None:
-    torch.manual_seed(0)
-    q = torch.randn(2, 5, 3, 16)
-    ks = [torch.randn(2, n, 3, 16) for n in (7, 1, 11)]
-    vs = [torch.randn(2, k.shape[1], 3, d) for k, d in zip(ks, (8, 24, 1), strict=True)]
-    outs, lse, weights = multi_scale_attention(q, ks, vs, 0.3, "reference")
-    expected_outs, expected_lse, expected_weights = reference.multi_scale_attention(q, ks, vs, 0.3)
-    for out, expected in zip(outs, expected_outs, strict=True):
-        torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(lse, expected_lse)
-    torch.testing.assert_close(weights, expected_weights)
 
 
 def test_fp32_logits(onnx_file: Path, checkpoint: Path) -> None:

@@ -111,9 +111,11 @@ def test_a_right_artefact_passes_and_is_recorded(
     assert result["passed"]
     assert result["artefact_ran"]
     assert result["films"] == 12
-    reference, onnx_runtime = result["rows"]
+    reference, *runtimes = result["rows"]
     assert reference["auc"] is not None
-    assert 0 < onnx_runtime["max_logit_difference"] < 1e-4
+    assert [row["implementation"] for row in runtimes] == ["ONNX Runtime", "OpenVINO"]
+    for row in runtimes:
+        assert 0 < row["max_logit_difference"] < 1e-4
     verified = read_sidecar(artefact).verified
     assert verified is not None
     assert verified["rows"] == result["rows"]
@@ -192,11 +194,11 @@ def test_an_engine_that_should_run_but_breaks_is_no_pass(
     engine = tmp_path / "model.engine"
     write_engine(half_graph, checkpoint, engine, EngineOptions("tensorrt-rtx", ("sm_89",)))
     without_gpu = verify(engine, phantoms, max_films=6)
-    assert [row.status for row in without_gpu.rows] == ["ok", "ok", "not run"]
+    assert [row.status for row in without_gpu.rows] == ["ok", "ok", "ok", "not run"]
     assert without_gpu.passed
     assert not without_gpu.artefact_ran
     monkeypatch.setattr("hmc_fast.export.runtime._check_engine_fits", lambda path, sidecar: None)
     broken = verify(engine, phantoms, max_films=6)
-    assert [row.status for row in broken.rows] == ["ok", "ok", "failed"]
-    assert broken.rows[2].reason
+    assert [row.status for row in broken.rows] == ["ok", "ok", "ok", "failed"]
+    assert broken.rows[3].reason
     assert not broken.passed

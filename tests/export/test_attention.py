@@ -1,0 +1,175 @@
+"""Every form of attention is the attention of the kernels, and runtimes get the one they want."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hmc_fast import UserError, create_model
+from hmc_fast.checkpoint import load_model
+from hmc_fast.export import attention, export_onnx, load, make_onnx, read_sidecar
+from hmc_fast.export.attention import FORMS, block_rows
+from hmc_fast.kernels import multi_scale_attention
+
+
+def drawn(
+    queries: int, keys: list[int], widths: list[int], seed: int, spread: float = 1.0
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def tensor(tokens: int, width: int) -> Tensor:
+        return torch.randn(2, tokens, 3, width, generator=generator, dtype=torch.float64)
+
+    q = spread * tensor(queries, 8)
+    return (
+        q,
+        [tensor(n, 8) for n in keys],
+        [tensor(n, w) for n, w in zip(keys, widths, strict=True)],
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    queries=st.integers(1, 70),
+    sources=st.lists(
+        st.tuples(st.integers(1, 40), st.sampled_from([1, 5, 8, 16])), min_size=1, max_size=3
+    ),
+    seed=st.integers(0, 1000),
+)
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_is_the_attention_of_the_kernels(
+    name: str, queries: int, sources: list[tuple[int, int]], seed: int
+) -> None:
+    q, ks, vs = drawn(queries, [n for n, _ in sources], [w for _, w in sources], seed)
+    expected, _, _ = multi_scale_attention(q, ks, vs, scale=0.3, backend="reference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "BLOCK_SCORES", 64)
+        patch.setattr(attention, "LEAST_BLOCK", 16)
+        outs = FORMS[name].attend(q, ks, vs, 0.3)
+    for out, right in zip(outs, expected, strict=True):
+        # The softmax is in fp32 whatever the dtype.
+        torch.testing.assert_close(out, right, atol=1e-5, rtol=1e-5)
+        assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_scores_of_80_do_no_harm_in_half_precision(name: str) -> None:
+    q, ks, vs = drawn(33, [50], [16], 0, spread=16.0)
+    scores = torch.einsum("bmhd,bnhd->bhmn", q, ks[0]) * 0.7
+    assert scores.abs().max() > 80
+    half = [[x.half() for x in xs] for xs in ([q], ks, vs)]
+    expected, _, _ = multi_scale_attention(
+        half[0][0].double(),
+        [k.double() for k in half[1]],
+        [v.double() for v in half[2]],
+        scale=0.7,
+        backend="reference",
+    )
+    (out,) = FORMS[name].attend(half[0][0], half[1], half[2], 0.7)
+    # A score of 80 is rounded to 1/16 in fp16 before the softmax sees it.
+    torch.testing.assert_close(out.double(), expected[0], atol=0.08, rtol=0.08)
+
+
+def test_blocks_bound_the_scores() -> None:
+    assert block_rows(16_384) * 16_384 * 4 == 32 * 2**20
+    assert block_rows(784) > 784
+    assert block_rows(10**9) == 128
+
+
+def test_the_graph_has_the_blocks_and_the_sidecar_names_the_form(
+    save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = save_model(create_model("resnet18_hsa"), tmp_path / "m.safetensors", 512)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "BLOCK_SCORES", 2**21)
+        export = make_onnx(path)
+    nodes = [node.op_type for node in onnx.load_from_string(export.content).graph.node]
+    assert nodes.count("Softmax") == 4096 // (2**21 // 4096) + 1 + 1
+    assert export.sidecar.attention == "blocks"
+    plain = save_model(create_model("resnet18"), tmp_path / "plain.safetensors", 64)
+    assert make_onnx(plain).sidecar.attention is None
+
+
+def test_a_graph_for_another_runtime_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+    sidecar = export_onnx(checkpoint, tmp_path / "m.onnx", runtime="tensorrt")
+    assert sidecar.attention == "equal-widths"
+    for runtime in ("onnxruntime", "openvino"):
+        with pytest.raises(UserError, match=rf"another runtime .*--runtime {runtime}"):
+            load(tmp_path / "m.onnx", runtime=runtime)
+    with pytest.raises(UserError, match="unknown runtime 'coreml'"):
+        export_onnx(checkpoint, tmp_path / "m.onnx", runtime="coreml")
+    export_onnx(checkpoint, tmp_path / "m.onnx")
+    with pytest.raises(UserError, match="unknown runtime 'tensorrt'"):
+        load(tmp_path / "m.onnx", runtime="tensorrt")
+
+
+def test_a_sidecar_of_before_the_forms_is_read(onnx_file: Path) -> None:
+    sidecar = read_sidecar(onnx_file)
+    values = sidecar.to_json()
+    del values["attention"]
+    assert type(sidecar).from_json(values) == replace(sidecar, attention=None)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("model", ["hmc_net_resnet18", "hmc_net_resnet18_lesions"])
+def test_runtimes_agree(
+    precision: str, model: str, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    path = save_model(create_model(model), tmp_path / "m.safetensors")
+    export_onnx(path, tmp_path / "m.onnx", precision=precision)
+    images = torch.randn(3, 3, 64, 64)
+    ours, theirs = (
+        load(tmp_path / "m.onnx", runtime=r)(images) for r in ("onnxruntime", "openvino")
+    )
+    torch.testing.assert_close(ours, theirs, atol=2e-2 if precision == "fp16" else 1e-4, rtol=0)
+
+
+PEAK = """
+import sys, torch
+from hmc_fast.export import load
+torch.set_num_threads(2)
+model = load(sys.argv[1], runtime=sys.argv[2])
+model(torch.zeros(1, 3, 1024, 1024))
+status = open("/proc/self/status").read()
+print(next(int(line.split()[1]) // 1024 for line in status.splitlines() if "VmHWM" in line))
+"""
+
+
+@pytest.mark.systems
+def test_one_film_at_1024_takes_at_most_2_gib(
+    save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = save_model(create_model("hmc_net"), tmp_path / "m.safetensors", 1024)
+    export_onnx(path, tmp_path / "m.onnx")
+    for runtime in ("onnxruntime", "openvino"):
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, str(tmp_path / "m.onnx"), runtime],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert 300 < int(done.stdout) <= 2048, runtime
+
+
+@pytest.mark.systems
+@pytest.mark.parametrize("model", ["hmc_net_resnet18", "hmc_net_resnet18_lesions", "vgg16"])
+@pytest.mark.parametrize(("height", "width"), [(224, 224), (512, 512), (960, 544)])
+def test_sizes_and_batches(
+    model: str, height: int, width: int, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = save_model(create_model(model), tmp_path / "m.safetensors", (height, width))
+    export_onnx(path, tmp_path / "m.onnx")
+    runner = load(tmp_path / "m.onnx")
+    images = torch.randn(3, 3, height, width)
+    torch.testing.assert_close(runner(images)[1:2], runner(images[1:2]), atol=1e-4, rtol=1e-4)
+    expected = load_model(path, backend="reference").model(images[:1]).detach()
+    torch.testing.assert_close(runner(images[:1]), expected, atol=1e-3, rtol=0)
