@@ -14,6 +14,7 @@ from typing import Any
 
 from hmc_fast.errors import UserError
 from hmc_fast.export.packages import need
+from hmc_fast.export.runtime import check_attention
 from hmc_fast.export.sidecar import (
     INPUT_NAME,
     OUTPUT_NAME,
@@ -135,6 +136,8 @@ def _check_servable(artefact: Path, sidecar: Sidecar, options: ServingOptions) -
         )
     if sidecar.kind == "engine" and options.device == "cpu":
         raise UserError(f"{artefact}: an engine runs on a GPU; leave out --device cpu")
+    if sidecar.kind == "onnx":
+        check_attention(artefact, sidecar, "onnxruntime")
     if sidecar.kind == "onnx" and sidecar.precision == "bf16":
         raise UserError(
             f"{artefact}: ONNX Runtime has no bf16 convolution; serve fp16 or fp32, or an engine"

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hmc_fast.bench.cases import Case
-from hmc_fast.bench.peers.compiled import reference_attend
-from hmc_fast.bench.peers.onnx_graph import write_onnx
+from hmc_fast.bench.peers.onnx_graph import GRAPH, attend_in_blocks, write_onnx
 from hmc_fast.bench.peers.peer import ModuleVariant, Peer
 from hmc_fast.environment import installed_version
 
@@ -84,7 +83,7 @@ ONNXRUNTIME = Peer(
     "runtime",
     "#b3487a",
     "ONNX Runtime on the exported graph",
-    models=(ModuleVariant("ONNX, opset 20", attend=reference_attend, build=_onnx_session),),
+    models=(ModuleVariant(GRAPH, attend=attend_in_blocks, build=_onnx_session),),
     why_not=_why_not,
     trainable=False,
 )

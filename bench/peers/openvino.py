@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hmc_fast.bench.cases import Case
-from hmc_fast.bench.peers.compiled import reference_attend
-from hmc_fast.bench.peers.onnx_graph import write_onnx
+from hmc_fast.bench.peers.onnx_graph import GRAPH, attend_in_blocks, write_onnx
 from hmc_fast.bench.peers.peer import ModuleVariant, Peer
 from hmc_fast.environment import installed_version
 
@@ -62,7 +61,7 @@ OPENVINO = Peer(
     "runtime",
     "#6f5bb5",
     "OpenVINO on the exported graph",
-    models=(ModuleVariant("ONNX, opset 20", attend=reference_attend, build=_compiled_graph),),
+    models=(ModuleVariant(GRAPH, attend=attend_in_blocks, build=_compiled_graph),),
     why_not=_why_not,
     trainable=False,
 )

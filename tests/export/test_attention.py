@@ -17,6 +17,7 @@ from hmc_fast import UserError, create_model
 from hmc_fast.checkpoint import load_model
 from hmc_fast.export import attention, export_onnx, load, make_onnx, read_sidecar
 from hmc_fast.export.attention import FORMS, block_rows
+from hmc_fast.export.serving import ServingOptions, write_model_repository
 from hmc_fast.kernels import multi_scale_attention
 
 
@@ -104,6 +105,8 @@ def test_a_graph_for_another_runtime_is_refused_by_name(checkpoint: Path, tmp_pa
     for runtime in ("onnxruntime", "openvino"):
         with pytest.raises(UserError, match=rf"another runtime .*--runtime {runtime}"):
             load(tmp_path / "m.onnx", runtime=runtime)
+    with pytest.raises(UserError, match="another runtime .*--runtime onnxruntime"):
+        write_model_repository(tmp_path / "m.onnx", tmp_path / "r", ServingOptions(device="cpu"))
     with pytest.raises(UserError, match="unknown runtime 'coreml'"):
         export_onnx(checkpoint, tmp_path / "m.onnx", runtime="coreml")
     export_onnx(checkpoint, tmp_path / "m.onnx")
