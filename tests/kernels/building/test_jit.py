@@ -20,7 +20,7 @@ from hmc_fast.kernels.building.builds import plan_passes
 from hmc_fast.kernels.fused.architectures import plan_for
 from hmc_fast.kernels.fused.launch import Launch, Target
 from hmc_fast.kernels.fused.tiles import SHARED_MEMORY_KIB, load_tiles
-from hmc_fast.kernels.geometry import IMAGE_SIZES, model_problems
+from hmc_fast.kernels.geometry import CHANNELS, IMAGE_SIZES, MSCA_TARGET, model_problems
 from hmc_fast.kernels.problem import AttentionProblem
 
 pytestmark = pytest.mark.compile_only
@@ -66,14 +66,17 @@ def launches(architecture: str, size: int) -> Iterator[Launch]:
 
 
 def projection(target: Target, shape: AttentionProblem) -> list[Launch]:
-    channels = sum(shape.v_head_dims) * shape.heads
+    """What follows an attention call: its outputs to the channels of the stage that asked."""
+    widths = [d_v * shape.heads for d_v in shape.v_head_dims]
+    channels = widths[0] if len(widths) == 1 else CHANNELS[MSCA_TARGET]
 
     def meta(*dims: int, of: torch.dtype = shape.dtype) -> Tensor:
         return torch.empty(dims, dtype=of, device="meta")
 
-    x, row = meta(BATCH * shape.queries, channels), meta(channels, of=torch.float32)
+    x, row = meta(BATCH, shape.queries, channels), meta(channels, of=torch.float32)
+    attended = [meta(BATCH, shape.queries, width) for width in widths]
     plan = plan_for("gated_projection", target.architecture)
-    return plan(target, x, [x], meta(channels, channels), row, row, x)
+    return plan(target, x, attended, meta(channels, sum(widths)), row, row, x)
 
 
 def code(compiled: Any) -> str:
