@@ -47,14 +47,14 @@ class Measurement:
     """One peer on one case and task.
 
     Times are of single calls, in ms, over ``samples`` of them, none left out; ``outliers`` counts
-    those far beyond the median, and ``host_p50_ms`` is the host's part. They are None unless
-    ``status`` is ``ok``. ``peak_mib`` is what a call adds to its inputs, at its highest, for
-    operators and blocks; for models everything (parameters, images, the call), but None for
-    runtimes, which keep their memory between calls; for the main job a process of its own.
-    ``budget_units`` is the error against fp64 over what is allowed, of ``budget_tensor``.
-    ``ceiling_share`` is the floor over the median. ``speed_up`` is the fastest other peer's median
-    over this one's. Work, floor and bound are None for models, ``scores`` for everything but the
-    main job.
+    those far beyond the median, ``repeats_ms`` holds the medians of consecutive shares of the
+    samples, and ``host_p50_ms`` is the host's part. They are None unless ``status`` is ``ok``.
+    ``peak_mib`` is what a call adds to its inputs, at its highest, for operators and blocks; for
+    models everything (parameters, images, the call), but None for runtimes, which keep their
+    memory between calls; for the main job a process of its own. ``budget_units`` is the error
+    against fp64 over what is allowed, of ``budget_tensor``. ``ceiling_share`` is the floor over
+    the median. ``speed_up`` is the fastest other peer's median over this one's. Work, floor and
+    bound are None for models, ``scores`` for everything but the main job.
     """
 
     case: str
@@ -74,6 +74,7 @@ class Measurement:
     max_ms: float | None = None
     host_p50_ms: float | None = None
     outliers: int | None = None
+    repeats_ms: list[float] | None = None
     flops: int | None = None
     bytes: int | None = None
     floor_ms: float | None = None

@@ -418,6 +418,7 @@ def with_times(row: Measurement, timing: Timing, clocks: dict[str, float]) -> Me
         max_ms=max(timing.samples_ms),
         host_p50_ms=timing.host_p50_ms,
         outliers=outliers(timing),
+        repeats_ms=timing.repeats_ms,
         clocks=clocks,
     )
 

@@ -24,6 +24,8 @@ SLOW_MS = 500.0
 """Calls slower than this get fewer samples."""
 FLUSH_FACTOR = 4
 """The flush buffer is this many times the last-level cache."""
+REPEATS = 8
+"""Consecutive rounds are pooled into this many repeats, so that drift within a run is seen."""
 OUTLIER_SPREADS = 5.0
 """A sample is called an outlier beyond the median by this many times the p20 to p80 spread."""
 
@@ -48,6 +50,12 @@ class Timing:
 
     def percentile(self, p: float) -> float:
         return float(np.percentile(self.samples_ms, p))
+
+    @property
+    def repeats_ms(self) -> list[float]:
+        """Medians of consecutive shares of the samples; all calls of a run take turns in each."""
+        blocks = np.array_split(self.samples_ms, min(REPEATS, len(self.samples_ms)))
+        return [float(np.median(block)) for block in blocks]
 
     @property
     def host_p50_ms(self) -> float | None:

@@ -270,7 +270,16 @@ def resource_table(record: Record) -> Cells:
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Cells:
     """One line a measurement."""
-    header = ["measurement", "old, ms", "new, ms", "new / old", "noise band", "verdict", "note"]
+    header = [
+        "measurement",
+        "old, ms",
+        "new, ms",
+        "new / old",
+        "noise band",
+        "repeats",
+        "verdict",
+        "note",
+    ]
     cells = [
         [
             c.label,
@@ -278,9 +287,18 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Cells:
             milliseconds(c.new_ms),
             number(c.ratio, "{:.3f}"),
             number(c.band and 100 * c.band, "± {:.0f} %"),
+            _repeats(c),
             c.verdict,
             c.note or "",
         ]
         for c in comparisons
     ]
     return header, cells
+
+
+def _repeats(comparison: Comparison) -> str:
+    if comparison.repeats is None:
+        return DASH
+    needed = comparison.needed
+    more = needed is not None and comparison.verdict == "too noisy to judge"
+    return f"{comparison.repeats}, needs {needed}" if more else str(comparison.repeats)

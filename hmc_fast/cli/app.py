@@ -1,7 +1,7 @@
 """Entry point: commands, and one clear line for everything that a person can mend.
 
 Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage, 130 interrupted;
-``bench compare`` has 3 for a regression.
+``bench compare`` has 3 for a regression and 4 where noise could hide one.
 """
 
 import os

@@ -21,6 +21,12 @@ from hmc_fast.bench.measuring.clock import (
 from hmc_fast.bench.measuring.device import parse_clocks
 
 
+def test_repeats_are_medians_of_consecutive_samples() -> None:
+    drifting = Timing(tuple(float(i // 10) for i in range(80)))
+    assert drifting.repeats_ms == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert Timing((3.0, 1.0, 2.0)).repeats_ms == [3.0, 1.0, 2.0]
+
+
 class KnownClock:
     """A sample lasts what its call returns; it can be read only after synchronising."""
 
