@@ -46,6 +46,9 @@ class FoldScores:
 class Measurement:
     """One peer on one case and task.
 
+    ``load`` is what other processes and the hypervisor took of all cores while this was timed, in
+    per cent, in the quietest of ``attempts``; None or empty where it was not or too shortly seen.
+
     Times are of single calls, in ms, over ``samples`` of them, none left out; ``outliers`` counts
     those far beyond the median, ``repeats_ms`` holds the medians of consecutive shares of the
     samples, and ``host_p50_ms`` is the host's part. They are None unless ``status`` is ``ok``.
@@ -88,6 +91,7 @@ class Measurement:
     throughput_per_s: float | None = None
     throughput_batch: int | None = None
     clocks: dict[str, float] | None = None
+    load: dict[str, float] | None = None
     scores: FoldScores | None = None
 
     @property

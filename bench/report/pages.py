@@ -156,6 +156,9 @@ def _method(record: Record) -> Section:
         "lie beyond the median by more than five times the p20–p80 spread. The host's time is that "
         "of launching on a GPU, and of the whole call on a CPU. A time is given only where results "
         "are within the error budget against fp64 (1 is the limit).",
+        "Under load: other processes took more than 10 % of all cores, or the hypervisor more than "
+        "2 %, while the row was timed. On a CPU such a timing is repeated whole, up to three times "
+        "in all, and the quietest is shown.",
         "The share of the ceiling is the floor over the median, and the floor the larger of "
         "operations over the measured matrix-product rate and bytes over the measured copy "
         "bandwidth. What a peer needs beforehand (padding, concatenation) is not timed, in its "

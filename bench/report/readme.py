@@ -11,6 +11,7 @@ from pathlib import Path
 from hmc_fast.bench.jobs.targets import TARGET_HEADER, target_rows
 from hmc_fast.bench.peers import family_names
 from hmc_fast.bench.record import Record, read_record
+from hmc_fast.bench.report.tables import ceiling_share
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_text
 from hmc_fast.reporting import milliseconds, number
@@ -57,7 +58,7 @@ def cpu_section(records: Sequence[Record], sources: Sequence[str]) -> str:
                 row.precision,
                 milliseconds(row.p50_ms),
                 number(reference_ms and reference_ms / (row.p50_ms or 1), "{:.2f}×"),
-                number(row.ceiling_share and 100 * row.ceiling_share, "{:.0f} %"),
+                ceiling_share(row),
                 number(None if row.peer in RUNTIMES else row.peak_mib, "{:.0f}"),
             ]
             lines.append(f"| {' | '.join(cells)} |")

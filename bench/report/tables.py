@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hmc_fast.bench.cases import PASSES
+from hmc_fast.bench.measuring.load import load_marks
 from hmc_fast.bench.peers import family_names
 from hmc_fast.bench.record import FoldScores, Measurement, Record
 from hmc_fast.bench.report.compare import Comparison
@@ -26,6 +27,13 @@ def _outliers(row: Measurement) -> str:
     return f"{row.outliers} of {row.samples}, worst {milliseconds(row.max_ms)}"
 
 
+def ceiling_share(row: Measurement) -> str:
+    """Per cent; above 100 the row or the ceiling was measured wrongly, which is said."""
+    percent = None if row.ceiling_share is None else 100 * row.ceiling_share
+    doubtful = percent is not None and percent > 100
+    return number(percent, "{:.0f} %") + (" (over the ceiling, doubtful)" if doubtful else "")
+
+
 def _peer(row: Measurement) -> str:
     return row.peer + (" (CUDA graph)" if row.launch == "graph" else "")
 
@@ -39,6 +47,7 @@ def _budget(row: Measurement) -> str:
 _SPEED_UP: _Column = ("against the best other", lambda r: number(r.speed_up, "{:.2f}×"))
 _COMMON: tuple[_Column, ...] = (
     ("p20 / p50 / p80, ms", _times),
+    ("under load", lambda r: ", ".join(load_marks(r.load)) or DASH),
     ("outliers", _outliers),
     ("host, ms", lambda r: milliseconds(r.host_p50_ms)),
 )
@@ -47,7 +56,7 @@ _KERNEL_COLUMNS: tuple[_Column, ...] = (
     ("peer", _peer),
     *_COMMON,
     ("TFLOP/s", lambda r: number(r.tflops, "{:.3g}")),
-    ("share of ceiling", lambda r: number(r.ceiling_share and 100 * r.ceiling_share, "{:.0f} %")),
+    ("share of ceiling", ceiling_share),
     ("peak memory, MiB", lambda r: number(r.peak_mib, "{:.0f}")),
     ("error, budgets", _budget),
     _SPEED_UP,

@@ -152,7 +152,7 @@ def test_graphs_are_timed_for_fast_calls_and_failed_captures_say_why(
     ]
     by_label = {row.label: TimedCall(lambda i: None) for row in rows}
     calls = {row.peer: by_label[row.label] for row in rows}
-    made = case_run(PLAN, PLAN.cases[0])._graph_rows(rows, by_label, "forward")
+    made = case_run(PLAN, PLAN.cases[0])._graph_rows(rows, by_label, "forward", float("inf"))
     graphs = {row.peer: row for row in made}
     assert set(graphs) == {"sdpa_math", "eager"}
     assert {row.launch for row in graphs.values()} == {"graph"}
@@ -165,6 +165,26 @@ def test_after_the_deadline_rows_say_so() -> None:
     assert len(rows) == 2 * 3 * 4
     assert {row.status for row in rows} == {"skipped"}
     assert {row.reason for row in rows} == {"the time set for the whole run was over"}
+
+
+@pytest.mark.parametrize(("deadline_s", "attempts"), [(float("inf"), 3), (0.0, 1)])
+def test_what_was_timed_under_load_is_repeated_and_the_quietest_kept(
+    monkeypatch: pytest.MonkeyPatch, deadline_s: float, attempts: int
+) -> None:
+    loads = iter([{"others_percent": percent} for percent in (60.0, 30.0, 90.0)])
+    monkeypatch.setattr(runner, "load_between", lambda before, after: next(loads))
+    run = case_run(PLAN, PLAN.cases[0])
+    results, load = run._sampled({"a": TimedCall(lambda state: None)}, deadline_s)
+    assert load == {"others_percent": 30.0 if attempts == 3 else 60.0, "attempts": attempts}
+    assert set(results.timings) == {"a"}
+
+
+def test_a_quiet_timing_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = iter([{"others_percent": 1.0, "steal_percent": 0.0}])
+    monkeypatch.setattr(runner, "load_between", lambda before, after: next(loads))
+    run = case_run(PLAN, PLAN.cases[0])
+    _, load = run._sampled({"a": TimedCall(lambda state: None)}, float("inf"))
+    assert load["attempts"] == 1
 
 
 def test_blocks_are_measured_whole() -> None:

@@ -181,6 +181,21 @@ def test_reports_hold_every_row_reason_and_plot(record: Record, path: Path, tmp_
     assert (tmp_path / "again" / "report.html").is_file()
 
 
+def test_load_and_shares_over_the_ceiling_stand_in_the_table(
+    record: Record, tmp_path: Path
+) -> None:
+    first, second, *rest = record.measurements
+    loaded = replace(first, load={"others_percent": 40.0, "steal_percent": 0.0, "attempts": 3})
+    over = replace(second, ceiling_share=1.26)
+    markdown, _ = write_reports(
+        [("now", replace(record, measurements=[loaded, over, *rest]))], tmp_path
+    )
+    lines = [line for line in markdown.read_text().splitlines() if line.startswith("|")]
+    assert any("other processes 40 %, quietest of 3" in line for line in lines)
+    (doubtful,) = (line for line in lines if "126 %" in line)
+    assert "over the ceiling, doubtful" in doubtful
+
+
 def test_report_of_a_main_job_record(tmp_path: Path) -> None:
     results = sorted((Path(__file__).parents[3] / "bench" / "results").glob("mias-*.jsonl"))
     assert run(["bench", "report", str(results[0]), "--out", str(tmp_path)]) == 0
