@@ -51,6 +51,8 @@ GRAPH_BELOW_MS = {"operator": 5.0, "block": 5.0, "model": 20.0}
 """Slower calls are not captured in graphs: their launches hide behind their work."""
 MODEL_SECONDS = 2
 """Models get this many times the seconds of operators."""
+CEILING_SECONDS = 0.5
+"""For the ceilings beside each case: a clock that sank since the start sinks them too."""
 LOADED_ATTEMPTS = 3
 """A timing on a loaded CPU is taken this often at most."""
 Stage = Callable[[str], object]
@@ -377,8 +379,18 @@ def run_plan(
         record = replace(record, ceilings=[*record.ceilings, ceiling])
     ceilings = {ceiling.precision: ceiling for ceiling in record.ceilings}
     pairs = [(case, precision) for case in plan.cases for precision in plan.precisions]
-    runs = (_case_run(plan, c, p, ceilings, device, clock, on_stage) for c, p in pairs)
-    for rows in run_cases(runs, deadline_s):
+
+    def case_runs() -> Iterator[CaseRun]:
+        for case, precision in pairs:
+            beside = dict(ceilings)
+            if case.kind != "model" and time.perf_counter() < deadline_s:
+                on_stage(f"{case.name} {precision}: ceilings beside the case")
+                beside[precision] = measure_ceiling(
+                    precision, precision_dtype(precision), device, clock, seconds=CEILING_SECONDS
+                )
+            yield _case_run(plan, case, precision, beside, device, clock, on_stage)
+
+    for rows in run_cases(case_runs(), deadline_s):
         record = replace(record, measurements=[*record.measurements, *rows])
         write_record(path, record)
         on_case(rows[0].case if rows else "", 1, len(pairs))

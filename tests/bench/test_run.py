@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,6 +186,25 @@ def test_a_quiet_timing_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
     run = case_run(PLAN, PLAN.cases[0])
     _, load = run._sampled({"a": TimedCall(lambda state: None)}, float("inf"))
     assert load["attempts"] == 1
+
+
+def test_each_case_is_held_against_ceilings_measured_beside_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rates = iter([1.0, 2.0, 4.0])
+
+    def rising(precision: str, *args: object, **options: object) -> Ceiling:
+        rate = next(rates)
+        return Ceiling(precision, 64, rate, 2**20, 1000 * rate)
+
+    monkeypatch.setattr(runner, "measure_ceiling", rising)
+    case = replace(PLAN.cases[0], tasks=("forward",))
+    record = runner.run_plan(replace(PLAN, cases=(case, case), peers=("eager",)), tmp_path)
+    first, second = record.measurements
+    assert first.floor_ms is not None
+    assert second.floor_ms is not None
+    assert first.floor_ms == pytest.approx(2 * second.floor_ms)
+    assert [ceiling.matmul_tflops for ceiling in record.ceilings] == [1.0]
 
 
 def test_blocks_are_measured_whole() -> None:
