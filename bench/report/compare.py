@@ -187,11 +187,15 @@ def _compare_rows(
 def _compare_pairs(
     pairs: Sequence[tuple[Measurement | None, Measurement | None]], least_band: float
 ) -> Comparison:
-    """The first pair that misses a time decides; else all pairs do, together."""
+    """A pair that misses a time decides, a regression first; else all pairs do, together."""
+    pairs = [pair for pair in pairs if pair != (None, None)]
     singles = [_compare_rows(old, new, least_band) for old, new in pairs]
     logarithms = [log(single.ratio) for single in singles if single.ratio is not None]
-    if len(pairs) == 1 or len(logarithms) < len(pairs):
-        return next((single for single in singles if single.ratio is None), singles[0])
+    if len(logarithms) < len(pairs):
+        untimed = [single for single in singles if single.ratio is None]
+        return next((single for single in untimed if single.verdict in REGRESSIONS), untimed[0])
+    if len(pairs) == 1:
+        return singles[0]
     comparison = replace(
         singles[0],
         old_ms=float(np.median([old.p50_ms for old, _ in pairs if old is not None])),

@@ -100,6 +100,12 @@ def test_a_pair_in_which_a_row_broke_decides(record: Record) -> None:
     rows = [replace(good.measurements[0], status="error", reason="lost", p50_ms=None)]
     broken = replace(good, measurements=rows)
     assert compare(good, good, further=[(good, broken)])[0].verdict == "broke"
+    late = replace(rows[0], status="skipped")
+    skipped = replace(good, measurements=[late])
+    pairs = [(good, broken), (good, good)]
+    assert compare(good, skipped, further=pairs)[0].verdict == "broke"
+    nothing = replace(good, measurements=[])
+    assert compare(good, good, further=[(nothing, nothing)])[0].verdict == "same"
 
 
 def test_the_needed_repeats_are_enough_and_no_more(record: Record) -> None:
