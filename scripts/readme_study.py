@@ -16,6 +16,7 @@ from hmc_fast.evaluation import Interval
 from hmc_fast.files import write_text
 from hmc_fast.models import model_entry
 from hmc_fast.study import StudyRecord, compare, lesion_table, read_lesion_record, read_study
+from hmc_fast.study.lesion_figures import changes_table
 from hmc_fast.study.tables import Table, detectable_gap, metrics_table
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results" / "study"
@@ -67,6 +68,13 @@ def lesions_block() -> str:
     return f"{table.note} {made}\n\n{markdown(table)}"
 
 
+def lesion_changes_block() -> str:
+    """What each part of the lesion study's recipe is worth."""
+    record = read_lesion_record(RESULTS / "mias-lesions.json")
+    others = [read_lesion_record(p) for p in sorted(RESULTS.glob("mias-lesions-*.json"))]
+    return markdown(changes_table(record, others))
+
+
 def leakage_block() -> str:
     """The probe and the model under each protocol."""
     rows = json.loads((RESULTS / "mias-leakage.json").read_text(encoding="utf-8"))
@@ -109,6 +117,7 @@ def gain(loss: Interval) -> str:
 
 BLOCKS = {
     "lesions": ("mias-lesions.json", lesions_block),
+    "lesion-changes": ("mias-lesions.json", lesion_changes_block),
     "study": ("mias-seven-models.jsonl", study_block),
     "ablations": ("ablations/base.jsonl", ablations_block),
     "leakage": ("mias-leakage.json", leakage_block),

@@ -91,6 +91,9 @@ def lesions(
     nested: Annotated[
         bool, typer.Option("--nested", help="Also choose among readouts by inner folds; slow.")
     ] = False,
+    recipes: Annotated[
+        bool, typer.Option("--recipes", help="Also score the films by every declared readout.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Find malignant films by a head that is fitted to the circles of lesions; resumable.
@@ -115,6 +118,7 @@ def lesions(
         f"hmc-fast study lesions --data {data.resolve().name} --weights {weights.name} "
         f"--out {out.resolve().name} --trunk {trunk} --size {size} --folds {folds} "
         f"--seeds {seeds} --seed {seed}{' --nested' if nested else ''}"
+        f"{' --recipes' if recipes else ''}"
     )
     with progress_bar("films or folds") as report:
         record = run_lesion_study(
@@ -124,6 +128,7 @@ def lesions(
             out,
             seeds=range(seed, seed + seeds),
             nested=nested,
+            recipes=recipes,
             command=command,
             on_progress=report,
         )

@@ -8,13 +8,15 @@ from numpy.typing import NDArray
 
 from hmc_fast.data.folds import PROTOCOL, PROTOCOL_TITLES
 from hmc_fast.data.mias import TISSUES
+from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Interval, Predictions, mean_auc_interval
 from hmc_fast.evaluation.bilateral import BILATERAL_RULE, OWN_RULE, margin_logits, patient_scores
 from hmc_fast.evaluation.bootstrap import mean_interval, percentile_interval
 from hmc_fast.evaluation.operating import resampled_average_precision, resampled_sensitivity
+from hmc_fast.evaluation.predictions import mean_resampled_auc
 from hmc_fast.reporting import with_interval
 from hmc_fast.study.lesion_record import FilmRow, LesionRecord, SeedRecord
-from hmc_fast.study.lesions import RECIPES, TASK
+from hmc_fast.study.lesions import RECIPES, TASK, LesionRecipe
 from hmc_fast.study.tables import Table
 from hmc_fast.training.lesion_fit import RING
 
@@ -53,6 +55,73 @@ def lesion_table(record: LesionRecord) -> Table:
     ]
     return Table(
         ["figure [95 % CI]", *(f"seed {seed}" for seed in seeds), "mean"], rows, protocol(record)
+    )
+
+
+def changes_table(record: LesionRecord, others: Sequence[LesionRecord] = ()) -> Table:
+    """What one change of the fixed recipe costs or gains, paired by patients.
+
+    The recipes that differ from the fixed one in a single setting, then the records ``others`` of
+    the same films and seeds at other settings, by the fixed recipe.
+
+    Raises :class:`UserError` where the record has no scores of other recipes, or one of ``others``
+    is of other films or seeds.
+    """
+    fixed = [[film.bilateral for film in seed.films] for seed in record.seeds]
+    rows = [["as it is", str(_mean_auc(record.seeds, fixed)), "–"]]
+    if not all(seed.recipes for seed in record.seeds):
+        raise UserError("the record has no scores of all recipes; run study lesions --recipes")
+    for number, recipe in enumerate(RECIPES):
+        label = _change(recipe)
+        if label is not None:
+            scores = [seed.recipes[number].scores for seed in record.seeds]
+            rows.append([label, *_against(record.seeds, scores, fixed)])
+    for other in others:
+        seeds = [[(film.film, film.label, film.fold) for film in s.films] for s in other.seeds]
+        if seeds != [
+            [(film.film, film.label, film.fold) for film in s.films] for s in record.seeds
+        ]:
+            raise UserError("records of other films, folds or seeds cannot be compared")
+        prepared = other.settings.preprocessing
+        scores = [tuple(film.bilateral for film in seed.films) for seed in other.seeds]
+        label = f"breasts in {prepared.height}×{prepared.width} pixels"
+        rows.append([label, *_against(record.seeds, scores, fixed)])
+    return Table(["change", "AUC [95 % CI]", "gain [95 % CI]"], rows, protocol(record))
+
+
+def _change(recipe: LesionRecipe) -> str | None:
+    """What differs from the fixed recipe, where it is one setting alone."""
+    fixed, labels = RECIPES[0], []
+    if recipe.stages != fixed.stages:
+        labels.append(f"{' and '.join(recipe.stages)} alone")
+    if recipe.readout != fixed.readout:
+        labels.append(f"{recipe.readout.replace('_', ' ')} in place of {fixed.readout}")
+    if recipe.bilateral != fixed.bilateral:
+        labels.append("a film by itself")
+    return labels[0] if len(labels) == 1 else None
+
+
+def _against(
+    seeds: Sequence[SeedRecord],
+    scores: Sequence[Sequence[float]],
+    fixed: Sequence[Sequence[float]],
+) -> list[str]:
+    """The AUC of ``scores`` and what it is more than that of ``fixed``."""
+    predictions = [_predictions(s.films, v) for s, v in zip(seeds, scores, strict=True)]
+    base = [_predictions(s.films, v) for s, v in zip(seeds, fixed, strict=True)]
+    gain = percentile_interval(mean_resampled_auc(predictions) - mean_resampled_auc(base))
+    assert gain.value is not None
+    assert gain.low is not None
+    assert gain.high is not None
+    return [
+        str(mean_auc_interval(predictions)),
+        f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
+    ]
+
+
+def _mean_auc(seeds: Sequence[SeedRecord], scores: Sequence[Sequence[float]]) -> Interval:
+    return mean_auc_interval(
+        [_predictions(seed.films, values) for seed, values in zip(seeds, scores, strict=True)]
     )
 
 

@@ -5,7 +5,8 @@ data: name, phantoms, films, patients, sha256 (of pixels, patients and findings)
 commands: that made it, with neutral paths
 seeds: [{seed, left_out, environment,
     films: a list for each field of :class:`FilmRow`,
-    nested: [{fold, recipe, inner_auc, films, scores}]: the folds whose recipe was chosen}]
+    nested: [{fold, recipe, inner_auc, films, scores}]: the folds whose recipe was chosen,
+    recipes: [{recipe, scores}]: what every declared recipe gives to the films, or empty}]
 """
 
 import json
@@ -77,14 +78,25 @@ class NestedRow:
 
 
 @dataclass(frozen=True)
+class RecipeRow:
+    """The held-out films' scores by one declared recipe, in the order of the films."""
+
+    recipe: LesionRecipe
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class SeedRecord:
-    """One partition into folds: its held-out films, and the nested choice as far as it is made."""
+    """One partition into folds: its held-out films, the nested choice as far as it is made, and
+    the scores of all recipes where they were asked for.
+    """
 
     seed: int
     films: tuple[FilmRow, ...]
     left_out: tuple[str, ...]
     environment: dict[str, Any]
     nested: tuple[NestedRow, ...] = ()
+    recipes: tuple[RecipeRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,7 +174,7 @@ def _seed(values: dict[str, Any]) -> SeedRecord:
     nested = [
         NestedRow(
             int(row["fold"]),
-            LesionRecipe(**{**row["recipe"], "stages": tuple(row["recipe"]["stages"])}),
+            _recipe(row["recipe"]),
             float(row["inner_auc"]),
             tuple(row["films"]),
             tuple(row["scores"]),
@@ -175,7 +187,15 @@ def _seed(values: dict[str, Any]) -> SeedRecord:
         tuple(values["left_out"]),
         dict(values["environment"]),
         tuple(nested),
+        tuple(
+            RecipeRow(_recipe(row["recipe"]), tuple(row["scores"]))
+            for row in values.get("recipes", ())
+        ),
     )
+
+
+def _recipe(values: dict[str, Any]) -> LesionRecipe:
+    return LesionRecipe(**{**values, "stages": tuple(values["stages"])})
 
 
 def _check(seed: SeedRecord, record: LesionRecord) -> None:
@@ -195,6 +215,12 @@ def _check(seed: SeedRecord, record: LesionRecord) -> None:
     compared = bilateral_scores(own, patients, sides).scores.tolist()
     if not np.isfinite(own).all() or compared != [film.bilateral for film in seed.films]:
         raise ValueError(f"seed {seed.seed} has scores that do not follow from one another")
+    if seed.recipes and tuple(row.recipe for row in seed.recipes) != RECIPES:
+        raise ValueError(f"seed {seed.seed} has the scores of other recipes")
+    if seed.recipes and seed.recipes[0].scores != tuple(film.bilateral for film in seed.films):
+        raise ValueError(f"seed {seed.seed} has two scores of the fixed recipe")
+    if any(not all(map(math.isfinite, row.scores)) for row in seed.recipes):
+        raise ValueError(f"seed {seed.seed} has no scores of a recipe")
     if len({row.fold for row in seed.nested}) != len(seed.nested):
         raise ValueError(f"seed {seed.seed} has a nested fold twice")
     for row in seed.nested:

@@ -21,6 +21,7 @@ from hmc_fast.study.lesion_record import (
     LesionRecord,
     LesionSettings,
     NestedRow,
+    RecipeRow,
     SeedRecord,
     read_lesion_record,
     write_lesion_record,
@@ -31,6 +32,7 @@ from hmc_fast.study.lesions import (
     Pointing,
     cross_validate_lesion_head,
     nested_fold,
+    recipe_scores,
     training_positions,
 )
 from hmc_fast.study.run import describe_films
@@ -49,6 +51,7 @@ def run_lesion_study(
     *,
     seeds: Sequence[int],
     nested: bool = False,
+    recipes: bool = False,
     command: str,
     on_progress: Progress = no_progress,
 ) -> LesionRecord:
@@ -64,6 +67,7 @@ def run_lesion_study(
         folder: for the record and, under ``features``, the trunk's features.
         seeds: one partition into folds each.
         nested: whether recipes are chosen by inner folds as well.
+        recipes: whether all declared recipes score the films, for the table of what each is worth.
         command: for the record, with neutral paths.
         on_progress: told of films, then of folds.
 
@@ -88,11 +92,13 @@ def run_lesion_study(
             _refuse(path, ["other films or findings"])
         commands = tuple(dict.fromkeys([*held.commands, command]))
         record = replace(record, data=data, commands=commands, seeds=held.seeds)
-        steps = len(seeds) * settings.folds * (2 if nested else 1)
+        steps = len(seeds) * settings.folds * (1 + nested + recipes)
         for seed in seeds:
             record = _run_seed(cohort, record, seed, path, steps, on_progress)
             if nested:
                 record = _choose(cohort, record, seed, path, steps, on_progress)
+            if recipes:
+                record = _score_recipes(cohort, record, seed, path, steps, on_progress)
     return record
 
 
@@ -204,6 +210,29 @@ def _choose(
         record = record.with_seed(current)
         write_lesion_record(path, record)
         on_progress(label, 1, steps)
+    return record
+
+
+def _score_recipes(
+    cohort: Cohort, record: LesionRecord, seed: int, path: Path, steps: int, on_progress: Progress
+) -> LesionRecord:
+    """The record with the scores of all recipes for the seed, unless they are there."""
+    label, folds = f"seed {seed}, all recipes", record.settings.folds
+    (current,) = (known for known in record.seeds if known.seed == seed)
+    if current.recipes:
+        on_progress(label, folds, steps)
+        return record
+    partition = make_folds(list(cohort.films), list(cohort.labels), TASK, folds, seed)
+    scores = recipe_scores(
+        cohort,
+        training_positions(cohort, seed),
+        partition,
+        penalty=record.settings.penalty,
+        on_fold=lambda fold: on_progress(label, 1, steps),
+    )
+    rows = tuple(RecipeRow(recipe, tuple(values.tolist())) for recipe, values in scores.items())
+    record = record.with_seed(replace(current, recipes=rows))
+    write_lesion_record(path, record)
     return record
 
 

@@ -175,6 +175,28 @@ def cross_validate_lesion_head(
     return LesionStudy(own, bilateral, compared.compared, tuple(pointing), left_out)
 
 
+def recipe_scores(
+    cohort: Cohort,
+    positions: Sequence[FilmPositions | None],
+    folds: Folds,
+    *,
+    penalty: float = PENALTY,
+    on_fold: Callable[[int], object] = lambda fold: None,
+) -> dict[LesionRecipe, NDArray[np.float64]]:
+    """The scores ``[films]`` that every one of :data:`RECIPES` gives to held-out films.
+
+    Each fold's heads are fitted to its training films. Arguments as in :func:`nested_fold`.
+    """
+    scores = {recipe: np.zeros(len(cohort.films)) for recipe in RECIPES}
+    for fold in range(folds.count):
+        training, held_out = folds.split(list(cohort.films), fold)
+        parts = _scores(cohort, positions, training, held_out, RECIPES, penalty)
+        for recipe, values in parts.items():
+            scores[recipe][held_out] = values
+        on_fold(fold)
+    return scores
+
+
 def nested_fold(
     cohort: Cohort,
     positions: Sequence[FilmPositions | None],

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hmc_fast import UserError, create_model
 from hmc_fast.cli.app import run
 from hmc_fast.data import write_phantoms
 from hmc_fast.study import lesion_figures, lesion_run, lesion_table, read_lesion_record
+from hmc_fast.study.lesion_figures import changes_table
 from hmc_fast.study.lesion_record import write_lesion_record
 
 FOLDS = 2
@@ -53,7 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         printed: list[Any] = []
         patch.setattr("hmc_fast.cli.study.print_json", printed.append)
-        out = ["--out", str(folder / "out"), "--seeds", "2", "--nested", "--json"]
+        out = ["--out", str(folder / "out"), "--seeds", "2", "--nested", "--recipes", "--json"]
         assert run([*arguments, *out]) == 0
     return Finished(folder / "out", arguments, printed[0])
 
@@ -208,3 +209,31 @@ def test_a_damaged_record_is_refused(
     path.write_text("{")
     with pytest.raises(UserError, match="cannot be read as JSON"):
         read_lesion_record(path)
+
+
+def test_one_change_at_a_time_is_compared_with_the_fixed_recipe(finished: Finished) -> None:
+    record = read_lesion_record(finished.path)
+    table = changes_table(record, [record])
+    labels = [row[0] for row in table.rows]
+    assert labels == [
+        "as it is",
+        "a film by itself",
+        "top cells in place of maximum",
+        "mean in place of maximum",
+        "C4 alone",
+        "C3 alone",
+        "breasts in 256×160 pixels",
+    ]
+    assert table.rows[-1][2] == "+0.000 [+0.000, +0.000]"
+    own = [
+        roc_auc_score([f.label for f in s.films], [f.own for f in s.films]) for s in record.seeds
+    ]
+    assert float(table.rows[1][1].split()[0]) == pytest.approx(sum(own) / 2, abs=6e-4)
+    gain = float(table.rows[1][2].split()[0])
+    both = [float(row[1].split()[0]) for row in table.rows[:2]]
+    assert gain == pytest.approx(both[1] - both[0], abs=2e-3)
+    without = replace(record, seeds=tuple(replace(s, recipes=()) for s in record.seeds))
+    with pytest.raises(UserError, match="run study lesions --recipes"):
+        changes_table(without)
+    with pytest.raises(UserError, match="cannot be compared"):
+        changes_table(record, [replace(record, seeds=record.seeds[:1])])
