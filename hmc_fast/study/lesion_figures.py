@@ -89,6 +89,11 @@ def changes_table(record: LesionRecord, others: Sequence[LesionRecord] = ()) -> 
     return Table(["change", "AUC [95 % CI]", "gain [95 % CI]"], rows, protocol(record))
 
 
+def _who(record: LesionRecord) -> list[list[tuple[str, int, int]]]:
+    """Films, classes and folds of every seed."""
+    return [[(f.film, f.label, f.fold) for f in seed.films] for seed in record.seeds]
+
+
 def _change(recipe: LesionRecipe) -> str | None:
     """What differs from the fixed recipe, where it is one setting alone."""
     fixed, labels = RECIPES[0], []

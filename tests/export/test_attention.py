@@ -164,7 +164,7 @@ def test_one_film_at_1024_takes_at_most_2_gib(
 
 
 @pytest.mark.systems
-@pytest.mark.parametrize("model", ["hmc_net_resnet18", "hmc_net_resnet18_lesions", "vgg16"])
+@pytest.mark.parametrize("model", ["hmc_net_resnet18", "hmc_net_resnet18_lesions"])
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (512, 512), (960, 544)])
 def test_sizes_and_batches(
     model: str, height: int, width: int, save_model: Callable[..., Path], tmp_path: Path

@@ -124,12 +124,12 @@ def test_finished_seeds_are_skipped_and_missing_ones_come_out_the_same(
 
     monkeypatch.setattr(lesion_run, "cross_validate_lesion_head", counted)
     before = finished.path.read_bytes()
-    assert finished.again("--seeds", "2", "--nested") == 0
+    assert finished.again("--seeds", "2", "--nested", "--recipes") == 0
     assert fitted == []
     assert finished.path.read_bytes() == before
     del record["seeds"][0]["nested"][1], record["seeds"][1]
     finished.path.write_text(json.dumps(record))
-    assert finished.again("--seeds", "2", "--nested") == 0
+    assert finished.again("--seeds", "2", "--nested", "--recipes") == 0
     assert fitted == [1]
     assert finished.path.read_bytes() == before
 
