@@ -38,9 +38,11 @@ test-systems: $(VENV)/installed-dev $(WHEEL)
 # The records that the README shows; without one of the targets its table says so.
 TARGETS_RECORD := $(firstword $(wildcard bench/results/targets-*.jsonl))
 CPU_RECORDS := $(wildcard bench/results/cpu-*.jsonl)
+MAIN_RECORD := bench/results/mias-hmc_net_lesions-512-cpu.jsonl
 
 readme-table: $(VENV)/installed
 	$(VENV)/bin/python -m hmc_fast.bench.report.readme README.md \
+		--main $(MAIN_RECORD) \
 		$(if $(TARGETS_RECORD),--targets $(TARGETS_RECORD)) $(if $(CPU_RECORDS),--cpu $(CPU_RECORDS))
 
 $(VENV)/bin/python:

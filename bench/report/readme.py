@@ -11,7 +11,7 @@ from pathlib import Path
 from hmc_fast.bench.jobs.targets import TARGET_HEADER, target_rows
 from hmc_fast.bench.peers import family_names
 from hmc_fast.bench.record import Record, read_record
-from hmc_fast.bench.report.tables import ceiling_share
+from hmc_fast.bench.report.tables import ceiling_share, fold_table, reasons
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_text
 from hmc_fast.reporting import milliseconds, number
@@ -20,6 +20,8 @@ BEGIN = "<!-- performance table: made by `make readme-table`, do not edit -->"
 END = "<!-- end of the performance table -->"
 CPU_BEGIN = "<!-- CPU table: made by `make readme-table`, do not edit -->"
 CPU_END = "<!-- end of the CPU table -->"
+MAIN_BEGIN = "<!-- main table: made by `make readme-table`, do not edit -->"
+MAIN_END = "<!-- end of the main table -->"
 RUNTIMES = family_names("runtime")
 """They keep their memory between calls, so what a call adds does not tell how much they take."""
 
@@ -35,6 +37,28 @@ def performance_section(record: Record | None, source: str | None) -> str:
     if record is None:
         return "\n".join([*lines, "No record of a GPU is committed yet.", ""])
     return "\n".join([*lines, _made_by(record, str(source)), ""])
+
+
+def main_section(record: Record, source: str) -> str:
+    """Markdown: the main job's table, on which films it was made, and why rows lack figures.
+
+    Raises :class:`UserError` for a record of another job.
+    """
+    if record.study is None:
+        raise UserError(f"{source}: is no record of the main job, hmc-fast bench")
+    header, rows = fold_table(record)
+    data, options = record.study.data, record.options
+    why = [f"{name}: {status}: {reason}." for name, status, reason in reasons(record)]
+    lines = [
+        f"| {' | '.join(header)} |",
+        "|" + "---|" * len(header),
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"{options['model']}, {data['films']} films of {data['patients']} patients, task "
+        f"{options['training']['task']}, {options['folds']} {record.study.protocol}-disjoint "
+        f"folds, weights `{options['training']['weights']}`. {_made_by(record, source)}",
+    ]
+    return "\n".join([*lines, *why, ""])
 
 
 def cpu_section(records: Sequence[Record], sources: Sequence[str]) -> str:
@@ -79,9 +103,15 @@ def _made_by(record: Record, source: str) -> str:
     if record.device.get("kind") == "cuda":
         device = str(record.device.get("name"))
     return (
-        f"{device}, {releases}, revision {revision}. "
+        f"{device}, {releases}, revision {revision or 'unknown'}. "
         f"Record: [`{Path(source).name}`]({source}), made by `{command}`."
     )
+
+
+def update_main(readme: Path, record_path: Path) -> bool:
+    """Write the main job's table; returns whether it changed. Raises as :func:`update_cpu`."""
+    section = main_section(_whole_record(record_path), record_path.as_posix())
+    return _replace(readme, MAIN_BEGIN, MAIN_END, section)
 
 
 def update_targets(readme: Path, record_path: Path | None) -> bool:
@@ -130,10 +160,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("readme", type=Path)
     parser.add_argument("--targets", type=Path, help="record of `bench targets`")
+    parser.add_argument("--main", type=Path, help="record of `bench`, the main job")
     parser.add_argument("--cpu", type=Path, nargs="*", help="records of a CPU", default=[])
     arguments = parser.parse_args()
     try:
         changed = update_targets(arguments.readme, arguments.targets)
+        if arguments.main:
+            changed |= update_main(arguments.readme, arguments.main)
         if arguments.cpu:
             changed |= update_cpu(arguments.readme, arguments.cpu)
     except UserError as error:

@@ -10,6 +10,7 @@ from hmc_fast.bench.record import FoldScores, Measurement, Record
 from hmc_fast.bench.report.compare import Comparison
 from hmc_fast.evaluation import METRIC_NAMES, mean_and_std
 from hmc_fast.reporting import DASH, milliseconds, number, plus_minus, with_interval
+from hmc_fast.training import TrainingConfig
 
 Cells = tuple[list[str], list[list[str]]]
 """Header and rows."""
@@ -188,7 +189,16 @@ _FOLD_COLUMNS: tuple[_Column, ...] = (
 
 def fold_table(record: Record) -> Cells:
     """The main job's one table: speed, memory and accuracy of every peer and precision."""
-    return _cells(record.measurements, _FOLD_COLUMNS)
+    header, rows = _cells(record.measurements, _FOLD_COLUMNS)
+    sizes = [_image_size(record, row.size) for row in record.measurements]
+    return header, [[size, *cells[1:]] for size, cells in zip(sizes, rows, strict=True)]
+
+
+def _image_size(record: Record, height: int) -> str:
+    """Rows and columns of the main job's images of a height."""
+    config = TrainingConfig(**record.options["training"])
+    image = config.preprocessing(record.options["model"]).at_height(height)
+    return f"{height}²" if image.width == height else f"{height}×{image.width}"
 
 
 def fold_metric_table(record: Record) -> Cells:

@@ -127,7 +127,10 @@ def explain_film(
     methods = usual_methods(model) if methods is None else check_methods(methods)
     pixels = read_pixels(film.path)
     device = next(model.parameters()).device
-    image = metadata.preprocessing(pixels).to(device)
+    try:
+        image = metadata.preprocessing(pixels).to(device)
+    except UserError as error:
+        raise UserError(f"{film.path}: {error}") from None
     with torch.no_grad():
         logits = film_logits(model, image[None], metadata.preprocessing)[0]
     if not logits.isfinite().all():

@@ -140,8 +140,11 @@ def test_a_full_disk_keeps_the_old_engine(
 
 
 @pytest.mark.parametrize("command", ["onnx", "tensorrt", "triton-server"])
-def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["export", command, "--help"]) == 0
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_shows_an_example(
+    command: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", command, option]) == 0
     printed = capsys.readouterr().out
     assert "Example" in printed
     assert f"hmc-fast export {command}" in printed

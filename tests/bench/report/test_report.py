@@ -12,7 +12,7 @@ from hmc_fast.bench.jobs.targets import TARGETS, target_rows
 from hmc_fast.bench.record import Measurement, Record, read_record, write_record
 from hmc_fast.bench.report.compare import compare, differences_between, has_regression, noise_band
 from hmc_fast.bench.report.pages import write_reports
-from hmc_fast.bench.report.readme import BEGIN, END, update_cpu, update_targets
+from hmc_fast.bench.report.readme import BEGIN, END, update_cpu, update_main, update_targets
 from hmc_fast.bench.run import with_speed_ups
 from hmc_fast.cli.app import run
 
@@ -212,6 +212,8 @@ def test_the_committed_readme_is_up_to_date(
     records = sorted((root / "bench" / "results").glob("targets-*.jsonl"))
     monkeypatch.chdir(root)
     assert not update_targets(copy, records[0].relative_to(root) if records else None)
+    (main,) = (root / "bench" / "results").glob("mias-hmc_net_lesions-512-*.jsonl")
+    assert not update_main(copy, main.relative_to(root))
     cpu = sorted((root / "bench" / "results").glob("cpu-*.jsonl"))
     assert not update_cpu(copy, [path.relative_to(root) for path in cpu])
     assert "| hmc_net@1024x1 | inference | cpu | fp32 |" in copy.read_text(encoding="utf-8")
