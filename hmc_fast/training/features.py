@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hmc_fast.data import FilmCache
 from hmc_fast.data.frame import Frame
+from hmc_fast.devices import default_device
 from hmc_fast.errors import UserError
 from hmc_fast.files import make_folder, write_atomically
 from hmc_fast.models import HMCNet, attention_blocks, build_model
@@ -56,7 +57,9 @@ def cache_features(
     limit_gib: float = 8.0,
     on_film: Callable[[int], object] = lambda count: None,
 ) -> list[Path]:
-    """The feature file of every film, those that are missing computed now, one film at a time.
+    """The feature file of every film; those that are missing are computed now, one at a time.
+
+    They are computed on the GPU where there is one.
 
     Args:
         paths: films.
@@ -72,7 +75,7 @@ def cache_features(
         ValueError: the trunk's attention has learned something.
     """
     make_folder(folder)
-    trunk = plain_trunk(trunk)
+    trunk = plain_trunk(trunk).to(default_device())
     weights = trunk_digest(trunk)
     files: dict[Path, Path] = {}
     for path in dict.fromkeys(paths):
@@ -115,7 +118,7 @@ def plain_trunk(model: HMCNet) -> HMCNet:
     trunk = build_model(config)
     assert isinstance(trunk, HMCNet)  # as the model is
     trunk.load_state_dict({name: model.state_dict()[name] for name in trunk.state_dict()})
-    trunk.to(model.fc.weight.device).eval()
+    trunk.eval()
     return trunk
 
 
