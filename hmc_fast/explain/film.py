@@ -139,6 +139,8 @@ def explain_film(
     notes = []
     if metadata.preprocessing.average_flips:
         notes.append("the prediction averages the film and its mirror image, the maps do not")
+    if metadata.bilateral:
+        notes.append("probabilities are of each film by itself; predict compares both breasts")
     if len(methods) > 1:
         missing = {m: reason for m in methods if (reason := why_no_map(model, m)) is not None}
         notes += [f"{TITLES[m]}: {metadata.model.name} {reason}" for m, reason in missing.items()]

@@ -237,6 +237,7 @@ def test_the_lesion_map_is_the_usual_explanation(
     checkpoint = ["--checkpoint", str(folds[0] / "model.safetensors")]
     assert run(["explain", str(film.path), *checkpoint, "--out", str(tmp_path), "--maps"]) == 0
     told = json.loads((tmp_path / "explanations.json").read_text())
+    assert "by itself" in told["films"][0]["notes"][0]
     (only,) = told["films"][0]["maps"]
     assert only["method"] == "lesions"
     values = np.load(tmp_path / f"{film.film_id}.npz")["lesions"]
