@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from hmc_fast.devices import autocast, precision_dtype
+from hmc_fast.devices import autocast, precision_dtype, return_free_memory
 from hmc_fast.kernels.backend import check_backend_name
 from hmc_fast.models import attention_blocks
 
@@ -67,6 +67,7 @@ def prepare(
         check_backend_name(backend, "backend")
         for block in attention_blocks(prepared):
             block.backend = backend
+    return_free_memory()
     return PreparedModel(prepared, precision, compile)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from hmc_fast import create_model
 from hmc_fast.bench.record import read_record
 from hmc_fast.checkpoint import load_model
-from hmc_fast.cli.app import app, run
+from hmc_fast.cli.app import application, run
 from hmc_fast.export import export_onnx
 from hmc_fast.models import MODEL_NAMES
 from hmc_fast.study import read_study
@@ -87,7 +87,7 @@ def options() -> dict[str, Any]:
             if hasattr(command, "commands"):
                 walk(command, path)
 
-    walk(typer.main.get_command(app), [])
+    walk(typer.main.get_command(application()), [])
     return described
 
 

@@ -15,7 +15,7 @@ import hmc_fast
 import hmc_fast.bench
 import hmc_fast.export
 import hmc_fast.kernels
-from hmc_fast.cli.app import app, run
+from hmc_fast.cli.app import application, run
 
 PACKAGES = (hmc_fast, hmc_fast.kernels, hmc_fast.bench, hmc_fast.export)
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def command_lines() -> Iterator[list[str]]:
             else:
                 yield [*words, name]
 
-    yield from walk(typer.main.get_command(app), [])
+    yield from walk(typer.main.get_command(application()), [])
 
 
 @pytest.mark.parametrize("words", list(command_lines()), ids=" ".join)

@@ -4,7 +4,6 @@ It is either what a call adds to what was in use, or all that a process of its o
 call.
 """
 
-import ctypes
 import gc
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import torch
+
+from hmc_fast.devices import return_free_memory
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -39,8 +40,7 @@ def added_peak_mib(call: Callable[[], object], device: torch.device) -> float | 
         call()
         torch.cuda.synchronize(device)
         return float(torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with suppress(OSError, AttributeError):  # other C libraries than glibc have no malloc_trim
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return_free_memory()
     try:
         reset_resident_peak()
         before_mib = psutil.Process().memory_info().rss / 2**20

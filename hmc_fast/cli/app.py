@@ -7,74 +7,40 @@ Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage, 130 int
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from difflib import get_close_matches
+from typing import Annotated, Any
 
-import torch
 import typer
 
-from hmc_fast.cli import bench_compare, bench_jobs
-from hmc_fast.cli.bench import bench_app
-from hmc_fast.cli.cv import cv
-from hmc_fast.cli.doctor import doctor
-from hmc_fast.cli.evaluate import evaluate
-from hmc_fast.cli.explain import explain
-from hmc_fast.cli.export import export
-from hmc_fast.cli.kernels import app as kernels
-from hmc_fast.cli.leakage_probe import leakage_probe
-from hmc_fast.cli.localise import localise
+from hmc_fast.cli.commands import COMMANDS, register
 from hmc_fast.cli.output import errors
-from hmc_fast.cli.phantoms import phantoms
-from hmc_fast.cli.predict import predict
-from hmc_fast.cli.study import study
-from hmc_fast.cli.train import train
-from hmc_fast.cli.verify import verify
 from hmc_fast.errors import UserError
-from hmc_fast.kernels.backend import BackendUnavailableError, UnknownBackendError
-
-app = typer.Typer(
-    name="hmc-fast",
-    help="HMC-Net for mammograms: train, evaluate and benchmark. Research software, not a medical "
-    "device.",
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-for bench_command in (
-    bench_jobs.kernels,
-    bench_jobs.model,
-    bench_jobs.targets,
-    bench_compare.compare,
-    bench_compare.report,
-):
-    bench_app.command()(bench_command)
-app.add_typer(bench_app, name="bench")
-for command in (
-    cv,
-    train,
-    evaluate,
-    predict,
-    explain,
-    localise,
-    verify,
-    leakage_probe,
-    doctor,
-    phantoms,
-):
-    app.command(no_args_is_help=False)(command)
-app.add_typer(export, name="export")
-app.add_typer(study)
-app.add_typer(kernels, name="kernels")
-
 
 INTERRUPTED = 130
+COMPLETED_LINES = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
+"""Where bash, and the other shells, put the line that is to be completed."""
 
 # Newer releases of typer carry a copy of click, so the class is reached through typer.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-@app.callback(invoke_without_command=True)
+def application(chosen: str | None = None) -> typer.Typer:
+    """The command line, with the ``chosen`` command; with all of them where None is chosen."""
+    app = typer.Typer(
+        name="hmc-fast",
+        help="HMC-Net for mammograms: train, evaluate and benchmark. Research software, not a "
+        "medical device.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback(invoke_without_command=True)(_options)
+    for command in COMMANDS:
+        register(app, command, load=chosen is None or command.name == chosen)
+    return app
+
+
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
@@ -93,15 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns its exit code."""
     try:
+        app = application(_chosen_command(arguments))
         code = app(list(arguments), standalone_mode=False)
         if code == INTERRUPTED:  # some releases of typer turn Ctrl-C into this result
             raise KeyboardInterrupt
         return int(code or 0)
-    except (UserError, BackendUnavailableError, UnknownBackendError) as error:
+    except UserError as error:
         return _complain(str(error))
     except typer.Exit as exit_request:
         return exit_request.exit_code
     except _UsageError as error:
+        _suggest_option(error)
         error.show()  # type: ignore[attr-defined]
         return 2
     except (KeyboardInterrupt, typer.Abort):
@@ -115,16 +83,44 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except OSError as error:
         return _complain(f"{error.filename or 'a file'}: {error.strerror or error}")
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        return _complain("out of memory; use a smaller --size or --batch-size")
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if _is_out_of_memory(error):
+            return _complain("out of memory; use a smaller --size or --batch-size")
+        if _is_about_backends(error):
+            return _complain(str(error))
+        raise
+
+
+def _chosen_command(arguments: Sequence[str]) -> str:
+    """The first word of the line that is run, or that a shell completes, which is no option."""
+    lines = (os.environ.get(name, "").split()[1:] for name in COMPLETED_LINES)
+    words = next(filter(None, lines), arguments)
+    return next((word for word in words if not word.startswith("-")), "")
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Torch reports the CPU's exhaustion as a plain RuntimeError of its allocator."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
+    from torch import OutOfMemoryError
+
+    kinds = (MemoryError, OutOfMemoryError)
     return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+
+
+def _is_about_backends(error: Exception) -> bool:
+    from hmc_fast.kernels.backend import BackendUnavailableError, UnknownBackendError
+
+    return isinstance(error, BackendUnavailableError | UnknownBackendError)
+
+
+def _suggest_option(error: Any) -> None:
+    """Name the options whose initials an unknown one is (``--lr``), else those it is near to."""
+    unknown = getattr(error, "option_name", None)
+    if unknown is None or error.ctx is None:
+        return
+    known = [o for p in error.ctx.command.params for o in p.opts if o.startswith("--")]
+    letters = unknown.lstrip("-")
+    initials = [o for o in known if "".join(w[:1] for w in o[2:].split("-")) == letters]
+    error.possibilities = initials or get_close_matches(unknown.lower(), known, cutoff=0.7)
 
 
 def _complain(message: str) -> int:

@@ -1,4 +1,4 @@
-"""``hmc-fast bench``: the main job; the other jobs are its subcommands."""
+"""``hmc-fast bench``: the main job."""
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hmc_fast.cli import options
+from hmc_fast.cli import bench_options, options, training_options
 from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
@@ -37,16 +37,12 @@ PHANTOM_PATIENTS = 24
 PHANTOM_SIZE = 256
 
 
-bench_app = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
-
-
-@bench_app.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
     data: Annotated[
         Path | None, typer.Option(help="MIAS folder or CSV table; without it, phantoms are drawn.")
     ] = None,
-    out: options.BenchOut = None,
+    out: bench_options.BenchOut = None,
     preset: Annotated[
         str, typer.Option(help=f"Defaults of the options below: {', '.join(PRESETS)}.")
     ] = "quick",
@@ -57,10 +53,10 @@ def bench(
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Number of patient-disjoint folds.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Training epochs per fold.")] = None,
-    weights: options.Weights = "none",
-    task: options.TaskName = "malignant",
-    peer: options.ModelPeers = None,
-    precision: options.Precisions = None,
+    weights: training_options.Weights = "none",
+    task: training_options.TaskName = "malignant",
+    peer: bench_options.ModelPeers = None,
+    precision: bench_options.Precisions = None,
     seconds: Annotated[
         float, typer.Option(min=0.01, help="Least time per interleaved measurement.")
     ] = 5.0,
@@ -87,14 +83,14 @@ def bench(
 
     defaults = _preset(preset)
     chosen = FoldsOptions(
-        model=options.model_name(model or defaults.model),
+        model=training_options.model_name(model or defaults.model),
         training=TrainingConfig(
             task=task,
             size=defaults.size if size is None else size,
             epochs=defaults.epochs if epochs is None else epochs,
             batch_size=defaults.batch_size,
             learning_rate=defaults.learning_rate,
-            weights=options.trunk_weights(weights),
+            weights=training_options.trunk_weights(weights),
             seed=seed,
         ),
         folds=defaults.folds if folds is None else folds,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hmc_fast.cli import options
+from hmc_fast.cli import bench_options, options
 from hmc_fast.cli.bench import bench_folder, say_stage, show
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 
@@ -34,8 +34,8 @@ def kernels(
         list[str] | None,
         typer.Option(help="hsa_c3@1024x8, msca_c5@224x1, hsa_block_c3@512x4, …; repeatable."),
     ] = None,
-    peer: options.OperatorPeers = None,
-    precision: options.Precisions = None,
+    peer: bench_options.OperatorPeers = None,
+    precision: bench_options.Precisions = None,
     only_pass: Annotated[
         list[str] | None, typer.Option("--pass", help="forward, backward or both; repeatable.")
     ] = None,
@@ -49,7 +49,7 @@ def kernels(
             "--profile", help="Also write a PyTorch trace of every case, and print its ncu command."
         ),
     ] = False,
-    out: options.BenchOut = None,
+    out: bench_options.BenchOut = None,
     list_only: ListOnly = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -91,13 +91,13 @@ def model(
         list[str] | None,
         typer.Option(help="hmc_net@1024x8, resnet50@512x16/training, …; repeatable."),
     ] = None,
-    peer: options.ModelPeers = None,
-    precision: options.Precisions = None,
+    peer: bench_options.ModelPeers = None,
+    precision: bench_options.Precisions = None,
     preset: PresetName = None,
     graphs: Graphs = True,
     seconds: Seconds = None,
     minutes: Minutes = None,
-    out: options.BenchOut = None,
+    out: bench_options.BenchOut = None,
     list_only: ListOnly = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -129,7 +129,7 @@ def targets(
     preset: PresetName = None,
     seconds: Seconds = None,
     minutes: Minutes = None,
-    out: options.BenchOut = None,
+    out: bench_options.BenchOut = None,
     list_only: ListOnly = False,
     as_json: options.AsJson = False,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hmc_fast.cli import options
+from hmc_fast.cli import options, training_options
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.data.folds import PROTOCOL, PROTOCOL_TITLES, PROTOCOLS
 from hmc_fast.errors import UserError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hmc_fast.study import StudySummary
 
 
-@options.takes_training()
+@training_options.takes_training()
 def cv(
     data: options.Data,
     out: options.Out,
@@ -94,7 +94,7 @@ def _model_names(single: list[str] | None, listed: str) -> list[str]:
     names = [*(single or []), *(name.strip() for name in listed.split(",") if name.strip())]
     if not names:
         raise UserError("no model is named; use --models hmc_net,resnet50 or --model hmc_net")
-    return [options.model_name(name) for name in dict.fromkeys(names)]
+    return [training_options.model_name(name) for name in dict.fromkeys(names)]
 
 
 def _print_jobs(listed: list[dict[str, Any]], as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hmc_fast.cli import options
+from hmc_fast.cli import options, training_options
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.data.folds import AUGMENT_FIRST, PROTOCOL, PROTOCOL_TITLES, PROTOCOLS
 from hmc_fast.errors import UserError
@@ -20,7 +20,9 @@ NO_MODEL = "none"
 SHOWN_DUPLICATES = 20
 
 
-@options.takes_training(size=64, epochs=5, batch_size=16, learning_rate=3e-4, augment=False)
+@training_options.takes_training(
+    size=64, epochs=5, batch_size=16, learning_rate=3e-4, augment=False
+)
 def leakage_probe(
     data: options.Data,
     *,
@@ -59,7 +61,7 @@ def leakage_probe(
         with progress_bar("films") as report:
             _conclude_split(split, check_split(split, data, films, report), as_json)
         return
-    name = None if model == NO_MODEL else options.model_name(model)
+    name = None if model == NO_MODEL else training_options.model_name(model)
     folder = out or Path("runs") / f"leakage-{datetime.now():%Y%m%d-%H%M%S}"
     rows: list[dict[str, Any]] = []
     with progress_bar("films") as report:

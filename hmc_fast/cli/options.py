@@ -1,19 +1,9 @@
 """Options that several commands share."""
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-
-from hmc_fast.bench.peers import PEERS, peer_names
-from hmc_fast.devices import PRECISIONS
-from hmc_fast.errors import UserError
-from hmc_fast.models.registry import MODEL_NAMES, TRUNKS
-from hmc_fast.training.config import TrainingConfig
 
 Data = Annotated[
     Path,
@@ -29,121 +19,10 @@ Checkpoints = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-_PEER_LINES = {p.name: f"{p.name} ({p.help})" for p in PEERS}
-
-
-def _peers_help(names: Sequence[str]) -> str:
-    return f"One of {', '.join(_PEER_LINES[name] for name in names)}; repeatable."
-
-
-OperatorPeers = Annotated[
-    list[str] | None,
-    typer.Option("--peer", "--backend", help=_peers_help(peer_names("operator", "block"))),
-]
-ModelPeers = Annotated[
-    list[str] | None,
-    typer.Option("--peer", "--implementation", help=_peers_help(peer_names("model"))),
-]
-Precisions = Annotated[
-    list[str] | None,
-    typer.Option("--precision", "--dtype", help="bf16, fp16 or fp32; repeatable."),
-]
-BenchOut = Annotated[
-    Path | None,
-    typer.Option("--out", help="Folder for record and reports; the main job resumes its folds."),
-]
 FoldCount = Annotated[int, typer.Option("--folds", help="Number of patient-disjoint folds.")]
-NO_WEIGHTS = "none"
-
-
-def _help_of(name: str) -> str:
-    (text,) = (f.metadata["help"] for f in fields(TrainingConfig) if f.name == name)
-    return str(text)
-
-
-TaskName = Annotated[str, typer.Option("--task", help=_help_of("task"))]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help=_help_of("batch_size"))]
-Precision = Annotated[str, typer.Option("--precision", help=f"One of {', '.join(PRECISIONS)}.")]
-Weights = Annotated[str, typer.Option("--weights", help=_help_of("weights"))]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help=_help_of("seed"))]
-
-
-def takes_training(**defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for every field of :class:`TrainingConfig`.
-
-    The command takes them as one parameter ``training``, in whose place they appear. ``defaults``
-    replace those of the class.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        offered = fields(TrainingConfig)
-        parameters: list[inspect.Parameter] = []
-        for parameter in signature.parameters.values():
-            if parameter.name == "training":
-                parameters += [_parameter(f, defaults.get(f.name, f.default)) for f in offered]
-            else:
-                parameters.append(parameter)
-
-        @wraps(command)
-        def run(**values: Any) -> None:
-            settings = {f.name: values.pop(f.name) for f in offered}
-            settings["weights"] = trunk_weights(settings["weights"])
-            command(training=TrainingConfig(**settings), **values)
-
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in parameters}
-        return run
-
-    return decorate
-
-
-def _parameter(setting: Field[Any], default: object) -> inspect.Parameter:
-    kind = setting.metadata["kind"]
-    if setting.name == "weights":
-        default = default or NO_WEIGHTS
-    option = f"--{setting.name.replace('_', '-')}"
-    if kind is bool and default:
-        option += f"/--no-{setting.name.replace('_', '-')}"
-    bounds = setting.metadata["bounds"]
-    offered = kind if default is not None else kind | None
-    return inspect.Parameter(
-        setting.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[
-            offered, typer.Option(option, help=setting.metadata["help"], **bounds)
-        ],
-    )
-
-
-def trunk_weights(value: str) -> str | None:
-    """The ``--weights`` value; files must exist. Raises :class:`UserError` where one does not."""
-    if value == NO_WEIGHTS:
-        return None
-    if "=" not in value or Path(value).is_file():
-        _check_weights(value)
-        return value
-    chosen = []
-    for part in value.split(","):
-        trunk, _, source = part.partition("=")
-        if trunk not in TRUNKS or not source:
-            raise UserError(
-                f"--weights {part}: needs TRUNK=FILE, where TRUNK is one of {', '.join(TRUNKS)}"
-            )
-        if source != NO_WEIGHTS:
-            _check_weights(source)
-            chosen.append(part)
-    return ",".join(chosen) or None
-
-
-def _check_weights(value: str) -> None:
-    if value != "imagenet" and not Path(value).is_file():
-        raise UserError(f"--weights {value}: no such file; name one, or imagenet, or none")
-
-
-def model_name(value: str) -> str:
-    """Raises :class:`UserError` for an unknown model."""
-    if value not in MODEL_NAMES:
-        raise UserError(f"unknown model {value!r}; choose one of {', '.join(MODEL_NAMES)}")
-    return value
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Films at a time.")]
+Precision = Annotated[str, typer.Option("--precision", help="One of fp32, bf16, fp16.")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of folds and of what is drawn."),
+]

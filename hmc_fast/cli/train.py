@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from hmc_fast.cli import options
+from hmc_fast.cli import options, training_options
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 from hmc_fast.training import TrainingConfig
 
 
-@options.takes_training()
+@training_options.takes_training()
 def train(
     data: options.Data,
     out: options.Out,
@@ -39,7 +39,7 @@ def train(
         raise UserError(
             f"--hold-out {hold_out}: needs a fold from 0 to {folds - 1}, or -1 for none"
         )
-    name = options.model_name(model)
+    name = training_options.model_name(model)
     chosen_task = TASKS[training.task]
     films, labels = chosen_task.select(read_films(data))
     partition = make_folds(films, labels, chosen_task, folds, training.seed)

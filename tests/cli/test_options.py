@@ -2,7 +2,7 @@
 
 import typer
 
-from hmc_fast.cli.options import takes_training
+from hmc_fast.cli.training_options import takes_training
 from hmc_fast.training import TrainingConfig
 
 DEFAULTS = TrainingConfig(size=64, augment=False)

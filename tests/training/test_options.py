@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hmc_fast import UserError, create_model, load_model
-from hmc_fast.cli.options import trunk_weights
+from hmc_fast.cli.training_options import trunk_weights
 from hmc_fast.data import Film, FilmCache, FilmDataset, Preprocessing
 from hmc_fast.data.dataset import CropDataset
 from hmc_fast.evaluation import film_logits, predict_logits, read_predictions
