@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preset:
-    """Defaults that belong together."""
+    """Defaults that belong together; ``epochs`` by gradients, after the fit of a lesion head."""
 
     model: str
     size: int
@@ -52,7 +52,12 @@ def bench(
         list[int] | None, typer.Option(help="A further size, for speed and memory; repeatable.")
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Number of patient-disjoint folds.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Training epochs per fold.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Passes over the training films per fold; 0 keeps a lesion head as fitted."
+        ),
+    ] = None,
     weights: training_options.Weights = "none",
     task: training_options.TaskName = "malignant",
     peer: bench_options.ModelPeers = None,
@@ -79,15 +84,20 @@ def bench(
     from hmc_fast.bench.jobs.folds import DEFAULT_PEERS, FoldsOptions, run_folds
     from hmc_fast.bench.record import RECORD_FILE, write_record
     from hmc_fast.data import read_films
+    from hmc_fast.models import model_entry
     from hmc_fast.training import TrainingConfig
 
     defaults = _preset(preset)
+    name = training_options.model_name(model or defaults.model)
+    lesion_head = model_entry(name).config.lesion_head
+    passes = defaults.epochs if epochs is None else epochs
     chosen = FoldsOptions(
-        model=training_options.model_name(model or defaults.model),
+        model=name,
         training=TrainingConfig(
             task=task,
             size=defaults.size if size is None else size,
-            epochs=defaults.epochs if epochs is None else epochs,
+            epochs=defaults.epochs if lesion_head else passes,
+            head_epochs=passes if lesion_head else 0,
             batch_size=defaults.batch_size,
             learning_rate=defaults.learning_rate,
             weights=training_options.trunk_weights(weights),

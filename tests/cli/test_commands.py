@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hmc_fast.bench.record import read_record
+from hmc_fast.checkpoint import load_model
 from hmc_fast.cli.app import run
+from hmc_fast.study import fold_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +110,9 @@ def test_bench_without_arguments_says_phantoms(
     assert run(arguments) == 0
     assert "procedural phantoms" in capsys.readouterr().out
     assert {p.name for p in tmp_path.iterdir()} >= {"record.jsonl", "report.md", "report.html"}
+    assert read_record(tmp_path / "record.jsonl").options["training"]["head_epochs"] == 1
+    for checkpoint in fold_checkpoints(tmp_path / "study", "hmc_net_resnet18_lesions"):
+        state = load_model(checkpoint).model.state_dict()
+        gates = [value for name, value in state.items() if name.endswith(("gamma", "net_weight"))]
+        assert len(gates) == 5
+        assert all(gate.any() for gate in gates)  # attention changes the logits whose parity is measured
