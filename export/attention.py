@@ -7,6 +7,7 @@ scale weights, which no graph of ours needs, are not computed. A new form is one
 line of :data:`FORMS`.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 from torch.nn.functional import pad
 
 from hmc_fast.errors import UserError
@@ -22,6 +24,10 @@ from hmc_fast.kernels import ops
 Attend = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], float], list[Tensor]]
 """``(q [B, M, H, Dqk], ks, vs, scale)`` to ``outs[s] [B, M, H, Dv_s]`` under a union softmax."""
 
+_FORWARDS = (
+    torch.ops.hmc_fast.attention_forward.default,
+    torch.ops.hmc_fast.multi_scale_attention_forward.default,
+)
 BLOCK_SCORES = 2**23
 """Scores a film and head that a block of queries may have: 32 MiB in fp32."""
 LEAST_BLOCK = 128
@@ -108,9 +114,23 @@ def decompositions(form: AttentionForm) -> dict[Any, Callable[..., Any]]:
     """Table for ``ExportedProgram.run_decompositions``."""
     return {
         **ops.decompositions(),
-        torch.ops.hmc_fast.attention_forward.default: partial(_attention, form),
-        torch.ops.hmc_fast.multi_scale_attention_forward.default: partial(_multi_scale, form),
+        _FORWARDS[0]: partial(_attention, form),
+        _FORWARDS[1]: partial(_multi_scale, form),
     }
+
+
+def check_only_outputs_used(program: ExportedProgram) -> None:
+    """Raises :class:`UserError` for a model that uses what no form computes."""
+    for node in program.graph.nodes:
+        if node.target not in _FORWARDS:
+            continue
+        for result in node.users:
+            if result.target is operator.getitem and result.args[1] > 0 and result.users:
+                raise UserError(
+                    "the model uses the log-sum-exp or the scale weights of an attention "
+                    f"({node.name}), which an exported graph does not have; export a model that "
+                    "returns logits from the attention's output alone"
+                )
 
 
 def _attention(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from hmc_fast.errors import UserError
 from hmc_fast.export.builders import AUTO, Builder, BuildRequest
-from hmc_fast.export.memory import DEFAULT_GPU_GIB, check_fits
-from hmc_fast.export.onnx_export import OnnxExport, make_onnx, name_files, softmaxes
+from hmc_fast.export.memory import DEFAULT_GPU_GIB, check_fits, check_gpu_memory
+from hmc_fast.export.onnx_export import OnnxExport, check_output, make_onnx, name_files, softmaxes
 from hmc_fast.export.sidecar import EngineInfo, FileIdentity, Profile, Sidecar, write_artefacts
 from hmc_fast.files import make_folder, write_atomically
 from hmc_fast.progress import Progress, no_progress
@@ -78,6 +78,7 @@ def check_options(options: EngineOptions, out: Path) -> None:
         options.hardware_compatible,
         options.plugin,
     )
+    check_gpu_memory(options.gpu_memory_gib)
     if out.suffix == ONNX_SUFFIX:
         raise UserError(f"{out}: this name is for the graph beside the engine; use .engine")
     make_folder(out.parent)
@@ -102,6 +103,8 @@ def write_engine(
         KeyboardInterrupt: Ctrl-C; nothing is written.
     """
     check_options(options, out)
+    for path in (out, out.with_suffix(ONNX_SUFFIX)):
+        check_output(path, checkpoint)
     builder = Builder(options.flavour)
     targets = builder.choose_targets(options.targets)
     request = BuildRequest(

@@ -1,6 +1,10 @@
 """What an engine needs of a GPU's memory: guessed before the build, read from its log after it."""
 
+import math
+
 import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
 
 from hmc_fast.errors import UserError
 from hmc_fast.export.sidecar import EngineInfo, Profile
@@ -37,6 +41,41 @@ def fitting(pixels: int, dtype: torch.dtype, gpu_memory_gib: float) -> Profile:
         )
     largest = min(LARGEST_BATCH, 2 ** (largest.bit_length() - 1))
     return Profile(1, min(USUAL_BATCH, largest), largest)
+
+
+def check_gpu_memory(gib: float | None) -> None:
+    """Raises :class:`UserError` for what is no amount of memory."""
+    if gib is not None and not (math.isfinite(gib) and gib > 0):
+        raise UserError(f"--gpu-memory {gib:g}: give the GPU's memory in GiB, for example 8")
+
+
+def check_may_fit(
+    program: ExportedProgram, dtype: torch.dtype, profile: Profile, gpu_memory_gib: float
+) -> None:
+    """Raises :class:`UserError` where no build of ``program`` can fit a GPU.
+
+    A convolution's input and output have to be there together, which bounds the activations from
+    below; whether what this lets through does fit is known after the build, see :func:`check_fits`.
+    """
+    usable = USABLE_SHARE * gpu_memory_gib * GIB
+    an_image = max(map(_values_of_an_image, program.graph.nodes), default=0) * dtype.itemsize
+    if an_image * profile.maximum <= usable:
+        return
+    fits = int(usable // an_image)
+    advice = f"try --batch 1,{min(fits, USUAL_BATCH)},{fits}" if fits else "use a smaller --size"
+    raise UserError(
+        f"at batch {profile.maximum} one layer alone has {an_image * profile.maximum / GIB:.2f} "
+        f"GiB of activations, a GPU of {gpu_memory_gib:g} GiB leaves {usable / GIB:.2f}; {advice}"
+    )
+
+
+def _values_of_an_image(node: Node) -> int:
+    """Of a convolution's input and output; 0 for other nodes."""
+    if node.target is not torch.ops.aten.conv2d.default:
+        return 0
+    source = node.args[0]
+    assert isinstance(source, Node)
+    return sum(math.prod(map(int, n.meta["val"].shape[1:])) for n in (source, node))
 
 
 def check_fits(

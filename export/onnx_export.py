@@ -18,8 +18,13 @@ from hmc_fast.environment import installed_version
 from hmc_fast.errors import UserError
 from hmc_fast.export import plugin_graph
 from hmc_fast.export.aot import attention_calls
-from hmc_fast.export.attention import AttentionForm, decompositions, form_for
-from hmc_fast.export.memory import fitting
+from hmc_fast.export.attention import (
+    AttentionForm,
+    check_only_outputs_used,
+    decompositions,
+    form_for,
+)
+from hmc_fast.export.memory import check_may_fit, fitting
 from hmc_fast.export.packages import need
 from hmc_fast.export.precision import PreciseModel
 from hmc_fast.export.sidecar import (
@@ -28,9 +33,10 @@ from hmc_fast.export.sidecar import (
     FileIdentity,
     Profile,
     Sidecar,
+    sidecar_path,
     write_artefacts,
 )
-from hmc_fast.files import make_folder
+from hmc_fast.files import make_folder, refuse_overwrite
 from hmc_fast.progress import Progress, no_progress
 
 OPSETS = {"fp32": 20, "fp16": 20, "bf16": 22}
@@ -75,9 +81,18 @@ def export_onnx(
 
 def write_onnx(export: OnnxExport, checkpoint: Path, out: Path) -> Sidecar:
     """Write a graph and its sidecar, both or none; raises :class:`UserError`."""
+    check_output(out, checkpoint)
     sidecar = name_files(export, checkpoint, out)
     write_artefacts([(out, export.content, sidecar)])
     return sidecar
+
+
+def check_output(out: Path, checkpoint: Path) -> None:
+    """Raises :class:`UserError` where ``out`` would replace the checkpoint or a foreign file."""
+    for path in (out, sidecar_path(out)):
+        refuse_overwrite(path, checkpoint)
+    if out.exists() and not sidecar_path(out).is_file():
+        raise UserError(f"{out}: exists and is no export of ours; name another file, or remove it")
 
 
 def name_files(export: OnnxExport, checkpoint: Path, out: Path) -> Sidecar:
@@ -184,6 +199,9 @@ def trace_checkpoint(
     precise = PreciseModel(model, dtype, metadata.model.num_classes, torch.zeros(shape)).eval()
     _check_finite(precise, checkpoint, precision)
     program = _trace(precise, torch.zeros(shape), profile)
+    check_only_outputs_used(program)
+    if gpu_memory_gib is not None:
+        check_may_fit(program, dtype, profile, gpu_memory_gib)
     return TracedCheckpoint(program, metadata, preprocessing, profile)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hmc_fast.checkpoint import load_model
 from hmc_fast.errors import UserError
 from hmc_fast.export.packages import need
 from hmc_fast.export.runtime import check_attention
@@ -19,6 +20,8 @@ from hmc_fast.export.sidecar import (
     INPUT_NAME,
     OUTPUT_NAME,
     Sidecar,
+    check_description,
+    check_file,
     read_sidecar,
     sidecar_path,
 )
@@ -63,13 +66,17 @@ def write_model_repository(artefact: Path, out: Path, options: ServingOptions) -
 
     It holds ``config.pbtxt`` (dynamic batching, warm-up at the smallest and largest batch,
     instance groups), the class names, the artefact as ``model.onnx`` or ``model.plan`` in a folder
-    per version, and its sidecar.
+    per version, and its sidecar, which has to agree with the checkpoint where that is still there.
 
     Raises:
         UserError: the artefact cannot be served, the folder exists or cannot be written, or
             tritonclient is missing.
     """
     sidecar = read_sidecar(artefact)
+    checkpoint = artefact.parent / sidecar.checkpoint.name
+    if checkpoint.is_file():
+        check_file(checkpoint, sidecar.checkpoint, f"the sidecar of {artefact.name}")
+        check_description(artefact, sidecar, load_model(checkpoint).metadata)
     _check_servable(artefact, sidecar, options)
     name = options.name or sidecar.model["name"]
     folder = make_folder(out) / name

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hmc_fast.checkpoint import CheckpointMetadata
 from hmc_fast.data import Preprocessing
 from hmc_fast.errors import UserError
 from hmc_fast.files import read_json, write_atomically, write_json
@@ -243,6 +244,27 @@ def check_file(path: Path, expected: FileIdentity, source: str) -> None:
             f"{path}: is not the file that {source} describes (its SHA-256 differs); keep the two "
             "together, or export again"
         )
+
+
+def check_description(artefact: Path, sidecar: Sidecar, metadata: CheckpointMetadata) -> None:
+    """Raises :class:`UserError` where a sidecar tells other than the checkpoint it was made from.
+
+    An artefact may have other rows and columns than its model was trained with, nothing else.
+    """
+    here = sidecar.preprocessing
+    there = replace(metadata.preprocessing, height=here.height, width=here.width)
+    told = {
+        "model": (sidecar.model, metadata.model.to_json()),
+        "task": (sidecar.task, metadata.task),
+        "classes": (sidecar.class_names, metadata.class_names),
+        "preprocessing": (here, there),
+    }
+    for name, (told_here, told_there) in told.items():
+        if told_here != told_there:
+            raise UserError(
+                f"{artefact}: its sidecar has another {name} than the checkpoint ({told_here}, not "
+                f"{told_there}); export the checkpoint again"
+            )
 
 
 def write_artefacts(artefacts: Sequence[tuple[Path, bytes, Sidecar]]) -> None:

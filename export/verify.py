@@ -1,6 +1,5 @@
 """Is the artefact the model? Real films through torch, ONNX Runtime, OpenVINO and the engine."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +14,10 @@ from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset
 from hmc_fast.environment import environment, installed_version
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, predict_logits
+from hmc_fast.evaluation.seen import seen_films
 from hmc_fast.export.packages import CannotRunHereError
 from hmc_fast.export.runtime import load
-from hmc_fast.export.sidecar import Sidecar, check_file, read_sidecar
+from hmc_fast.export.sidecar import Sidecar, check_description, check_file, read_sidecar
 from hmc_fast.progress import Progress, no_progress
 
 
@@ -72,6 +72,8 @@ class Verification:
     """What :func:`verify` found. ``rows`` begin with the model in torch.
 
     ``artefact_ran`` says whether the artefact itself ran, not only the graph beside an engine.
+    ``films_of_training_patients`` of the films show patients whom the model was trained on: enough
+    to compare runtimes with, but their AUC says nothing of new patients.
     """
 
     artefact: str
@@ -82,6 +84,7 @@ class Verification:
     environment: dict[str, Any]
     created: str
     artefact_ran: bool
+    films_of_training_patients: int = 0
 
     @property
     def passed(self) -> bool:
@@ -91,6 +94,13 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed}
+
+
+class Check(NamedTuple):
+    """One bound and whether it is kept: ``verdict`` is ``PASS``, ``FAIL`` or ``VOID``."""
+
+    verdict: str
+    text: str
 
 
 class Run(NamedTuple):
@@ -129,6 +139,8 @@ def verify(
     """
     sidecar = read_sidecar(artefact)
     checkpoint = _find_checkpoint(artefact, sidecar, checkpoint)
+    model, metadata = load_model(checkpoint, backend="reference")
+    check_description(artefact, sidecar, metadata)
     bounds = bounds or BOUNDS[sidecar.numerics]
     graph = artefact
     if sidecar.engine is not None:
@@ -143,7 +155,9 @@ def verify(
     chosen, labels = TASKS[sidecar.task].select(films)
     index = _spread(len(chosen), max_films)
     chosen, labels = [chosen[i] for i in index], [labels[i] for i in index]
-    dataset = FilmDataset(chosen, labels, FilmCache(sidecar.preprocessing))
+    cache = FilmCache(sidecar.preprocessing)
+    seen = seen_films([metadata], chosen, cache)
+    dataset = FilmDataset(chosen, labels, cache)
     total = len(chosen) * (1 + len(runs))
 
     def predict(label: str, model: Any) -> Predictions:
@@ -156,7 +170,7 @@ def verify(
         )
         return Predictions.of(chosen, labels, 0, logits, sidecar.class_names)
 
-    truth = predict("torch", load_model(checkpoint, backend="reference").model)
+    truth = predict("torch", model)
     rows = [Row("torch fp32, the reference", "ok", auc=truth.metrics()["auc_roc"])]
     for run in runs:
         try:
@@ -178,6 +192,7 @@ def verify(
             row.status != "not run" and run.path == artefact
             for run, row in zip(runs, rows[1:], strict=True)
         ),
+        sum(seen.patients),
     )
 
 
@@ -199,8 +214,30 @@ def compare(label: str, truth: Predictions, predicted: Predictions, bounds: Boun
     if auc is not None and truth_auc is not None:
         allowed = max(bounds.auc, near_ties(truth, bounds.logit))
         row = replace(row, auc_difference=abs(auc - truth_auc), auc_allowed=allowed)
-    excesses = list(_excesses(row, bounds))
+    excesses = [check.text for check in checks(row, bounds) if check.verdict == "FAIL"]
     return replace(row, status="exceeds", reason="; ".join(excesses)) if excesses else row
+
+
+def checks(row: Row, bounds: Bounds) -> list[Check]:
+    """What was checked of an implementation that ran; none of one that did not."""
+    if row.max_logit_difference is None or row.flips_beyond is None:
+        return []
+    found = [
+        _check(
+            row.max_logit_difference <= bounds.logit,
+            f"a logit differs by {row.max_logit_difference:.2e}, bound {bounds.logit:.2e}",
+        ),
+        _check(
+            not row.flips_beyond,
+            f"{row.flips_beyond} decisions flip farther than that from the threshold",
+        ),
+    ]
+    if row.auc_difference is None or row.auc_allowed is None:
+        found.append(Check("VOID", "AUC: the films are all of one class; give some of another"))
+    else:
+        text = f"AUC differs by {row.auc_difference:.4f}, bound {row.auc_allowed:.4f}"
+        found.append(_check(row.auc_difference <= row.auc_allowed, text))
+    return found
 
 
 def near_ties(truth: Predictions, logit_bound: float) -> float:
@@ -229,19 +266,8 @@ def _margins(truth: Predictions, predicted: Predictions) -> NDArray[np.float64]:
     return np.asarray(truth.logits[rows, truth.decisions] - truth.logits[rows, predicted.decisions])
 
 
-def _excesses(row: Row, bounds: Bounds) -> Sequence[str]:
-    failures = []
-    assert row.max_logit_difference is not None
-    if row.max_logit_difference > bounds.logit:
-        failures.append(
-            f"a logit differs by {row.max_logit_difference:.2e}, bound {bounds.logit:.2e}"
-        )
-    if row.flips_beyond:
-        failures.append(f"{row.flips_beyond} decisions flip farther than that from the threshold")
-    difference, allowed = row.auc_difference, row.auc_allowed
-    if difference is not None and allowed is not None and difference > allowed:
-        failures.append(f"AUC differs by {difference:.4f}, bound {allowed:.4f}")
-    return failures
+def _check(kept: bool, text: str) -> Check:
+    return Check("PASS" if kept else "FAIL", text)
 
 
 def _find_checkpoint(artefact: Path, sidecar: Sidecar, given: Path | None) -> Path:

@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 
 from hmc_fast.data import Preprocessing
+from hmc_fast.data.patients import PatientKeys
 from hmc_fast.data.tasks import task_by_name
 from hmc_fast.errors import UserError
-from hmc_fast.files import write_atomically
-from hmc_fast.models import FilmModel, ModelConfig, build_model
-from hmc_fast.models.weights import read_safetensors
+from hmc_fast.models import FilmModel, ModelConfig, build_model, model_entry
+from hmc_fast.schema import STRICT, parse_json
+from hmc_fast.tensor_files import read_safetensors, write_safetensors
 
 METADATA_KEY = "hmc_fast"
 FORMAT = 1
@@ -24,8 +24,9 @@ FORMAT = 1
 class CheckpointMetadata:
     """What a checkpoint knows of itself.
 
-    ``training_films`` maps the films it was trained on to digests of their pixels, so that an
-    evaluation can tell seen films from unseen ones; ``training`` records settings and environment.
+    ``training_films`` maps the films it was trained on to digests of their pixels, and
+    ``training_patients`` knows whose they are, so that an evaluation can tell seen patients from
+    unseen ones; ``training`` records settings and environment.
     ``bilateral`` says that films are compared with the other breast's, see
     :mod:`hmc_fast.evaluation.bilateral`.
     """
@@ -37,6 +38,21 @@ class CheckpointMetadata:
     training_films: dict[str, str]
     training: dict[str, Any]
     bilateral: bool = False
+    training_patients: PatientKeys = field(default_factory=PatientKeys)
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` where parts contradict each other."""
+        try:
+            classes = task_by_name(self.task).class_names
+            expected = model_entry(self.model.name).config
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        if classes != self.class_names or len(classes) != self.model.num_classes:
+            raise ValueError("its classes are not those of its task")
+        if _parts(self.model) != _parts(expected):
+            raise ValueError(f"it describes another architecture than {self.model.name}")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -48,6 +64,7 @@ class CheckpointMetadata:
             "training_films": self.training_films,
             "training": self.training,
             "bilateral": self.bilateral,
+            "training_patients": self.training_patients.to_json(),
         }
 
 
@@ -62,15 +79,7 @@ def save_checkpoint(path: Path, model: FilmModel, metadata: CheckpointMetadata) 
     """Write a checkpoint atomically; raises :class:`UserError` where the disk refuses."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     description = {METADATA_KEY: json.dumps(metadata.to_json(), allow_nan=False)}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(tensors, temporary, metadata=description)
-        except Exception as error:  # safetensors wraps the system's errors in its own
-            raise OSError(str(error)) from None
-        temporary.chmod(0o644)
-
-    write_atomically(path, write)
+    write_safetensors(path, tensors, description)
 
 
 def load_model(
@@ -99,10 +108,13 @@ def load_model(
         raise UserError(
             f"{path}: is a checkpoint of {metadata.model.name}, but {expected_model} was asked for"
         )
-    try:
-        model = build_model(metadata.model, backend)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: its description is damaged (problem with {error})") from None
+    model = build_model(metadata.model, backend)
+    for name, parameter in model.state_dict().items():
+        if name in tensors and tensors[name].dtype != parameter.dtype:
+            raise UserError(
+                f"{path}: {name} is of {tensors[name].dtype}, not {parameter.dtype}; it is damaged "
+                "or was converted, and an export reads the original"
+            )
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -146,24 +158,12 @@ def _metadata(path: Path, description: dict[str, str]) -> CheckpointMetadata:
             f"{path}: is a safetensors file but no hmc-fast checkpoint; "
             "a pretrained trunk goes to --weights"
         )
-    try:
-        values = json.loads(description[METADATA_KEY])
-        if values["format"] != FORMAT:
-            raise UserError(
-                f"{path}: has checkpoint format {values['format']}, this release reads {FORMAT}"
-            )
-        class_names = task_by_name(values["task"]).class_names
-        config = ModelConfig.from_json(values["model"])
-        if list(class_names) != values["class_names"] or len(class_names) != config.num_classes:
-            raise ValueError("the classes, which are not those of the task")
-        return CheckpointMetadata(
-            config,
-            values["task"],
-            class_names,
-            Preprocessing.from_json(values["preprocessing"]),
-            dict(values["training_films"]),
-            dict(values["training"]),
-            bool(values.get("bilateral", False)),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its description is damaged (problem with {error})") from None
+    values = parse_json(dict[str, Any], description[METADATA_KEY], str(path))
+    if (release := values.pop("format", None)) != FORMAT:
+        raise UserError(f"{path}: has checkpoint format {release}, this release reads {FORMAT}")
+    return parse_json(CheckpointMetadata, json.dumps(values), str(path))
+
+
+def _parts(model: ModelConfig) -> tuple[object, ...]:
+    """What a model's name promises; the stages with attention can be chosen."""
+    return model.trunk, bool(model.hsa_stages), model.msca, model.lesion_head

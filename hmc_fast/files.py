@@ -5,9 +5,13 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Any
 
 from hmc_fast.errors import UserError
+
+NAME_START = 60
+"""Characters of a file's name that its temporary one begins with; names end at 255 bytes."""
 
 
 def make_folder(path: Path) -> Path:
@@ -24,20 +28,52 @@ def make_folder(path: Path) -> Path:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it.
 
+    The temporary name is random and made anew, so that no link waits there. The file gets the
+    permissions that the umask leaves.
+
     Raises :class:`UserError` where the disk is full or the folder not writable; ``path`` is then as
     it was before.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary: Path | None = None
     try:
+        descriptor, name = mkstemp(
+            prefix=f".{path.name[:NAME_START]}.", suffix=".tmp", dir=path.parent
+        )
+        os.close(descriptor)
+        temporary = Path(name)
         write(temporary)
+        temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror or error})") from None
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def refuse_overwrite(output: Path, *inputs: Path) -> None:
+    """Raises :class:`UserError` where writing ``output`` would replace an input.
+
+    ``inputs`` are files or folders that the command reads; links to them count as well.
+    """
+    if not output.exists():
+        return
+    for source in inputs:
+        inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
+        if inside or (source.exists() and output.samefile(source)):
+            raise UserError(
+                f"{output}: is, or belongs to, the input {source}, which is not overwritten; name "
+                "another output"
+            )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,9 +25,10 @@ def evaluate(
 ) -> None:
     """Metrics and pooled AUC with its interval, on patients the model was not trained on.
 
-    A checkpoint knows its training films by their pixels. They, and other films of the same
-    patients, are left out unless --include-seen is given. Several checkpoints, such as the folds of
-    a study, are an ensemble: the mean of their probabilities, on patients that none has seen.
+    A checkpoint knows its training films by their pixels, and their patients by keys that tell no
+    names. Films of these patients are left out unless --include-seen is given. Several checkpoints,
+    such as the folds of a study, are an ensemble: the mean of their probabilities, on patients that
+    none has seen.
 
     Example: [bold]hmc-fast evaluate --checkpoint runs/a/model.safetensors --data mias[/bold]
     """
@@ -35,8 +36,12 @@ def evaluate(
     from hmc_fast.data import TASKS, FilmCache, FilmDataset, read_films
     from hmc_fast.devices import default_device
     from hmc_fast.evaluation import Predictions, ensemble, predict_logits
+    from hmc_fast.evaluation.seen import seen_films
+    from hmc_fast.files import refuse_overwrite
     from hmc_fast.inference import prepare, slower_precision
 
+    if out is not None:
+        refuse_overwrite(out, data, *checkpoint)
     device = default_device()
     members = load_ensemble(checkpoint, backend=backend, device=device)
     metadata = members[0].metadata
@@ -44,14 +49,17 @@ def evaluate(
         errors.print(note, style="yellow")
     films, labels = TASKS[metadata.task].select(read_films(data))
     cache = FilmCache(metadata.preprocessing)
-    digests = {d for member in members for d in member.metadata.training_films.values()}
     with progress_bar("films") as report:
-        seen = []
-        for film in films:
-            seen.append(cache.digest(film.path) in digests)
-            report("reading", 1, 2 * len(films))
-        seen_patients = {c.patient_id for c, was_seen in zip(films, seen, strict=True) if was_seen}
-        keep = [i for i, c in enumerate(films) if include_seen or c.patient_id not in seen_patients]
+        seen = seen_films(
+            [member.metadata for member in members],
+            films,
+            cache,
+            on_film=lambda n: report("reading", n, 2 * len(films)),
+        )
+        seen_patients = {
+            c.patient_id for c, known in zip(films, seen.patients, strict=True) if known
+        }
+        keep = [i for i, known in enumerate(seen.patients) if include_seen or not known]
         if not keep:
             raise UserError(
                 f"{data}: the model was trained on films of every patient; give unseen ones, or "
@@ -89,7 +97,7 @@ def evaluate(
         "task": metadata.task,
         "films": len(keep),
         "patients": len(set(predictions.patients)),
-        "films_seen_in_training": sum(seen),
+        "films_seen_in_training": sum(seen.films),
         "patients_seen_in_training": len(seen_patients),
         "seen_films_counted": include_seen,
         "metrics": predictions.metrics(),
@@ -98,10 +106,11 @@ def evaluate(
     if as_json:
         print_json(result)
         return
-    if any(seen):
+    if seen_patients:
         verb = "COUNTED: these figures flatter the model" if include_seen else "left out"
         console.print(
-            f"{sum(seen)} films of {len(seen_patients)} patients were seen in training, {verb}",
+            f"{sum(seen.films)} films, and {len(seen_patients)} patients, were seen in training, "
+            f"{verb}",
             style="yellow",
         )
     values = ["undefined" if v is None else f"{v:.3f}" for v in predictions.metrics().values()]

@@ -68,10 +68,11 @@ def onnx(
 
     Example: [bold]hmc-fast export onnx runs/a/model.safetensors --precision fp16[/bold]
     """
-    from hmc_fast.export.onnx_export import write_onnx
+    from hmc_fast.export.onnx_export import check_output, write_onnx
     from hmc_fast.files import make_folder
 
     target = out or checkpoint.with_suffix(".onnx")
+    check_output(target, checkpoint)
     make_folder(target.parent)
     with progress_bar("steps") as report:
         graph = _graph(
@@ -283,7 +284,6 @@ def _graph(
     runtime: str = "onnxruntime",
     engine: "EngineOptions | None" = None,
 ) -> "OnnxExport":
-    from hmc_fast.export.memory import DEFAULT_GPU_GIB
     from hmc_fast.export.onnx_export import make_onnx
     from hmc_fast.export.quantize import quantise
     from hmc_fast.export.sidecar import Profile
@@ -298,7 +298,7 @@ def _graph(
         runtime=runtime,
         engine=engine is not None,
         plugin=engine is not None and engine.plugin,
-        gpu_memory_gib=None if engine is None else engine.gpu_memory_gib or DEFAULT_GPU_GIB,
+        gpu_memory_gib=None if engine is None else _memory(engine, batch),
         on_progress=report,
     )
     if number_format is None or calibration is None:
@@ -309,12 +309,21 @@ def _graph(
     )
 
 
+def _memory(engine: "EngineOptions", batch: str | None) -> float | None:
+    """GiB that the engine shall fit: the default is for the choice of batch sizes alone."""
+    from hmc_fast.export.memory import DEFAULT_GPU_GIB
+
+    return engine.gpu_memory_gib or (DEFAULT_GPU_GIB if batch is None else None)
+
+
 def _calibration_images(graph: "OnnxExport", folder: Path, count: int) -> list["Tensor"]:
-    from hmc_fast.data import read_films, read_pixels
+    from hmc_fast.data import FilmCache, read_films
 
     films = read_films(folder)
     step = max(1, len(films) // count)
-    return [graph.sidecar.preprocessing(read_pixels(film.path)) for film in films[::step][:count]]
+    preprocessing = graph.sidecar.preprocessing
+    cache = FilmCache(preprocessing)
+    return [preprocessing.normalise(cache.image(film.path)) for film in films[::step][:count]]
 
 
 def _print(sidecar: "Sidecar", path: Path, as_json: bool) -> None:

@@ -67,8 +67,10 @@ def record(
 
     Example: [bold]hmc-fast study record runs/study --out study.jsonl[/bold]
     """
+    from hmc_fast.files import refuse_overwrite
     from hmc_fast.study import read_study, write_study_record
 
+    refuse_overwrite(out, run)
     kept = read_study(run)
     write_study_record(out, kept)
     console.print(f"record {out}: {len(kept.jobs)} jobs", markup=False)

@@ -42,11 +42,13 @@ def verify(
 
     from hmc_fast.data import read_films
     from hmc_fast.export.sidecar import read_sidecar, record_verification
-    from hmc_fast.export.verify import BOUNDS
+    from hmc_fast.export.verify import BOUNDS, checks
     from hmc_fast.export.verify import verify as run_verification
-    from hmc_fast.files import write_json
+    from hmc_fast.files import refuse_overwrite, write_json
 
     sidecar = read_sidecar(artefact)
+    if out is not None:
+        refuse_overwrite(out, artefact, artefact.parent / sidecar.checkpoint.name, data)
     given = {"logit": max_logit, "auc": max_auc}
     changes = {name: value for name, value in given.items() if value is not None}
     bounds = replace(BOUNDS[sidecar.numerics], **changes)
@@ -77,18 +79,24 @@ def verify(
             title=f"{artefact.name}, {sidecar.numerics}, {result.films} films of "
             f"{result.patients} patients, bound {bounds.logit:g} on a logit",
         )
-        for row in result.rows:
-            if row.reason:
-                console.print(
-                    f"{row.implementation}: {row.status}: {row.reason}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+        for row in result.rows[1:]:
+            for check in checks(row, bounds):
+                _say(f"{check.verdict} {row.implementation}: {check.text}")
+            if row.status in ("failed", "not run"):
+                _say(f"{row.status.upper()} {row.implementation}: {row.reason}")
+        if result.films_of_training_patients:
+            _say(
+                f"{result.films_of_training_patients} of the films are of patients that the model "
+                "was trained on: they compare runtimes, their AUC says nothing of new patients"
+            )
         if not result.artefact_ran:
             console.print(f"{artefact.name} itself did NOT run here.", style="yellow")
     if not passed:
         raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(row: dict[str, object]) -> list[str]:

@@ -27,7 +27,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Film:
-    """One film. ``patient_id`` groups the films of one woman.
+    """One film. ``patient_id`` groups the films of one woman within a ``collection``.
 
     ``rotation`` is in degrees, counter-clockwise; other than 0 makes the film a rotated copy of its
     film, as the augment-first protocol wants it. ``tissue`` is how dense the breast is, one of the
@@ -43,6 +43,7 @@ class Film:
     tissue: str | None = None
     side: str | None = None
     view: str | None = None
+    collection: str = ""
 
     @property
     def sample_id(self) -> str:

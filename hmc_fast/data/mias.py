@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from hmc_fast.data.films import Film, Finding, Severity
+from hmc_fast.data.phantom import phantoms_of
 from hmc_fast.errors import UserError
 
 TISSUES = {"F": "fatty", "G": "fatty-glandular", "D": "dense-glandular"}
 KINDS = ("CALC", "CIRC", "SPIC", "MISC", "ARCH", "ASYM")
 NORMAL = "NORM"
+COLLECTION = "MIAS"
 VIEW = "MLO"
 """The projection of all MIAS films."""
 SEVERITIES: dict[str, Severity] = {"B": "benign", "M": "malignant"}
@@ -59,6 +61,7 @@ def read_mias(folder: Path) -> list[Film]:
             tissue=tissues[film_id],
             side=side_of(film_id),
             view=VIEW,
+            collection=phantoms_of(folder) or COLLECTION,
         )
         for film_id in sorted(films, key=_number)
     ]

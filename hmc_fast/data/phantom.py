@@ -19,6 +19,7 @@ from hmc_fast.files import make_folder, write_atomically, write_text
 BENIGN_RADIUS = (0.04, 0.07)
 MALIGNANT_RADIUS = (0.05, 0.08)
 SPICULES = (9, 15)
+_SEED = "Seed "
 PHANTOM_HEADER = "Procedural phantoms by hmc-fast, no patient data. Columns as in MIAS."
 
 
@@ -36,7 +37,7 @@ def write_phantoms(folder: Path, patients: int, size: int, seed: int = 0) -> Non
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial)
-    rows = [PHANTOM_HEADER, ""]
+    rows = [PHANTOM_HEADER, f"{_SEED}{seed}", ""]
     for patient in range(patients):
         for side in (0, 1):
             number = 2 * patient + side + 1
@@ -56,11 +57,17 @@ def write_phantoms(folder: Path, patients: int, size: int, seed: int = 0) -> Non
 
 def are_phantoms(folder: Path) -> bool:
     """Whether the films of a MIAS-style folder are phantoms, by the first line of its Info.txt."""
+    return phantoms_of(folder) is not None
+
+
+def phantoms_of(folder: Path) -> str | None:
+    """What sets phantoms apart from those of another seed; None for films that are none."""
     try:
         with (folder / "Info.txt").open(encoding="latin-1") as info:
-            return info.readline().strip() == PHANTOM_HEADER
+            header, seed = info.readline().strip(), info.readline().strip()
     except OSError:
-        return False
+        return None
+    return f"phantoms, {seed.lower()}" if header == PHANTOM_HEADER else None
 
 
 def draw_phantom(

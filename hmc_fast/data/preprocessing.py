@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate, pad
 from hmc_fast.data.breast import breast_box, breast_mask, lies_right
 from hmc_fast.data.frame import Box, Frame
 from hmc_fast.errors import UserError
+from hmc_fast.schema import STRICT
 
 SIZE_MULTIPLE = 32
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,6 +54,8 @@ class Preprocessing:
     face_left: bool = False
     average_flips: bool = False
     native: bool = False
+
+    __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
         for side in (self.height, self.width):

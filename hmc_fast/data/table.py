@@ -4,7 +4,8 @@ Columns ``path`` (relative to the table), ``patient`` and ``label`` (normal, ben
 are needed. ``side`` (L or R) and ``view`` (such as MLO) let a patient's breasts be compared.
 ``kind``, and either ``x``, ``y`` and ``radius`` or ``left``, ``top``, ``right`` and ``bottom``,
 place a lesion, in pixels of the film from its upper left; further rows of the same path are further
-lesions. ``tissue`` says how dense the breast is.
+lesions. ``tissue`` says how dense the breast is. ``collection`` names the patients' hospital or
+data set, so that patients of the same name elsewhere are others.
 """
 
 import csv
@@ -20,7 +21,7 @@ from hmc_fast.errors import UserError
 NEEDED = ("path", "patient", "label")
 CIRCLE = ("x", "y", "radius")
 BOX = ("left", "top", "right", "bottom")
-OPTIONAL = ("side", "view", "kind", "tissue", *CIRCLE, *BOX)
+OPTIONAL = ("side", "view", "kind", "tissue", "collection", *CIRCLE, *BOX)
 SIDES = {"l": "L", "left": "L", "r": "R", "right": "R", "": None}
 ANY_KIND = "MISC"
 """MIAS's name for an abnormality of no kind that has a name."""
@@ -122,6 +123,7 @@ def _film(row: dict[str, str], folder: Path) -> Film:
         tissue=row.get("tissue") or None,
         side=SIDES[side],
         view=row.get("view", "").upper() or None,
+        collection=row.get("collection", ""),
     )
 
 

@@ -126,6 +126,9 @@ def read_predictions(path: Path) -> Predictions:
         )
     except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{path}: is no readable prediction table ({error})") from None
+    if not np.isfinite(predictions.logits).all():
+        film = predictions.films[int(np.flatnonzero(~np.isfinite(predictions.logits).all(1))[0])]
+        raise UserError(f"{path}: the logits of film {film} are not finite")
     _check_no_film_twice(predictions.films, str(path))
     return predictions
 

@@ -30,6 +30,7 @@ from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.bootstrap import mean_interval
 from hmc_fast.evaluation.localisation import KIND, LOCALISATION_FILE, METRICS, SCHEMA
+from hmc_fast.evaluation.seen import seen_films
 from hmc_fast.explain.film import check_methods, why_no_map
 from hmc_fast.explain.film_scores import BASELINES, FilmScore, FilmScorer
 from hmc_fast.explain.methods import METHODS, ScoreOptions
@@ -166,13 +167,12 @@ def _unseen_annotated(
     metadata: CheckpointMetadata, films: Sequence[Film], cache: FilmCache
 ) -> list[Film]:
     """Films with a circle that the task is posed on, of patients not seen in training."""
-    digests = set(metadata.training_films.values())
     classes = TASKS[metadata.task].classes
-    seen = {film.patient_id for film in films if cache.digest(film.path) in digests}
+    seen = seen_films([metadata], films, cache).patients
     return [
         film
-        for film in films
-        if film.patient_id not in seen
+        for film, known in zip(films, seen, strict=True)
+        if not known
         and film.severity in classes
         and any(finding.radius is not None for finding in film.findings)
     ]

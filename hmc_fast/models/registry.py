@@ -13,6 +13,7 @@ from hmc_fast.kernels.backend import check_backend_name
 from hmc_fast.models.baselines import VGG_LAYERS, VGGClassifier, ViTClassifier
 from hmc_fast.models.hmc_net import HMCNet
 from hmc_fast.models.weights import load_trunk, read_trunk_weights
+from hmc_fast.schema import STRICT
 
 FilmModel = HMCNet | VGGClassifier | ViTClassifier
 """Any model of :data:`MODEL_NAMES`; its :class:`ModelConfig` is ``model.config``."""
@@ -40,13 +41,10 @@ class ModelConfig:
     image_size: int | None = None
     lesion_head: bool = False
 
+    __pydantic_config__ = STRICT
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "hsa_stages": list(self.hsa_stages)}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Raises ``TypeError`` for keys that are missing or unknown."""
-        return cls(**{**values, "hsa_stages": tuple(values["hsa_stages"])})
 
 
 @dataclass(frozen=True)

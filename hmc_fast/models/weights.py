@@ -11,12 +11,12 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from hmc_fast.errors import UserError
+from hmc_fast.tensor_files import read_safetensors
 
 IMAGENET = "imagenet"
 _VGG_HIDDEN = "classifier."
@@ -82,34 +82,6 @@ def load_trunk(model: nn.Module, weights: TrunkWeights) -> None:
                 "it must hold the trunk of the model named"
             )
     model.load_state_dict(state, strict=False)
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, which is never unpickled.
-
-    Raises :class:`UserError` where the file is missing, truncated or of another kind.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: {_not_safetensors(path, error)}") from None
-
-
-def _not_safetensors(path: Path, error: Exception) -> str:
-    if path.is_dir():
-        return "is a folder, not a safetensors file"
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start[:1] == b"\x80" or start == b"PK\x03\x04":
-        return (
-            "is a pickled PyTorch file, which can run code when read and is refused; "
-            "convert it to safetensors where you trust it"
-        )
-    return f"is not a complete safetensors file ({error}); write or copy it again"
 
 
 def _is_resnet_v1(metadata: dict[str, str]) -> bool:

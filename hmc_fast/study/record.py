@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from hmc_fast.data import TASKS, Folds, read_folds
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, pool, read_predictions
 from hmc_fast.evaluation.localisation import FIELDS, LOCALISATION_FILE, read_localisation
 from hmc_fast.files import read_json, write_text
 from hmc_fast.models.registry import MODEL_NAMES
-from hmc_fast.study.folder import STUDY_FILE, fold_folder
+from hmc_fast.study.folder import STUDY_FILE, fold_folder, folds_path
 from hmc_fast.training import TrainingConfig
 from hmc_fast.training.train import PREDICTIONS_FILE, RESULT_FILE
 
@@ -133,6 +134,7 @@ def _read_folder(folder: Path) -> StudyRecord:
         data = settings.pop("data")
         config = TrainingConfig(**settings["config"])
         settings["config"]["weights"] = config.weights_label()
+        folds_of = [read_folds(folds_path(folder, r)) for r in range(settings["repeats"])]
         for model in sorted(child.name for child in folder.iterdir() if child.is_dir()):
             for repeat in range(settings["repeats"]):
                 for fold in range(settings["folds"]):
@@ -141,7 +143,7 @@ def _read_folder(folder: Path) -> StudyRecord:
                         continue
                     result = read_json(job_folder / RESULT_FILE)
                     environment = result["environment"]
-                    predictions = read_predictions(job_folder / PREDICTIONS_FILE)
+                    predictions = _held_out(job_folder / PREDICTIONS_FILE, folds_of[repeat], fold)
                     jobs.append(JobRecord(model, repeat, fold, predictions, result["history"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder}: is a damaged study (problem with {error})") from None
@@ -150,6 +152,23 @@ def _read_folder(folder: Path) -> StudyRecord:
     class_names = jobs[0].predictions.class_names
     localisation = _read_localisation(folder, {job.model for job in jobs}, settings)
     return StudyRecord(folder.name, settings, data, environment, class_names, jobs, localisation)
+
+
+def _held_out(path: Path, folds: Folds, fold: int) -> Predictions:
+    """A job's predictions; raises :class:`UserError` where they are not of its held-out films."""
+    predictions = read_predictions(path)
+    if predictions.class_names != TASKS[folds.task].class_names:
+        raise UserError(f"{path}: its classes are not those of task {folds.task}, in their order")
+    expected = {(a.film, a.patient, a.label) for a in folds.assignments if a.fold == fold}
+    labels = predictions.labels.tolist()
+    found = set(zip(predictions.films, predictions.patients, labels, strict=True))
+    if found != expected or set(predictions.folds) != {fold}:
+        film = min((film for film, *_ in found ^ expected), default="of another fold")
+        raise UserError(
+            f"{path}: film {film} is missing, foreign, or has another patient, label or fold than "
+            f"in {folds.source}; train the fold again"
+        )
+    return predictions
 
 
 def _read_localisation(

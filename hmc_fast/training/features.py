@@ -12,17 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hmc_fast.data import FilmCache
 from hmc_fast.data.frame import Frame
 from hmc_fast.devices import default_device
 from hmc_fast.errors import UserError
-from hmc_fast.files import make_folder, write_atomically
+from hmc_fast.files import make_folder
 from hmc_fast.models import HMCNet, attention_blocks, build_model
 from hmc_fast.models.lesion_head import black_level, breast_cells, lesion_features
-from hmc_fast.models.weights import read_safetensors
+from hmc_fast.tensor_files import read_safetensors, write_safetensors
 
 FORMAT = 2
 METADATA_KEY = "hmc_fast"
@@ -153,4 +152,4 @@ def _compute(path: Path, trunk: HMCNet, films: FilmCache, file: Path, limit_gib:
         )
     description = {"film": films.digest(path), "frame": films.frame(path).to_json()}
     metadata = {METADATA_KEY: json.dumps(description)}
-    write_atomically(file, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    write_safetensors(file, tensors, metadata)

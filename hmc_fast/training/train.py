@@ -6,8 +6,8 @@ the state at the last epoch's end, from which an interrupted run continues.
 
 import csv
 import io
+import json
 import logging
-import pickle
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,11 +20,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset
+from hmc_fast.data.folds import AUGMENT_FIRST
+from hmc_fast.data.patients import PatientKeys
 from hmc_fast.devices import default_device
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
@@ -35,13 +36,13 @@ from hmc_fast.training.config import TrainingConfig
 from hmc_fast.training.interrupt import InterruptGuard
 from hmc_fast.training.lesion_training import LesionFit, train_lesion_head
 from hmc_fast.training.lightning import FilmClassifier, FilmData, LearningCurve, StepReporter
+from hmc_fast.training.resume import RESUME_FILE, AtomicCheckpoints, ResumeCheckpoint, can_resume
 
 MODEL_FILE = "model.safetensors"
 PREDICTIONS_FILE = "predictions.csv"
 HISTORY_FILE = "history.csv"
 JOB_FILE = "job.json"
 RESULT_FILE = "result.json"
-RESUME_FILE = "resume.ckpt"
 FEATURES_FOLDER = "features"
 _LIGHTNING_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -93,7 +94,9 @@ def train(
     """
     make_folder(folder)
     _check(job)
-    _claim(folder, _identity(job, cache))
+    identity = _identity(job, cache)
+    _check_disjoint(job, identity["films"])
+    _claim(folder, identity)
     if (folder / RESULT_FILE).is_file():
         result: dict[str, Any] = read_json(folder / RESULT_FILE)
         return result
@@ -128,6 +131,8 @@ def train(
         job.labelled(job.train_index), job.labelled(job.test_index), cache, job.config, job.fold
     )
     curve, guard = LearningCurve(), InterruptGuard()
+    digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    resumed = folder / RESUME_FILE if can_resume(folder / RESUME_FILE, digest) else None
     with _quiet_lightning(), guard.watch():
         trainer = _make_trainer(
             max_epochs=job.config.epochs_of(job.model_name),
@@ -139,12 +144,13 @@ def train(
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
             logger=False,
+            plugins=[AtomicCheckpoints()],
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[curve, StepReporter(on_films), guard, _resume_checkpoint(folder)],
+            callbacks=[curve, StepReporter(on_films), guard, ResumeCheckpoint(folder, digest)],
         )
         device = trainer.strategy.root_device
-        _fit(trainer, module, data, folder / RESUME_FILE)
+        _fit(trainer, module, data, folder, resumed)
     if not trainer.is_global_zero:
         return {}
     return _conclude(job, folder, cache, model, device, curve.rows, fit)
@@ -188,6 +194,19 @@ def _identity(job: TrainingJob, cache: FilmCache) -> dict[str, Any]:
             for side, index in (("train", job.train_index), ("test", job.test_index))
         },
     }
+
+
+def _check_disjoint(job: TrainingJob, digests: dict[str, dict[str, str]]) -> None:
+    """Raises :class:`UserError` where a film is trained on and tested on under two names."""
+    if job.protocol == AUGMENT_FIRST:  # there to show what copies on both sides do
+        return
+    trained = {digest: film for film, digest in digests["train"].items()}
+    for film, digest in digests["test"].items():
+        if digest in trained:
+            raise UserError(
+                f"films {trained[digest]} and {film} have the same pixels, but one is trained on "
+                "and the other held out; remove one, or give both the same patient"
+            )
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
@@ -234,6 +253,7 @@ def _conclude(
         "environment": environment(),
     }
     bilateral = fit is not None and job.config.bilateral
+    digests = {film.film_id: cache.digest(film.path) for film in train_films}
     model.to(device)
     if job.test_index:
         test_films, test_labels = job.labelled(job.test_index)
@@ -256,9 +276,10 @@ def _conclude(
             task=task.name,
             class_names=task.class_names,
             preprocessing=cache.preprocessing,
-            training_films={film.film_id: cache.digest(film.path) for film in train_films},
+            training_films=digests,
             training={key: result[key] for key in ("fold", "protocol", "config", "environment")},
             bilateral=bilateral,
+            training_patients=PatientKeys.of(train_films, digests.values()),
         ),
     )
     write_text(folder / HISTORY_FILE, _history_table(history))
@@ -267,40 +288,22 @@ def _conclude(
     return result
 
 
-def _fit(trainer: pl.Trainer, module: FilmClassifier, data: FilmData, resume: Path) -> None:
-    resumable = resume.is_file() and _is_complete(resume)
+def _fit(
+    trainer: pl.Trainer,
+    module: FilmClassifier,
+    data: FilmData,
+    folder: Path,
+    resumed: Path | None,
+) -> None:
     try:
-        trainer.fit(
-            module, datamodule=data, ckpt_path=resume if resumable else None, weights_only=True
-        )
+        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     except SystemExit:
         if not trainer.interrupted:
             raise
     except OSError as error:
-        raise UserError(
-            f"{resume.parent}: could not be written ({error.strerror or error})"
-        ) from None
+        raise UserError(f"{folder}: could not be written ({error.strerror or error})") from None
     if trainer.interrupted:  # Lightning turns Ctrl-C into an exit or an early return
         raise KeyboardInterrupt
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """False for a file that a crash cut short; the fold then starts over, with the same result."""
-    try:
-        torch.load(checkpoint, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
-        return False
-    return True
-
-
-def _resume_checkpoint(folder: Path) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename=Path(RESUME_FILE).stem,
-        every_n_epochs=1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
 
 
 def _class_weights(job: TrainingJob) -> Tensor | None:

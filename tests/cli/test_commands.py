@@ -1,11 +1,13 @@
 """Commands as their users run them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageChops
 
 from hmc_fast.bench.record import read_record
 from hmc_fast.checkpoint import load_model
@@ -58,6 +60,24 @@ def test_evaluate_leaves_out_films_seen_in_training(
     assert json.loads(capsys.readouterr().out)["films"] == 36
 
 
+def test_evaluate_leaves_out_other_films_of_training_patients(
+    trained: Path,
+    phantom_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the keys of patients alone: no film here has the pixels of one trained on."""
+    other = shutil.copytree(phantom_folder, tmp_path / "films")
+    for film in other.glob("*.pgm"):
+        with Image.open(film) as image:
+            ImageChops.invert(image).save(film)
+    arguments = ["evaluate", "--checkpoint", str(trained), "--data", str(other), "--json"]
+    assert run(arguments) == 0
+    unseen = json.loads(capsys.readouterr().out)
+    assert (unseen["films"], unseen["films_seen_in_training"]) == (12, 0)
+    assert unseen["patients_seen_in_training"] == 12
+
+
 def test_wrong_usage_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["bench", "--nope"], ["cv"], ["nothing"], ["cv", "--epochs", "many"]):
         assert run(arguments) == 2
@@ -98,7 +118,7 @@ def test_bad_input_is_one_line(
     assert "backend is 'fast'; it must be one of" in fails(*backend, "fast")
     evaluation = ("evaluate", "--checkpoint", trained, "--data", phantom_folder, "--out")
     assert "could not be written" in fails(*evaluation, blocked / "p.csv")
-    assert "could not be written" in fails(*evaluation, tmp_path / ("p" * 250))
+    assert "could not be written" in fails(*evaluation, tmp_path / ("p" * 300))
 
 
 def test_bench_without_arguments_says_phantoms(
@@ -115,4 +135,4 @@ def test_bench_without_arguments_says_phantoms(
         state = load_model(checkpoint).model.state_dict()
         gates = [value for name, value in state.items() if name.endswith(("gamma", "net_weight"))]
         assert len(gates) == 5
-        assert all(gate.any() for gate in gates)  # attention changes the logits whose parity is measured
+        assert all(gate.any() for gate in gates)  # so that attention changes the logits

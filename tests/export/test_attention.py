@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmc_fast import UserError, create_model
 from hmc_fast.checkpoint import load_model
@@ -88,18 +88,18 @@ def test_blocks_bound_the_scores() -> None:
 def test_the_graph_has_the_blocks_and_the_sidecar_names_the_form(
     save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = save_model(create_model("resnet18_hsa"), tmp_path / "m.safetensors", 512)
+    path = save_model(create_model("resnet18_hsa"), tmp_path / "m.safetensors", 256)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "BLOCK_SCORES", 2**21)
+        patch.setattr(attention, "BLOCK_SCORES", 2**17)
         export = make_onnx(path)
     nodes = [node.op_type for node in onnx.load_from_string(export.content).graph.node]
-    assert nodes.count("Softmax") == 4096 // (2**21 // 4096) + 1 + 1
+    assert nodes.count("Softmax") == 1024 // (2**17 // 1024) + 1 + 1
     assert export.sidecar.attention == "blocks"
-    plain = save_model(create_model("resnet18"), tmp_path / "plain.safetensors", 64)
-    assert make_onnx(plain).sidecar.attention is None
 
 
-def test_a_graph_for_another_runtime_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_graph_for_another_runtime_is_refused_by_name(
+    checkpoint: Path, onnx_file: Path, tmp_path: Path
+) -> None:
     sidecar = export_onnx(checkpoint, tmp_path / "m.onnx", runtime="tensorrt")
     assert sidecar.attention == "equal-widths"
     for runtime in ("onnxruntime", "openvino"):
@@ -109,9 +109,32 @@ def test_a_graph_for_another_runtime_is_refused_by_name(checkpoint: Path, tmp_pa
         write_model_repository(tmp_path / "m.onnx", tmp_path / "r", ServingOptions(device="cpu"))
     with pytest.raises(UserError, match="unknown runtime 'coreml'"):
         export_onnx(checkpoint, tmp_path / "m.onnx", runtime="coreml")
-    export_onnx(checkpoint, tmp_path / "m.onnx")
     with pytest.raises(UserError, match="unknown runtime 'tensorrt'"):
-        load(tmp_path / "m.onnx", runtime="tensorrt")
+        load(onnx_file, runtime="tensorrt")
+
+
+class UsesWeights(nn.Module):
+    """Attention over two sources whose scale weights reach the logits."""
+
+    def __init__(self, *, used: bool) -> None:
+        super().__init__()
+        self.used = used
+
+    def forward(self, x: Tensor) -> Tensor:
+        outs, _, weights = multi_scale_attention(x, [x, x + 1], [x, x], backend="reference")
+        out = outs[0].sum((1, 2))
+        return out + weights.sum((1, 2)).mean(-1, keepdim=True) if self.used else out
+
+
+def test_a_model_that_uses_what_no_graph_computes_is_refused() -> None:
+    x = torch.randn(2, 5, 3, 8)
+    for used in (False, True):
+        program = torch.export.export(UsesWeights(used=used), (x,), strict=False)
+        if not used:
+            attention.check_only_outputs_used(program)
+            continue
+        with pytest.raises(UserError, match="uses the log-sum-exp or the scale weights"):
+            attention.check_only_outputs_used(program)
 
 
 def test_a_sidecar_of_before_the_forms_is_read(onnx_file: Path) -> None:
@@ -121,6 +144,7 @@ def test_a_sidecar_of_before_the_forms_is_read(onnx_file: Path) -> None:
     assert type(sidecar).from_json(values) == replace(sidecar, attention=None)
 
 
+@pytest.mark.systems
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("model", ["hmc_net_resnet18", "hmc_net_resnet18_lesions"])
 def test_runtimes_agree(

@@ -71,6 +71,7 @@ def test_a_server_repository_from_a_checkpoint(small: Path, tmp_path: Path) -> N
     assert run([*arguments, "--batch", "1,2,4"]) == 0
     served = tmp_path / "r" / "resnet18" / "1" / "model.onnx"
     assert read_sidecar(served).profile.maximum == 4
+    assert read_sidecar(served).attention is None
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -104,6 +105,30 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
     assert "no such file" in fails("export", "triton-server", tmp_path / "x.onnx", *out)
     assert "cannot be used as a folder" in fails("export", "onnx", small, "--out", film / "m.onnx")
+
+
+def test_nothing_of_others_is_overwritten(
+    small: Path, phantom_folder: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    checkpoint = tmp_path / "model.safetensors"
+    content = small.read_bytes()
+    checkpoint.write_bytes(content)
+    (tmp_path / "link.onnx").symlink_to(checkpoint)
+    (tmp_path / "same.onnx").hardlink_to(checkpoint)
+    onnx = ("export", "onnx", checkpoint, "--out")
+    for out in (checkpoint, tmp_path / "link.onnx", tmp_path / "same.onnx"):
+        assert "is, or belongs to, the input" in fails(*onnx, out)
+    engine = ("export", "tensorrt", checkpoint, "--out")
+    assert "is, or belongs to, the input" in fails(*engine, tmp_path / "same.engine")
+    assert "is, or belongs to, the input" in fails(*engine, checkpoint)
+    foreign = tmp_path / "foreign.onnx"
+    foreign.write_text("notes")
+    assert "is no export of ours" in fails(*onnx, foreign)
+    assert foreign.read_text() == "notes"
+    assert checkpoint.read_bytes() == content
+    evaluation = ("evaluate", "--checkpoint", checkpoint, "--data", phantom_folder, "--out")
+    for out in (checkpoint, phantom_folder / "Info.txt", phantom_folder / "mdb001.pgm"):
+        assert "is, or belongs to, the input" in fails(*evaluation, out)
 
 
 @contextmanager

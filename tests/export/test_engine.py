@@ -1,6 +1,7 @@
 """Real engines from the real builder, on a machine without a GPU."""
 
 import importlib.util
+import math
 import os
 import signal
 import subprocess
@@ -25,8 +26,17 @@ from hmc_fast.export import (
     read_sidecar,
 )
 from hmc_fast.export.builders import Builder, BuildLog, BuildRequest
-from hmc_fast.export.engine import write_engine
-from hmc_fast.export.memory import PIXEL_BYTES, describe_build, fitting, not_fused
+from hmc_fast.export.engine import check_options, write_engine
+from hmc_fast.export.memory import (
+    GIB,
+    PIXEL_BYTES,
+    USABLE_SHARE,
+    check_may_fit,
+    describe_build,
+    fitting,
+    not_fused,
+)
+from hmc_fast.export.onnx_export import softmaxes, trace_checkpoint
 from hmc_fast.export.progress import BuildProgress
 
 RTX = EngineOptions("tensorrt-rtx", ("sm_89",))
@@ -263,6 +273,19 @@ def test_attention_is_fused_and_activations_fit(
         assert log.weight_bytes > 4e7
 
 
+@pytest.mark.systems
+def test_attention_of_a_narrow_trunk_is_fused(
+    save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = save_model(create_model("hmc_net_resnet18"), tmp_path / "m.safetensors", 512)
+    graph = make_onnx(path, precision="fp16", profile=Profile(1, 8, 8), engine=True)
+    assert graph.engine_content is not None
+    for target in ("sm_86", "sm_89", "sm_120"):
+        assert build(graph, targets=(target,)).log.fused_softmaxes == softmaxes(
+            graph.engine_content
+        ), target
+
+
 def test_the_sidecar_tells_what_the_builder_said(engine_file: Path) -> None:
     engine = read_sidecar(engine_file).engine
     assert engine is not None
@@ -297,17 +320,31 @@ def test_an_engine_that_does_not_fit_is_refused_with_what_would(
     write_engine(half_graph, checkpoint, tmp_path / "m.engine", replace(RTX, gpu_memory_gib=2))
 
 
+def test_what_cannot_fit_is_refused_before_the_build(checkpoint: Path) -> None:
+    many = Profile(1, 8, 10_000)
+    with pytest.raises(UserError, match=r"at batch 10000 one layer alone has .*--batch 1,8,\d+"):
+        make_onnx(checkpoint, precision="fp16", profile=many, engine=True, gpu_memory_gib=1)
+
+
+@pytest.mark.parametrize("memory", [math.nan, math.inf, 0.0])
+def test_memory_that_is_no_number_is_refused(tmp_path: Path, memory: float) -> None:
+    with pytest.raises(UserError, match="give the GPU's memory in GiB"):
+        check_options(replace(RTX, gpu_memory_gib=memory), tmp_path / "m.engine")
+
+
 @pytest.mark.systems
 @pytest.mark.parametrize(
     ("model", "size"), [("hmc_net_lesions", 512), ("vgg19", 224), ("vit_b_16", 224)]
 )
-def test_the_guess_before_a_build_is_no_lower_than_the_log(
+def test_what_is_known_before_a_build_bounds_the_log_from_both_sides(
     model: str, size: int, save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = save_model(create_model(model), tmp_path / "m.safetensors", size)
-    graph = make_onnx(path, precision="fp16", profile=Profile(1, 8, 8), engine=True)
-    log = build(graph).log
+    profile = Profile(1, 8, 8)
+    log = build(make_onnx(path, precision="fp16", profile=profile, engine=True)).log
     assert log.activation_bytes <= PIXEL_BYTES[2] * size**2 * 8
+    program = trace_checkpoint(path, precision="fp16", profile=profile).program
+    check_may_fit(program, torch.float16, profile, log.activation_bytes / USABLE_SHARE / GIB)
 
 
 def test_the_default_profile_follows_from_memory() -> None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +13,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from hmc_fast.checkpoint import load_model, save_checkpoint
 from hmc_fast.cli.app import run
 from hmc_fast.data import Film
+from hmc_fast.data.patients import PatientKeys
 from hmc_fast.evaluation import Predictions
 from hmc_fast.export import (
     Bounds,
@@ -25,7 +28,7 @@ from hmc_fast.export import (
 )
 from hmc_fast.export.engine import write_engine
 from hmc_fast.export.onnx_export import write_onnx
-from hmc_fast.export.sidecar import sidecar_path
+from hmc_fast.export.sidecar import FileIdentity, sidecar_path
 from hmc_fast.export.verify import compare, near_ties
 
 
@@ -141,6 +144,58 @@ def test_a_wrong_artefact_fails(
     assert "a logit differs by 1.00e-02, bound 1.00e-03" in capsys.readouterr().out
     assert read_sidecar(artefact).verified is None
     assert run([*arguments, "--max-logit", "0.02"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda values: values["class_names"].reverse(), "classes"),
+        (lambda values: values["preprocessing"].update(face_left=True), "preprocessing"),
+        (lambda values: values["preprocessing"].update(mean=[0.0, 0.0, 0.0]), "preprocessing"),
+        (lambda values: values.update(task="abnormal"), "task"),
+        (lambda values: values["model"].update(name="resnet18"), "model"),
+    ],
+)
+def test_a_sidecar_that_tells_other_than_the_checkpoint_is_refused(
+    artefact: Path,
+    phantom_folder: Path,
+    tmp_path: Path,
+    fails: Callable[..., str],
+    change: Callable[[dict[str, Any]], object],
+    name: str,
+) -> None:
+    """It would make both sides of the comparison wrong in the same way."""
+    path = sidecar_path(artefact)
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    message = f"its sidecar has another {name} than the checkpoint"
+    assert message in fails("verify", artefact, "--data", phantom_folder)
+    assert message in fails("export", "triton-server", artefact, "--out", tmp_path / "served")
+
+
+def test_every_check_has_a_verdict(
+    artefact: Path, phantom_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["verify", str(artefact), "--no-record", "--data"]
+    assert run([*command, str(phantom_folder), "--films", "12"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("PASS ONNX Runtime: ") == shown.count("PASS OpenVINO: ") == 3
+    assert run([*command, str(phantom_folder), "--films", "12", "--max-logit", "0"]) == 1
+    assert "FAIL ONNX Runtime: a logit differs by" in capsys.readouterr().out
+    assert run([*command, str(phantom_folder), "--films", "1"]) == 0
+    assert "VOID ONNX Runtime: AUC: the films are all of one class" in capsys.readouterr().out
+
+
+def test_films_of_training_patients_are_named(artefact: Path, phantoms: list[Film]) -> None:
+    assert verify(artefact, phantoms, max_films=12).films_of_training_patients == 0
+    checkpoint = artefact.with_name("model.safetensors")
+    model, metadata = load_model(checkpoint)
+    keys = PatientKeys.of(phantoms[:4], [])
+    save_checkpoint(checkpoint, model, replace(metadata, training_patients=keys))
+    sidecar = replace(read_sidecar(artefact), checkpoint=FileIdentity.of(checkpoint))
+    write_onnx(OnnxExport(artefact.read_bytes(), sidecar), checkpoint, artefact)
+    assert verify(artefact, phantoms).films_of_training_patients == 4
 
 
 def test_bad_input_is_one_line(

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 
 from hmc_fast import UserError, load_model
@@ -23,6 +25,7 @@ from hmc_fast.study import (
     StudySummary,
     fold_checkpoints,
     plan_study,
+    read_study,
     run_cross_validation,
     summarise_study,
 )
@@ -115,6 +118,67 @@ def test_a_missing_or_doubled_prediction_fails(study: Path) -> None:
     path.write_text("\n".join([*lines, lines[-1]]) + "\n")
     with pytest.raises(UserError, match="is predicted twice"):
         summarise_study(study, "resnet18")
+
+
+SWAPPED = {"logit_rest": "logit_malignant", "logit_malignant": "logit_rest"}
+
+
+def lines_changed(path: Path, change: Callable[[list[str]], list[str]]) -> None:
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:-1], "is missing, foreign"),
+        (
+            lambda lines: [",".join(SWAPPED.get(c, c) for c in lines[0].split(",")), *lines[1:]],
+            "classes are not those",
+        ),
+        (lambda lines: [lines[0], lines[1].replace(",rest,", ",malignant,"), *lines[2:]], "label"),
+        (lambda lines: [lines[0], lines[1].replace(",p0", ",p9"), *lines[2:]], "another patient"),
+        (lambda lines: [lines[0], lines[1].replace(",0,", ",1,"), *lines[2:]], "fold"),
+    ],
+    ids=["a lost row", "swapped classes", "a flipped label", "another patient", "another fold"],
+)
+def test_a_report_takes_predictions_of_the_held_out_films_alone(
+    study: Path, change: Callable[[list[str]], list[str]], message: str
+) -> None:
+    read_study(study)
+    path = study / "resnet18" / "fold0" / "predictions.csv"
+    lines_changed(path, change)
+    with pytest.raises(UserError, match=message):
+        read_study(study)
+
+
+def test_logits_that_are_not_finite_are_refused(study: Path) -> None:
+    path = study / "resnet18" / "fold0" / "predictions.csv"
+    lines_changed(path, lambda lines: [lines[0], lines[1].rsplit(",", 4)[0] + ",nan,0,.5,.5"])
+    with pytest.raises(UserError, match="logits of film mdb.* are not finite"):
+        read_predictions(path)
+
+
+def test_one_film_under_two_names_is_not_trained_and_tested_on(
+    phantom_folder: Path, config: TrainingConfig, tmp_path: Path
+) -> None:
+    other = shutil.copytree(phantom_folder, tmp_path / "films")
+    films = read_mias(other)
+    folds = plan_study(["resnet18"], config, films, tmp_path / "study", fold_count=2).folds[0]
+    first, second = (next(a.film for a in folds.assignments if a.fold == k) for k in (0, 1))
+    shutil.copy(other / f"{first}.pgm", other / f"{second}.pgm")
+    with pytest.raises(UserError, match=f"films {second} and {first} have the same pixels"):
+        run_cross_validation(["resnet18"], config, films, tmp_path / "study", fold_count=2)
+
+
+@pytest.mark.parametrize("state", [{}, [], {"hmc_fast_training": "another"}], ids=str)
+def test_the_state_of_another_training_is_not_continued(
+    phantoms: list[Film], config: TrainingConfig, study: Path, state: object
+) -> None:
+    job = study / "resnet18" / "fold0"
+    (job / "result.json").unlink()
+    torch.save(state, job / "resume.ckpt")
+    with pytest.raises(UserError, match="is the state of another training; delete it"):
+        run_cross_validation(["resnet18"], QUICK, phantoms, study, fold_count=2)
 
 
 def test_a_changed_configuration_does_not_mix_in(

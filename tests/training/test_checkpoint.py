@@ -60,7 +60,7 @@ def test_damaged_descriptions(checkpoint: Path) -> None:
     with pytest.raises(UserError, match="has checkpoint format 99, this release reads 1"):
         load_model(checkpoint)
     rewrite(checkpoint, model={"name": "x"})
-    with pytest.raises(UserError, match="description is damaged"):
+    with pytest.raises(UserError, match="unknown model 'x'"):
         load_model(checkpoint)
     other = create_model("resnet18").config.to_json()
     rewrite(checkpoint, model=other)
@@ -68,6 +68,50 @@ def test_damaged_descriptions(checkpoint: Path) -> None:
         load_model(checkpoint)
     save_file(load_file(checkpoint), checkpoint)
     with pytest.raises(UserError, match="no hmc-fast checkpoint"):
+        load_model(checkpoint)
+
+
+ANOTHER_TRUNK = create_model("resnet50_hsa").config.to_json() | {"name": "resnet18_hsa"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bilateral": "no"}, "bilateral: Input should be a valid boolean"),
+        ({"preprocessing": {"height": 64, "width": 96, "crop_breast": "no"}}, "crop_breast"),
+        ({"preprocessing": {"height": 64.5, "width": 96}}, "height: Input should be a valid int"),
+        ({"preprocessing": {"height": 65, "width": 96}}, "multiples of 32"),
+        ({"preprocessing": {"height": 64, "width": 96, "sharpen": 1}}, "sharpen: Unexpected"),
+        ({"task": "benign"}, "unknown task"),
+        ({"class_names": ["malignant", "rest"]}, "classes are not those of its task"),
+        ({"training_films": ["f"]}, "training_films: Input should be an object"),
+        ({"training": None}, "training: Input should be an object"),
+        ({"extra": 1}, "extra: Unexpected"),
+        ({"model": ANOTHER_TRUNK}, "another architecture than resnet18_hsa"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
+)
+def test_a_description_has_the_types_that_it_should(
+    checkpoint: Path, changes: dict[str, object], message: str
+) -> None:
+    rewrite(checkpoint, **changes)
+    with pytest.raises(UserError, match=message):
+        load_model(checkpoint)
+
+
+def test_a_description_that_is_no_json(checkpoint: Path) -> None:
+    for text in ("[" * 100_000, "{", "3", '{"format": NaN}'):
+        save_file(load_file(checkpoint), checkpoint, metadata={"hmc_fast": text})
+        with pytest.raises(UserError, match="model.safetensors: "):
+            load_model(checkpoint)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float16, torch.float8_e4m3fn])
+def test_parameters_of_another_type_are_refused(checkpoint: Path, dtype: torch.dtype) -> None:
+    tensors = load_file(checkpoint)
+    description = {"hmc_fast": json.dumps(load_model(checkpoint).metadata.to_json())}
+    save_file({**tensors, "fc.bias": tensors["fc.bias"].to(dtype)}, checkpoint, description)
+    with pytest.raises(UserError, match="fc.bias is of torch"):
         load_model(checkpoint)
 
 
