@@ -7,7 +7,7 @@ map. Models: logits of calls of the timed shape. Training steps: the gradient of
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -29,6 +29,8 @@ from hmc_fast.models import FilmModel, HierarchicalSelfAttention, attention_bloc
 
 PARAMETER_SEED = 0
 GATE_STD = 0.5
+GATES = ("gamma", "net_weight")
+OPEN_GATE = 0.5
 PARITY_FILMS = 8
 PARITY_PIXELS = 8 * 256**2
 """Logits are compared on as many films as hold this many pixels, at least 2 and at most 8."""
@@ -170,6 +172,19 @@ def _run_block(case: Case, x: Tensor, d_y: Tensor, dtype: torch.dtype) -> list[T
 def parity_films(size: int) -> int:
     """How many films of ``size``² logits are compared on."""
     return max(2, min(PARITY_FILMS, PARITY_PIXELS // size**2))
+
+
+def open_gates(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters with every γ, and a lesion head's weight of the network, that is zero opened.
+
+    Behind a closed gate attention cannot change a logit, so that its parity would say nothing.
+    """
+    return {
+        name: torch.full_like(value, OPEN_GATE)
+        if name.rpartition(".")[2] in GATES and not value.any()
+        else value
+        for name, value in state.items()
+    }
 
 
 class LogitTruth:

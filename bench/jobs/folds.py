@@ -17,7 +17,7 @@ from hmc_fast.bench.failures import describe
 from hmc_fast.bench.jobs.fold_model import FoldModel
 from hmc_fast.bench.measuring.clock import TimedCall, clock_for, time_side_by_side
 from hmc_fast.bench.measuring.memory import child_peak_mib
-from hmc_fast.bench.parity import LogitTruth, budget_units, parity_films
+from hmc_fast.bench.parity import LogitTruth, budget_units, open_gates, parity_films
 from hmc_fast.bench.peers import peer as peer_of
 from hmc_fast.bench.peers.eager import EAGER
 from hmc_fast.bench.peers.peer import ModuleVariant, Peer
@@ -105,19 +105,24 @@ class FoldTrials:
         self.precision = precision
         self.calls: dict[str, FoldModel] = {}
         images = job.images(parity_films(job.size))
+        self.opened = open_gates(job.folds[0].state)
         exact = build_model(job.config, "reference")
-        exact.load_state_dict(job.folds[0].state)
+        exact.load_state_dict(self.opened)
         exact.to(job.device, torch.float64).eval()
-        self.truth = LogitTruth(exact, job.fold_model(EAGER, EAGER.models[0], precision), images)
+        eager = job.fold_model(EAGER, EAGER.models[0], precision)
+        eager.load(self.opened)
+        self.truth = LogitTruth(exact, eager, images)
         self.batches = list(torch.split(job.images(INPUT_SETS), 1))
 
     def variants(self, peer: Peer) -> tuple[ModuleVariant, ...]:
         return peer.models
 
     def make(self, peer: Peer, variant: ModuleVariant, task: Task) -> Trial:
-        """Parity at every batch size that is timed, then accuracy across folds."""
+        """Parity with open gates at every batch size that is timed, then accuracy across folds."""
         call = self.job.fold_model(peer, variant, self.precision)
+        call.load(self.opened)
         uses = [self.truth.check(call, batch) for batch in self.job.batch_sizes]
+        call.load(self.job.folds[0].state)
         use = max(uses, key=lambda use: (not use.within, budget_units(use)))
         fields = {}
         if use.within and self.job.with_accuracy:

@@ -29,7 +29,7 @@ class Preset:
 
 PRESETS = {
     "quick": Preset("hmc_net_resnet18_lesions", 192, 3, 4, 8, 3e-4),
-    "small": Preset("hmc_net_lesions", 512, 5, 2, 8, 1e-4),
+    "small": Preset("hmc_net_lesions", 512, 5, 0, 8, 1e-4),
     "full": Preset("hmc_net_lesions", 1024, 5, 2, 8, 1e-4),
     "paper": Preset("hmc_net", 224, 5, 30, 16, 1e-4),
 }

@@ -15,6 +15,7 @@ from hmc_fast.bench.peers.eager import EAGER
 from hmc_fast.bench.record import Record, read_record, write_record
 from hmc_fast.bench.report.pages import write_reports
 from hmc_fast.data import Film
+from hmc_fast.models import attention_blocks
 from hmc_fast.training import TrainingConfig
 
 pytestmark = pytest.mark.systems  # whole main jobs
@@ -83,6 +84,30 @@ def test_no_parity_no_speed(
     assert row.status == "parity failed"
     assert row.p50_ms is None
     assert "max error" in row.reason
+
+
+def test_attention_behind_closed_gates_is_held_to_parity(
+    phantoms: list[Film], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fitted lesion head decides alone, so that broken attention would change no logit."""
+
+    def build(module: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+        for block in attention_blocks(module):
+            block.out_proj.weight.data.mul_(1.01)
+        return module
+
+    changed = replace(EAGER, name="changed", models=(replace(EAGER.models[0], build=build),))
+    monkeypatch.setattr(folds, "peer_of", lambda name: changed if name == "changed" else EAGER)
+    options = FoldsOptions(
+        "hmc_net_resnet18_lesions",
+        TrainingConfig(size=64, head_epochs=0),
+        folds=2,
+        peers=("eager", "changed"),
+        precisions=("fp32",),
+        seconds=0.1,
+    )
+    rows = run_folds(options, phantoms, DATA, tmp_path).measurements
+    assert {row.peer: row.status for row in rows} == {"eager": "ok", "changed": "parity failed"}
 
 
 def test_records_are_validated_on_read(record: Record, tmp_path: Path) -> None:
