@@ -9,11 +9,24 @@ from hmc_fast.kernels import ops, reference
 from hmc_fast.kernels.backend import resolve_backend
 from hmc_fast.kernels.problem import AttentionProblem, ProjectionProblem
 
+LAYOUTS = ("bnhd", "bhnd")
+SUSPICIOUS_HEADS = 64
+"""More heads than this, and than tokens, are taken for tokens in another layout."""
+
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, backend: str = "auto"
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    backend: str = "auto",
+    *,
+    layout: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``softmax(scale · q kᵀ) v`` per head, where ``Dv`` may differ from ``Dqk``.
+    """``softmax(scale · q kᵀ) v`` of tensors ``[B, N, H, D]``, where ``Dv`` may be other than ``Dqk``.
+
+    PyTorch's ``scaled_dot_product_attention`` has heads before tokens: pass ``layout="bhnd"`` for
+    its tensors. There is no mask, no causality and no dropout on any backend.
 
     Args:
         q: queries ``[B, M, H, Dqk]``.
@@ -22,6 +35,8 @@ def attention(
             strides are free, the innermost is 1, so a channels-last feature map enters as it is.
         scale: factor on the scores, ``1/√Dqk`` by default.
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
+        layout: ``"bnhd"`` as above, or ``"bhnd"`` where tensors, and ``out``, have heads before
+            tokens. None is ``"bnhd"``, and refuses shapes that look like the other one.
 
     Returns:
         ``out [B, M, H, Dv]`` in the dtype of ``q``, and the log-sum-exp of the scaled scores
@@ -30,13 +45,15 @@ def attention(
 
     Raises:
         TypeError: an argument is not a floating tensor, or the dtypes differ.
-        ValueError: shapes, strides or devices do not fit, or ``backend`` is unknown.
+        ValueError: shapes, strides or devices do not fit, or ``backend`` or ``layout`` is unknown.
         BackendUnavailableError: an explicit backend cannot run this call; every reason is listed.
     """
+    q, k, v = (_tokens_first(x, layout) for x in (q, k, v))
     _check_arguments(q, [k], [v], ["k"], ["v"])
+    _check_layout(layout, q, [k])
     choice = resolve_backend(backend, AttentionProblem.of(q, [k], [v]))
     out, lse = ops.attention_forward(q, k, v, _scale(scale, q), choice.name)
-    return out, lse
+    return _tokens_first(out, layout), lse
 
 
 def multi_scale_attention(
@@ -45,8 +62,10 @@ def multi_scale_attention(
     vs: Sequence[Tensor],
     scale: float | None = None,
     backend: str = "auto",
+    *,
+    layout: str | None = None,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Attention with one softmax over the union of several sources' tokens.
+    """Attention of ``[B, N, H, D]`` tensors, one softmax over the tokens of several sources.
 
     Args:
         q: queries ``[B, M, H, Dqk]``.
@@ -55,6 +74,7 @@ def multi_scale_attention(
             ``Dv_s``. Dtype, device and strides as in :func:`attention`.
         scale: factor on the scores, ``1/√Dqk`` by default.
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
+        layout: as in :func:`attention`.
 
     Returns:
         ``outs[s] = P_s V_s [B, M, H, Dv_s]`` under the union softmax, ``lse [B, H, M]`` over the
@@ -64,16 +84,18 @@ def multi_scale_attention(
     Raises:
         As :func:`attention`; ``ValueError`` also where the lists are empty or differ in length.
     """
-    ks, vs = list(ks), list(vs)
+    q, ks, vs = _tokens_first(q, layout), list(ks), list(vs)
+    ks, vs = ([_tokens_first(x, layout) for x in xs] for xs in (ks, vs))
     if not ks or len(ks) != len(vs):
         raise ValueError(
             f"ks and vs need one tensor per source each, got {len(ks)} and {len(vs)} tensors"
         )
     names = range(len(ks))
     _check_arguments(q, ks, vs, [f"ks[{s}]" for s in names], [f"vs[{s}]" for s in names])
+    _check_layout(layout, q, ks)
     choice = resolve_backend(backend, AttentionProblem.of(q, ks, vs))
     outs, lse, weights = ops.multi_scale_attention_forward(q, ks, vs, _scale(scale, q), choice.name)
-    return outs, lse, weights
+    return [_tokens_first(out, layout) for out in outs], lse, weights
 
 
 def gated_projection(
@@ -115,6 +137,24 @@ def gated_projection(
 
 def _scale(scale: float | None, q: Tensor) -> float:
     return 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+
+
+def _tokens_first(x: Tensor, layout: str | None) -> Tensor:
+    """``x`` with heads and tokens exchanged where the layout has heads first: its own inverse."""
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+    swap = layout == "bhnd" and isinstance(x, Tensor) and x.dim() == 4
+    return x.transpose(1, 2) if swap else x
+
+
+def _check_layout(layout: str | None, q: Tensor, ks: list[Tensor]) -> None:
+    tokens, heads = max(x.shape[1] for x in (q, *ks)), q.shape[2]
+    if layout is None and heads > max(tokens, SUSPICIOUS_HEADS):
+        raise ValueError(
+            f"q has {q.shape[1]} tokens and {heads} heads, which looks like the layout of "
+            'scaled_dot_product_attention; pass layout="bhnd" for heads before tokens, or '
+            'layout="bnhd" if this is meant'
+        )
 
 
 def _check_arguments(

@@ -43,3 +43,32 @@ def test_dtype_device_stride_and_kind_are_checked() -> None:
         multi_scale_attention(good["q"], [good["k"], good["k"]], [good["v"]])
     with pytest.raises(ValueError, match=r"vs\[1\] has 6 tokens, ks\[1\] has 7"):
         multi_scale_attention(good["q"], [good["k"]] * 2, [good["v"], torch.randn(2, 6, 3, 32)])
+
+
+def test_heads_before_tokens_are_taken_by_name_and_given_back_so() -> None:
+    x = tensors()
+    out, lse = attention(**x)
+    swapped = {name: tensor.transpose(1, 2).contiguous() for name, tensor in x.items()}
+    other, other_lse = attention(**swapped, layout="bhnd")
+    assert other.shape == (2, 3, 5, 32)
+    torch.testing.assert_close(other.transpose(1, 2), out)
+    torch.testing.assert_close(other_lse, lse)
+    sdpa = torch.nn.functional.scaled_dot_product_attention(*swapped.values())
+    torch.testing.assert_close(other, sdpa, atol=1e-5, rtol=1e-5)
+    outs, _, weights = multi_scale_attention(
+        swapped["q"], [swapped["k"]], [swapped["v"]], layout="bhnd"
+    )
+    torch.testing.assert_close(outs[0], other)
+    assert weights.shape == (2, 3, 5, 1)
+
+
+def test_shapes_that_look_like_the_other_layout_are_refused_unless_named() -> None:
+    x = tensors(q=(1, 4, 100, 16), k=(1, 4, 100, 16), v=(1, 4, 100, 32))
+    with pytest.raises(ValueError, match=r"4 tokens and 100 heads.*layout=\"bhnd\""):
+        attention(**x)
+    with pytest.raises(ValueError, match="4 tokens and 100 heads"):
+        multi_scale_attention(x["q"], [x["k"]], [x["v"]])
+    assert attention(**x, layout="bnhd")[0].shape == (1, 4, 100, 32)
+    assert attention(**x, layout="bhnd")[0].shape == (1, 4, 100, 32)
+    with pytest.raises(ValueError, match="layout is 'bsnd'; it must be one of bnhd, bhnd"):
+        attention(**x, layout="bsnd")
