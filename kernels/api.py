@@ -23,7 +23,7 @@ def attention(
     *,
     layout: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``softmax(scale · q kᵀ) v`` of tensors ``[B, N, H, D]``, where ``Dv`` may differ from ``Dqk``.
+    """``softmax(scale · q kᵀ) v`` of tensors ``[B, N, H, D]``; ``Dv`` may differ from ``Dqk``.
 
     PyTorch's ``scaled_dot_product_attention`` has heads before tokens: pass ``layout="bhnd"`` for
     its tensors. There is no mask, no causality and no dropout on any backend.
