@@ -35,15 +35,17 @@ test: $(VENV)/installed-dev $(WHEEL)
 test-systems: $(VENV)/installed-dev $(WHEEL)
 	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) -m systems --ignore=tests/kernels/interpreter
 
-# The records that the README shows; without one of the targets its table says so.
+# The records that README and docs show; without one of the targets its table says so.
 TARGETS_RECORD := $(firstword $(wildcard bench/results/targets-*.jsonl))
 CPU_RECORDS := $(wildcard bench/results/cpu-*.jsonl)
 MAIN_RECORD := bench/results/mias-hmc_net_lesions-512-cpu.jsonl
 
 readme-table: $(VENV)/installed
-	$(VENV)/bin/python -m hmc_fast.bench.report.readme README.md \
-		--main $(MAIN_RECORD) \
-		$(if $(TARGETS_RECORD),--targets $(TARGETS_RECORD)) $(if $(CPU_RECORDS),--cpu $(CPU_RECORDS))
+	$(VENV)/bin/python -m hmc_fast.bench.report.readme README.md --main $(MAIN_RECORD)
+	$(VENV)/bin/python -m hmc_fast.bench.report.readme docs/benchmark.md --targets $(TARGETS_RECORD) --cpu $(CPU_RECORDS)
+	$(VENV)/bin/python scripts/readme_study.py README.md
+	$(VENV)/bin/python scripts/readme_study.py docs/study.md
+	$(VENV)/bin/python scripts/draw_architecture.py docs/architecture.svg
 
 $(VENV)/bin/python:
 	sh scripts/make_venv.sh $(PYTHON) $(VENV)

@@ -1,6 +1,6 @@
-"""Write the README's study tables from the records under bench/results/study.
+"""Write the study's tables in README and docs from the records under bench/results/study.
 
-readme_study.py README.md writes them between their HTML comments; --check only tells whether they
+readme_study.py PAGE writes them between their HTML comments; --check only tells whether they
 are up to date.
 """
 
@@ -136,10 +136,10 @@ def updated(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("readme", type=Path)
+    parser.add_argument("page", type=Path)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    before = arguments.readme.read_text(encoding="utf-8")
+    before = arguments.page.read_text(encoding="utf-8")
     try:
         after = updated(before)
     except UserError as error:
@@ -147,9 +147,9 @@ def main() -> int:
         return 1
     if arguments.check:
         if after != before:
-            print(f"{arguments.readme}: its tables are not those of the records", file=sys.stderr)
+            print(f"{arguments.page}: its tables are not those of the records", file=sys.stderr)
         return int(after != before)
-    write_text(arguments.readme, after)
+    write_text(arguments.page, after)
     return 0
 
 

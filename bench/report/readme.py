@@ -1,10 +1,11 @@
-"""The README's tables of speed, written from committed records and nothing else.
+"""The tables of speed in README and docs, written from committed records and nothing else.
 
 Run by ``make readme-table``. The text between two marks is replaced, the rest of the file is left
 alone.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,14 +111,14 @@ def _made_by(record: Record, source: str) -> str:
 
 def update_main(readme: Path, record_path: Path) -> bool:
     """Write the main job's table; returns whether it changed. Raises as :func:`update_cpu`."""
-    section = main_section(_whole_record(record_path), record_path.as_posix())
+    section = main_section(_whole_record(record_path), _link(readme, record_path))
     return _replace(readme, MAIN_BEGIN, MAIN_END, section)
 
 
 def update_targets(readme: Path, record_path: Path | None) -> bool:
     """Write the table of the targets; returns whether the file changed. Raises as the other."""
     record = None if record_path is None else _whole_record(record_path)
-    source = None if record_path is None else record_path.as_posix()
+    source = None if record_path is None else _link(readme, record_path)
     return _replace(readme, BEGIN, END, performance_section(record, source))
 
 
@@ -128,8 +129,13 @@ def update_cpu(readme: Path, record_paths: Sequence[Path]) -> bool:
     a README says must come from whole records.
     """
     records = [_whole_record(path) for path in record_paths]
-    section = cpu_section(records, [path.as_posix() for path in record_paths])
+    section = cpu_section(records, [_link(readme, path) for path in record_paths])
     return _replace(readme, CPU_BEGIN, CPU_END, section)
+
+
+def _link(page: Path, record_path: Path) -> str:
+    """The way from the page's folder to the record."""
+    return Path(os.path.relpath(record_path.absolute(), page.absolute().parent)).as_posix()
 
 
 def _whole_record(path: Path) -> Record:
@@ -158,20 +164,27 @@ def _replace(readme: Path, begin: str, end: str, section: str) -> bool:
 def main() -> None:
     """Entry point of ``make readme-table``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("readme", type=Path)
-    parser.add_argument("--targets", type=Path, help="record of `bench targets`")
+    parser.add_argument("page", type=Path)
+    parser.add_argument(
+        "--targets",
+        type=Path,
+        nargs="*",
+        help="record of `bench targets`; without one the table says that nothing is measured",
+    )
     parser.add_argument("--main", type=Path, help="record of `bench`, the main job")
     parser.add_argument("--cpu", type=Path, nargs="*", help="records of a CPU", default=[])
     arguments = parser.parse_args()
     try:
-        changed = update_targets(arguments.readme, arguments.targets)
+        changed = False
+        if arguments.targets is not None:
+            changed |= update_targets(arguments.page, next(iter(arguments.targets), None))
         if arguments.main:
-            changed |= update_main(arguments.readme, arguments.main)
+            changed |= update_main(arguments.page, arguments.main)
         if arguments.cpu:
-            changed |= update_cpu(arguments.readme, arguments.cpu)
+            changed |= update_cpu(arguments.page, arguments.cpu)
     except UserError as error:
         parser.exit(1, f"{error}\n")
-    print(f"{arguments.readme}: {'updated' if changed else 'is up to date'}")
+    print(f"{arguments.page}: {'updated' if changed else 'is up to date'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README's tables are those of the committed records."""
+"""The tables of README and docs are those of the committed records."""
 
 import importlib.util
 import json
@@ -33,9 +33,12 @@ def script() -> ModuleType:
     return module
 
 
-def test_the_readme_is_up_to_date(script: ModuleType) -> None:
-    text = (ROOT / "README.md").read_text()
-    assert script.updated(text) == text
+def test_the_pages_are_up_to_date(script: ModuleType) -> None:
+    pages = [ROOT / "README.md", ROOT / "docs" / "study.md"]
+    texts = [page.read_text() for page in pages]
+    assert [script.updated(text) for text in texts] == texts
+    for name in script.BLOCKS:
+        assert "".join(texts).count(f"<!-- {name}:begin -->") == 1, name
 
 
 def test_committed_records_are_readable() -> None:
@@ -75,7 +78,7 @@ def test_tables_are_written_between_their_markers(
     assert "| x | Folds of films, patients on both sides (leaks) | 1 | 0.500 | – |" in text
 
 
-def test_every_lesion_figure_is_in_the_readme(script: ModuleType) -> None:
+def test_every_lesion_figure_is_in_its_table(script: ModuleType) -> None:
     record = read_lesion_record(RESULTS / "mias-lesions.json")
     text = script.updated("<!-- lesions:begin -->\n<!-- lesions:end -->")
     for figure in lesion_figures(record):

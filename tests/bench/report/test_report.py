@@ -1,6 +1,7 @@
 """Records, comparison, targets, reports and the README's table, from records as data."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -203,20 +204,18 @@ def test_report_of_a_main_job_record(tmp_path: Path) -> None:
     assert run(["bench", "report", str(tmp_path / "none.jsonl")]) == 1
 
 
-def test_the_committed_readme_is_up_to_date(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_committed_pages_are_up_to_date(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
-    copy = tmp_path / "README.md"
-    copy.write_text((root / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
-    records = sorted((root / "bench" / "results").glob("targets-*.jsonl"))
-    monkeypatch.chdir(root)
-    assert not update_targets(copy, records[0].relative_to(root) if records else None)
-    (main,) = (root / "bench" / "results").glob("mias-hmc_net_lesions-512-*.jsonl")
-    assert not update_main(copy, main.relative_to(root))
-    cpu = sorted((root / "bench" / "results").glob("cpu-*.jsonl"))
-    assert not update_cpu(copy, [path.relative_to(root) for path in cpu])
-    assert "| hmc_net@1024x1 | inference | cpu | fp32 |" in copy.read_text(encoding="utf-8")
+    results = shutil.copytree(root / "bench" / "results", tmp_path / "bench" / "results")
+    shutil.copytree(root / "docs", tmp_path / "docs")
+    readme = Path(shutil.copy(root / "README.md", tmp_path))
+    benchmark = tmp_path / "docs" / "benchmark.md"
+    targets = sorted(results.glob("targets-*.jsonl"))
+    assert not update_targets(benchmark, targets[0] if targets else None)
+    (main,) = results.glob("mias-hmc_net_lesions-512-*.jsonl")
+    assert not update_main(readme, main)
+    assert not update_cpu(benchmark, sorted(results.glob("cpu-*.jsonl")))
+    assert "| hmc_net@1024x1 | inference | cpu | fp32 |" in benchmark.read_text(encoding="utf-8")
 
 
 def test_the_readme_shows_the_record_and_nothing_else(path: Path, tmp_path: Path) -> None:
