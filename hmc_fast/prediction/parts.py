@@ -1,6 +1,7 @@
 """One file of scores for each chunk, written whole or not at all."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import astuple, fields
@@ -24,18 +25,20 @@ def part_path(folder: Path, chunk: Chunk) -> Path:
 def write_part(
     folder: Path, chunk: Chunk, scores: Sequence[FilmScore], class_names: Sequence[str]
 ) -> None:
-    """Keep a chunk's scores to the last bit; raises :class:`UserError` where the disk refuses."""
+    """Keep a chunk's scores to the last bit; raises :class:`UserError` where the disk refuses.
+
+    The last line is the SHA-256 of those above it.
+    """
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow([*_ENTRY_COLUMNS, "rule", "error", *class_names])
     for score in scores:
         probabilities = score.probabilities or [""] * len(class_names)
         writer.writerow([*astuple(score.entry), score.rule, score.error, *probabilities])
+    content = table.getvalue().encode("utf-8", ODD_NAMES)
     write_atomically(
         part_path(folder, chunk),
-        lambda temporary: temporary.write_text(
-            table.getvalue(), encoding="utf-8", errors=ODD_NAMES, newline=""
-        ),
+        lambda temporary: temporary.write_bytes(content + _digest(content)),
     )
 
 
@@ -44,8 +47,11 @@ def read_part(folder: Path, chunk: Chunk, class_names: Sequence[str]) -> list[Fi
     path = part_path(folder, chunk)
     count = len(_ENTRY_COLUMNS)
     try:
-        with path.open(newline="", encoding="utf-8", errors=ODD_NAMES) as file:
-            header, *rows = csv.reader(file, strict=True)
+        whole = path.read_bytes()
+        content = whole[: whole.rstrip(b"\n").rfind(b"\n") + 1]
+        if whole != content + _digest(content):
+            raise ValueError("its last line, which is not the SHA-256 of the others")
+        header, *rows = csv.reader(io.StringIO(content.decode("utf-8", ODD_NAMES), newline=""))
         scores = []
         for row in rows:
             rule, error, *cells = row[count:]
@@ -58,3 +64,7 @@ def read_part(folder: Path, chunk: Chunk, class_names: Sequence[str]) -> list[Fi
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: is damaged (problem with {error}); remove it") from None
     return scores
+
+
+def _digest(content: bytes) -> bytes:
+    return f"{hashlib.sha256(content).hexdigest()}\n".encode()
