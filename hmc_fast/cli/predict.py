@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hmc_fast.prediction.job import Failure, PredictionJob
     from hmc_fast.prediction.levels import Result
 
+BULK_BATCH = 8
 NAMED_FAILURES = 20
 """So many films without a score are named on the terminal; the table names all."""
 RECORD_FILE = "record.json"
@@ -48,7 +49,14 @@ def predict(
         typer.Option(help="Score share N of M of --out, as N/M; the last one writes the table."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Films a forward pass.")] = 8,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Films a forward pass; {BULK_BATCH} with --out, else 1, which keeps a film's "
+            "last bits free of the others.",
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that read films ahead, for a GPU.")
     ] = 0,
@@ -107,7 +115,8 @@ def predict(
         "precision": precision,
         "bilateral": compare,
     }
-    scorer = Scorer(models, metadata.preprocessing, compare, batch_size, workers)
+    batch = batch_size or (1 if out is None else BULK_BATCH)
+    scorer = Scorer(models, metadata.preprocessing, compare, batch, workers)
     job = PredictionJob(sources, scorer, scoring, metadata.class_names, level)
     record = {
         "model": metadata.model.to_json(),
