@@ -9,7 +9,6 @@ import typer
 
 from hmc_fast.cli import options
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
-from hmc_fast.errors import UserError
 
 if TYPE_CHECKING:
     from hmc_fast.data import Film
@@ -156,15 +155,14 @@ def _file_names(films: Sequence["Film"]) -> list[str]:
 
 def _check_outputs(out: Path, names: Sequence[str], maps: bool, inputs: Sequence[Path]) -> None:
     """Raises :class:`UserError` where a file to write is one that is read."""
+    from hmc_fast.files import refuse_overwrite
+
+    if not out.exists():
+        return
     suffixes = (".png", ".npz") if maps else (".png",)
-    outputs = [out / f"{name}{suffix}" for name in names for suffix in suffixes]
-    outputs += [out / name for name in (CONTACT_FILE, PAGE_FILE, SUMMARY_FILE)]
-    known = {path.resolve() for path in inputs}
-    for output in outputs:
-        if output.resolve() in known or any(
-            output.exists() and path.exists() and output.samefile(path) for path in inputs
-        ):
-            raise UserError(f"{output}: would replace one of the inputs; choose another --out")
+    written = [f"{name}{suffix}" for name in names for suffix in suffixes]
+    for name in (*written, CONTACT_FILE, PAGE_FILE, SUMMARY_FILE):
+        refuse_overwrite(out / name, *inputs)
 
 
 def _save_maps(path: Path, explanation: "FilmExplanation") -> None:

@@ -98,7 +98,7 @@ def predict(
     check_level(level)
     target = device_by_name(device)
     sources = find_sources(files)
-    _check_out(out, chunk, [*checkpoint, *(source.path for source in sources)])
+    _check_out(out, chunk, [*checkpoint, *files, *(source.path for source in sources)])
     members = load_ensemble(checkpoint, backend=backend, device=target)
     metadata = members[0].metadata
     compare = metadata.bilateral if bilateral is None else bilateral
@@ -135,6 +135,7 @@ def predict(
 
 def _check_out(out: Path | None, chunk: str | None, inputs: Sequence[Path]) -> None:
     """Raises :class:`UserError` for a table that cannot or must not be written."""
+    from hmc_fast.files import refuse_overwrite
     from hmc_fast.prediction.job import parts_folder, share_of
     from hmc_fast.prediction.tables import check_table
 
@@ -145,10 +146,10 @@ def _check_out(out: Path | None, chunk: str | None, inputs: Sequence[Path]) -> N
     if out is None:
         return
     check_table(out)
-    if out.exists() and not parts_folder(out).is_dir():
-        raise UserError(f"--out {out}: exists, and no prediction that can be continued made it")
-    if out.exists() and any(path.exists() and path.samefile(out) for path in inputs):
-        raise UserError(f"--out {out}: is one of the inputs")
+    if out.exists():
+        refuse_overwrite(out, *inputs)
+        if not parts_folder(out).is_dir():
+            raise UserError(f"--out {out}: exists, and no prediction that can be continued made it")
 
 
 def _print_results(

@@ -124,6 +124,9 @@ def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
     foreign = tmp_path / "foreign.csv"
     foreign.write_text("mine")
     assert "exists, and no prediction" in fails(*predict, "--out", foreign)
+    table = tmp_path / "films.csv"
+    table.write_text(f"path\n{films / 'mdb001.pgm'}\n")
+    assert "is an input" in fails("predict", table, *predict[2:], "--out", table)
     assert foreign.read_text() == "mine"
 
 
