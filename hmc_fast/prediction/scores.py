@@ -95,9 +95,17 @@ class Scorer:
             films, self.batch_size, num_workers=self.workers, collate_fn=list
         )
         start = 0
-        for reads in loader:
-            yield dict(zip(chosen[start : start + len(reads)], reads, strict=True))
-            start += len(reads)
+        try:
+            for reads in loader:
+                yield dict(zip(chosen[start : start + len(reads)], reads, strict=True))
+                start += len(reads)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                "a process that reads films died, perhaps for want of memory; run the same command "
+                "again, with fewer --workers"
+            ) from None
 
     def _logits(self, images: Tensor) -> NDArray[np.float32]:
         """Logits ``[models, B, classes]`` of images ``[B, 3, H, W]``."""

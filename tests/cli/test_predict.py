@@ -150,6 +150,22 @@ def test_parquet_holds_what_csv_does(checkpoint: Path, films: Path, tmp_path: Pa
 
 
 @pytest.mark.systems
+def test_shares_that_run_at_once_make_one_table(
+    checkpoint: Path, phantom_folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["predict", str(phantom_folder), "--checkpoint", str(checkpoint), "--out"]
+    whole, table = tmp_path / "whole.csv", tmp_path / "shared.csv"
+    assert run([*arguments, str(whole)]) == 0  # in one chunk: batches differ, by chunks of 2
+    command = [sys.executable, "-c", SMALL_CHUNKS, *arguments, str(table), "--chunk"]
+    shares = [subprocess.Popen([*command, f"{n}/3"], stdout=subprocess.DEVNULL) for n in (1, 2, 3)]
+    assert [share.wait() for share in shares] == [0, 0, 0]
+    for ours, theirs in zip(rows(table), rows(whole), strict=True):
+        assert ours["file"] == theirs["file"]
+        expected = pytest.approx(float(theirs["probability_malignant"]), abs=1e-5)
+        assert float(ours["probability_malignant"]) == expected
+
+
+@pytest.mark.systems
 def test_kill_9_at_random_moments_and_resume(
     checkpoint: Path, phantom_folder: Path, tmp_path: Path
 ) -> None:

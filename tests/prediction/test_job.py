@@ -1,23 +1,29 @@
 """Predictions whole and in pieces."""
 
 import csv
+import os
 import resource
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from hmc_fast import UserError
 from hmc_fast.data import read_pixels
 from hmc_fast.inference import PreparedModel
 from hmc_fast.prediction import job as module
-from hmc_fast.prediction import manifest
+from hmc_fast.prediction import manifest, scores
 from hmc_fast.prediction.job import ALL, PredictionJob, parts_folder, share_of
 from hmc_fast.prediction.scores import Scorer
 from hmc_fast.progress import no_progress
+
+from .conftest import write_dicom
 
 Jobs = Callable[..., PredictionJob]
 
@@ -111,6 +117,37 @@ def test_a_file_that_changed_after_the_manifest_has_no_score(
     assert [f.error for f in outcome.failures] == ["changed after the list of films was made"]
 
 
+def test_processes_read_ahead_and_their_death_is_one_line(
+    pictures: Path, job: Jobs, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = job(pictures, scorer=replace(scorer, workers=2))
+    assert ahead.run(no_progress) == job(pictures).run(no_progress)
+    monkeypatch.setattr(scores, "read_pixels", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match="a process that reads films died"):
+        ahead.run(no_progress)
+
+
+@pytest.mark.systems
+def test_memory_does_not_grow_with_the_archive_and_resuming_is_quick(
+    job: Jobs, tmp_path: Path
+) -> None:
+    for number in range(2000):
+        write_dicom(tmp_path / "in" / f"{number}.dcm", number, PatientID=f"P{number // 4}")
+    mib: list[float] = []
+
+    def watch(label: str, done: int, total: int) -> None:
+        if label == "predicting":
+            mib.append(psutil.Process().memory_info().rss / 2**20)
+
+    archive = job(tmp_path / "in")
+    outcome = archive.run_to_table(tmp_path / "t.csv", None, ALL, watch)
+    assert (outcome.films, outcome.failures) == (2000, ())
+    assert mib[-1] - mib[len(mib) // 4] < 32
+    start = time.perf_counter()
+    assert archive.run_to_table(tmp_path / "t.csv", None, ALL, no_progress).scored_now == 0
+    assert time.perf_counter() - start < 10
+
+
 @pytest.mark.parametrize("level", ["film", "breast", "patient"])
 def test_a_job_stopped_after_any_part_ends_as_one_that_was_not(
     pictures: Path, job: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
@@ -168,12 +205,12 @@ def test_doubles_and_damaged_parts_are_refused(pictures: Path, job: Jobs, tmp_pa
             made.run_to_table(table, None, ALL, no_progress)
     part.write_text(kept)
     seen: set[tuple[str, str]] = set()
-    scores = made._score(
+    first = made._score(
         manifest.make_manifest(made.sources, made.scoring).chunks[0], no_progress, 2
     )
-    module._refuse_doubles(scores, seen)
+    module._refuse_doubles(first, seen)
     with pytest.raises(UserError, match="has two scores"):
-        module._refuse_doubles(scores, seen)
+        module._refuse_doubles(first, seen)
 
 
 @contextmanager
