@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmc_fast.cli import options
-from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
+from hmc_fast.cli.output import (
+    console,
+    errors,
+    print_json,
+    print_table,
+    printable,
+    progress_bar,
+)
 from hmc_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -247,7 +254,7 @@ def _say_decision(decision: "Decision", positive: str) -> None:
 
 
 def _say(text: str, style: str = "") -> None:
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_failures(failures: Sequence["Failure"], films: int, table: Path | None) -> None:
@@ -257,6 +264,7 @@ def _refuse_failures(failures: Sequence["Failure"], films: int, table: Path | No
     if len(failures) == films == 1:
         raise UserError(f"{failures[0].file}: {failures[0].error}")
     for failure in failures[:NAMED_FAILURES]:
-        errors.print(f"{failure.file}: {failure.error}", markup=False, highlight=False)
+        line = printable(f"{failure.file}: {failure.error}")
+        errors.print(line, markup=False, highlight=False, soft_wrap=True)
     reasons = f"; {table} says why of each" if table is not None else ""
     raise UserError(f"{len(failures)} of {films} films have no score{reasons}")

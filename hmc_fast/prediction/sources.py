@@ -43,7 +43,7 @@ def find_sources(named: Sequence[Path]) -> list[Source]:
     missing: list[Path] = []
     for path in named:
         for source in _expand(path):
-            sources.setdefault(source.path, source)
+            sources.setdefault(source.path.resolve(), source)
             if not source.path.exists():
                 missing.append(source.path)
     if missing:

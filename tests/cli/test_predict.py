@@ -87,6 +87,25 @@ def test_json_has_good_and_failed_films(
     assert result["decision"] == {"threshold": None, "origin": "the likelier class"}
 
 
+def test_names_that_are_no_text_are_scored_and_spelled_out(
+    checkpoint: Path, films: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / os.fsdecode(b"o\xffd\x1b[2J.pgm")
+    shutil.copy(films / "mdb001.pgm", odd)
+    shutil.copy(films / "mdb009.pgm", tmp_path / os.fsdecode(b"b\xffd.pgm"))
+    predict = ["predict", str(tmp_path / "*.pgm"), "--checkpoint", str(checkpoint)]
+    assert run(predict) == 1
+    printed = capfd.readouterr()
+    assert "o\\udcffd\\x1b[2J.pgm" in printed.out
+    assert "b\\udcffd.pgm: is no PGM" in printed.err
+    assert "\x1b[2J" not in printed.out + printed.err
+    table = tmp_path / "scores.csv"
+    for _ in range(2):
+        assert run([*predict, "--out", str(table)]) == 1
+    with table.open(newline="", errors="surrogateescape", encoding="utf-8") as file:
+        assert {row["file"] for row in csv.DictReader(file) if row["predicted"]} == {str(odd)}
+
+
 def test_the_checkpoints_operating_point_decides_and_is_named(
     checkpoint: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,18 +199,18 @@ def test_kill_9_at_random_moments_and_resume(
     first_part = next((tmp_path / "whole.csv.parts").glob("part-*")).stat().st_mtime
     working = (whole.stat().st_mtime - first_part) + 1
     rng, parts = random.Random(0), tmp_path / "killed.csv.parts"
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         before = len(list(parts.glob("part-*")))
         process = subprocess.Popen(
             command(table), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
-        deadline = time.perf_counter() + 4 * seconds
-        while len(list(parts.glob("part-*"))) == before and time.perf_counter() < deadline:
-            if process.poll() is not None:
-                break
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, working / KILLS))
+        if kill % 3 == 0:  # whenever, also while the manifest is made
+            time.sleep(rng.uniform(0.5, 1) * seconds)
+        else:  # after it has got further
+            while len(list(parts.glob("part-*"))) == before and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, working / KILLS))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -24,6 +24,7 @@ def test_a_folder_stands_for_its_films_below_it_in_order(pictures: Path, archive
 def test_patterns_and_repeats(pictures: Path, archive: Path) -> None:
     first = pictures / "mdb001.pgm"
     assert paths(first, pictures / "mdb00[12].*", first) == [first, pictures / "mdb002.pgm"]
+    assert paths(first, pictures / ".." / "pictures" / "mdb001.pgm") == [first]
     assert len(paths(archive.parent / "**" / "IM*")) == 5
     assert len(paths(pictures.parent / "pic*")) == 10
     odd = pictures / "film[1].pgm"
