@@ -25,23 +25,6 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def refuse_overwrite(output: Path, *inputs: Path) -> None:
-    """Raise :class:`UserError` where ``output`` is one of ``inputs`` by any name.
-
-    Symbolic and hard links count; an input that does not exist is left to its reader.
-    """
-    for given in inputs:
-        if output.resolve() == given.resolve() or _same_file(output, given):
-            raise UserError(f"{output}: is an input ({given}) and would be lost; name another file")
-
-
-def _same_file(a: Path, b: Path) -> bool:
-    try:
-        return a.samefile(b)
-    except OSError:  # one of them does not exist
-        return False
-
-
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it.
 

@@ -105,7 +105,8 @@ def predict(
     check_level(level)
     target = device_by_name(device)
     sources = find_sources(files)
-    _check_out(out, chunk, [*checkpoint, *files, *(source.path for source in sources)])
+    tables = [path for path in files if path.is_file()]
+    _check_out(out, chunk, [*checkpoint, *tables, *(source.path for source in sources)])
     members = load_ensemble(checkpoint, backend=backend, device=target)
     metadata = members[0].metadata
     compare = metadata.bilateral if bilateral is None else bilateral

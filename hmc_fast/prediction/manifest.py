@@ -9,7 +9,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from hmc_fast.data.dicom import is_dicom
 from hmc_fast.data.identity import film_of
 from hmc_fast.data.pixels import pixel_digest
 from hmc_fast.errors import UserError
-from hmc_fast.files import make_folder, read_json, write_json
+from hmc_fast.files import make_folder, write_json
 from hmc_fast.prediction.sources import Source
+from hmc_fast.schema import STRICT, parse_json
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -125,9 +126,9 @@ def frozen_manifest(
     with FileLock(folder / LOCK_FILE):
         if not path.exists():
             made = make_manifest(sources, scoring, on_film)
-            write_json(path, _to_json(made))
+            _store(path, made)
             return made
-    manifest = _from_json(path, read_json(path))
+    manifest = _load(path)
     changed = [key for key, value in scoring.items() if manifest.scoring.get(key) != value]
     if changed:
         raise UserError(
@@ -230,27 +231,55 @@ def _pixels(entry: Entry) -> str | None:
         return None
 
 
-def _to_json(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "scoring": manifest.scoring,
-        "stamps": manifest.stamps,
-        "films": [list(asdict(entry).values()) for entry in manifest.entries],
-        "chunks": [chunk.id for chunk in manifest.chunks],
-    }
+@dataclass(frozen=True)
+class _Stored:
+    """A manifest's file: stamps, entries' values, and the ids of the chunks that follow from them.
+
+    Texts are escaped as in Python's literals, since names of files need not be Unicode.
+    """
+
+    format: int
+    scoring: dict[str, Any]
+    stamps: list[tuple[str, int, int]]
+    films: list[list[str]]
+    chunks: list[str]
+
+    __pydantic_config__ = STRICT
 
 
-def _from_json(path: Path, values: Any) -> Manifest:
+def _store(path: Path, manifest: Manifest) -> None:
+    stored = _Stored(
+        FORMAT,
+        manifest.scoring,
+        [(_escaped(name), size, time) for name, size, time in manifest.stamps],
+        [[_escaped(text) for text in astuple(entry)] for entry in manifest.entries],
+        [chunk.id for chunk in manifest.chunks],
+    )
+    write_json(path, asdict(stored))
+
+
+def _load(path: Path) -> Manifest:
+    """Raises :class:`UserError` where the file is damaged, or its chunks are not its films'."""
+    damaged = f"{path}: is damaged or of another release; remove its folder"
     try:
+        stored = parse_json(_Stored, path.read_bytes(), str(path))
         manifest = Manifest(
-            dict(values["scoring"]),
-            tuple((str(name), int(size), int(time)) for name, size, time in values["stamps"]),
-            tuple(Entry(*map(str, cells)) for cells in values["films"]),
+            stored.scoring,
+            tuple((_unescaped(name), size, time) for name, size, time in stored.stamps),
+            tuple(Entry(*map(_unescaped, texts)) for texts in stored.films),
         )
-        if [chunk.id for chunk in manifest.chunks] != values["chunks"]:
-            raise ValueError("its chunks")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: is damaged (problem with {error}); remove its folder and start over"
-        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (TypeError, ValueError):
+        raise UserError(damaged) from None
+    if stored.format != FORMAT or [chunk.id for chunk in manifest.chunks] != stored.chunks:
+        raise UserError(damaged)
     return manifest
+
+
+def _escaped(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def _unescaped(text: str) -> str:
+    return text.encode("ascii").decode("unicode_escape")

@@ -102,6 +102,7 @@ def test_names_that_are_no_text_are_scored_and_spelled_out(
     table = tmp_path / "scores.csv"
     for _ in range(2):
         assert run([*predict, "--out", str(table)]) == 1
+        assert f"1 of 2 films have no score; {table}" in capfd.readouterr().err
     with table.open(newline="", errors="surrogateescape", encoding="utf-8") as file:
         assert {row["file"] for row in csv.DictReader(file) if row["predicted"]} == {str(odd)}
 
@@ -145,7 +146,7 @@ def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
     assert "exists, and no prediction" in fails(*predict, "--out", foreign)
     table = tmp_path / "films.csv"
     table.write_text(f"path\n{films / 'mdb001.pgm'}\n")
-    assert "is an input" in fails("predict", table, *predict[2:], "--out", table)
+    assert "which is not overwritten" in fails("predict", table, *predict[2:], "--out", table)
     assert foreign.read_text() == "mine"
 
 

@@ -7,6 +7,7 @@ import pytest
 from hmc_fast import UserError, create_model
 from hmc_fast.checkpoint import CheckpointMetadata, OperatingPoint
 from hmc_fast.data import Preprocessing
+from hmc_fast.data.films import SEVERITIES
 from hmc_fast.prediction.decision import decide
 
 POINT = OperatingPoint(0.3, 0.9, 0.92, 0.6, 100)
@@ -45,6 +46,7 @@ def test_a_point_is_for_the_rule_that_it_was_chosen_with(metadata: CheckpointMet
 
 
 def test_a_threshold_needs_two_classes(metadata: CheckpointMetadata) -> None:
-    three = replace(metadata, class_names=("a", "b", "c"))
+    config = create_model("hmc_net_resnet18", num_classes=3).config
+    three = replace(metadata, model=config, task="three_class", class_names=SEVERITIES)
     with pytest.raises(UserError, match="for two classes"):
         decide([three], 0.5, compare=False)

@@ -54,7 +54,7 @@ def test_an_operating_point_comes_back_and_a_damaged_one_is_refused(tmp_path: Pa
         values = known.to_json()
         values["operating_point"] |= damage
         save_file(load_file(path), path, metadata={"hmc_fast": json.dumps(values)})
-        with pytest.raises(UserError, match="its description is damaged"):
+        with pytest.raises(UserError, match="operating_point"):
             load_model(path)
         save_checkpoint(path, model, known)
 
