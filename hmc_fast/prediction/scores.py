@@ -158,4 +158,5 @@ class _Films(Dataset[_Read]):
 
 def _reason(message: str, path: Path) -> str:
     """One line without the path, which stands beside it."""
-    return " ".join(message.removeprefix(f"{path}: ").split())[:REASON_LENGTH]
+    prefix = str(UserError(f"{path}: "))  # as the error spells the path
+    return " ".join(message.removeprefix(prefix).split())[:REASON_LENGTH]
