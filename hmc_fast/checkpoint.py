@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,29 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """The probability of class 1 from which on a film is called positive.
+
+    Chosen for a specificity of at least ``at_specificity`` on ``films`` films, on which it has
+    ``specificity`` and ``sensitivity``, all in 0…1.
+    """
+
+    threshold: float
+    at_specificity: float
+    specificity: float
+    sensitivity: float
+    films: int
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` for a share outside 0…1."""
+        shares = (self.threshold, self.at_specificity, self.specificity, self.sensitivity)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError("its operating point is not in 0…1")
+
+
+@dataclass(frozen=True)
 class CheckpointMetadata:
     """What a checkpoint knows of itself.
 
@@ -28,7 +51,7 @@ class CheckpointMetadata:
     ``training_patients`` knows whose they are, so that an evaluation can tell seen patients from
     unseen ones; ``training`` records settings and environment.
     ``bilateral`` says that films are compared with the other breast's, see
-    :mod:`hmc_fast.evaluation.bilateral`.
+    :mod:`hmc_fast.evaluation.bilateral`. ``operating_point`` is None where training chose none.
     """
 
     model: ModelConfig
@@ -39,6 +62,7 @@ class CheckpointMetadata:
     training: dict[str, Any]
     bilateral: bool = False
     training_patients: PatientKeys = field(default_factory=PatientKeys)
+    operating_point: OperatingPoint | None = None
 
     __pydantic_config__ = STRICT
 
@@ -65,6 +89,7 @@ class CheckpointMetadata:
             "training": self.training,
             "bilateral": self.bilateral,
             "training_patients": self.training_patients.to_json(),
+            "operating_point": self.operating_point and asdict(self.operating_point),
         }
 
 

@@ -42,3 +42,21 @@ def return_free_memory() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def device_by_name(name: str) -> torch.device:
+    """``auto`` for :func:`default_device`, ``cpu``, ``cuda`` or a GPU such as ``cuda:1``.
+
+    Raises :class:`UserError` for any other name, or a GPU that is not there.
+    """
+    if name == "auto":
+        return default_device()
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not (name == "cuda" or number.isdecimal()):
+        raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:NUMBER")
+    count = torch.cuda.device_count()
+    if int(number or 0) >= count:
+        raise UserError(f"device {name}: this machine has {count} GPUs that PyTorch can use")
+    return torch.device(name)

@@ -135,6 +135,7 @@ def test_an_old_checkpoint_is_loaded(tmp_path: Path) -> None:
     expected["bilateral"] = expected["preprocessing"]["native"] = False
     expected["model"]["lesion_head"] = False
     expected["training_patients"] = {"salt": "", "keys": []}
+    expected["operating_point"] = None
     assert load_model(seeded_checkpoint(tmp_path)).metadata.to_json() == expected
 
 

@@ -74,8 +74,8 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         _complain(
-            "interrupted; nothing half-written is left (cv, train and bench --out continue where "
-            "they stopped when run again)"
+            "interrupted; nothing half-written is left (cv, train, predict --out and bench --out "
+            "continue where they stopped when run again)"
         )
         return INTERRUPTED
     except BrokenPipeError:

@@ -1,7 +1,7 @@
 """``hmc-fast explain``: what moved the model, as pictures."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,16 +70,18 @@ def explain(
     from hmc_fast.reporting import png_base64
 
     chosen = check_methods(method or [])
+    films = list(_films(dict.fromkeys(files), annotations))
+    names = _file_names(films)
+    _check_outputs(out, names, maps, [checkpoint, *files])
     device = default_device()
     loaded = load_model(checkpoint, backend=backend, device=device)
     methods = chosen or usual_methods(loaded.model)
-    films = list(_films(files, annotations))
     make_folder(out)
     explanations: list[FilmExplanation] = []
     entries = []
     scored = "scorecam" in methods
     with progress_bar("channels" if scored else "films") as report:
-        for film, name in zip(films, _file_names(films), strict=True):
+        for film, name in zip(films, names, strict=True):
 
             def on_batch(done: int, total: int, name: str = name) -> None:
                 report(f"Score-CAM of {name}", done, total * len(films))
@@ -124,7 +126,7 @@ def explain(
     console.print("Research software: these are no diagnoses.", style="dim")
 
 
-def _films(files: Sequence[Path], annotations: Path | None) -> Iterator["Film"]:
+def _films(files: Iterable[Path], annotations: Path | None) -> Iterator["Film"]:
     """The films with their findings: from ``annotations``, or the Info.txt beside a MIAS film."""
     from hmc_fast.data.identity import film_of
     from hmc_fast.data.mias import is_film_id, read_findings
@@ -140,12 +142,27 @@ def _films(files: Sequence[Path], annotations: Path | None) -> Iterator["Film"]:
 
 
 def _file_names(films: Sequence["Film"]) -> list[str]:
-    """A name for each film's files: its own, numbered where several films share it."""
-    count = Counter(film.film_id for film in films)
-    return [
-        f"{number:03d}-{film.film_id}" if count[film.film_id] > 1 else film.film_id
-        for number, film in enumerate(films, start=1)
-    ]
+    """A name for each film's files: its own; numbered where another film, or the sheet, has it."""
+    count = Counter([film.film_id for film in films] + [Path(CONTACT_FILE).stem])
+    names: list[str] = []
+    for number, film in enumerate(films, start=1):
+        name = film.film_id
+        while count[name] > 1 or name in names:
+            name = f"{number:03d}-{name}"
+        names.append(name)
+    return names
+
+
+def _check_outputs(out: Path, names: Sequence[str], maps: bool, inputs: Sequence[Path]) -> None:
+    """Raises :class:`UserError` where a file to write is one that is read."""
+    from hmc_fast.files import refuse_overwrite
+
+    if not out.exists():
+        return
+    suffixes = (".png", ".npz") if maps else (".png",)
+    written = [f"{name}{suffix}" for name in names for suffix in suffixes]
+    for name in (*written, CONTACT_FILE, PAGE_FILE, SUMMARY_FILE):
+        refuse_overwrite(out / name, *inputs)
 
 
 def _save_maps(path: Path, explanation: "FilmExplanation") -> None:
@@ -170,11 +187,13 @@ def _row(explanation: "FilmExplanation", methods: Sequence[str]) -> list[str]:
     for activation in values["maps"]:
         if activation["note"]:
             cells[activation["method"]] = activation["note"].partition(":")[0]
-        elif values["annotated"]:
+        elif activation["pointing_game"] is not None:
             hit = "hits" if activation["pointing_game"] >= 0.5 else "misses"
             cells[activation["method"]] = (
                 f"{hit} the lesion, {activation['energy_in_lesion']:.0%} inside"
             )
+        elif values["annotated"]:
+            cells[activation["method"]] = f"drawn, for {activation['class']}, not scored"
         else:
             cells[activation["method"]] = "drawn, no annotation"
     if values["scale"]:

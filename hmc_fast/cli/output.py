@@ -50,6 +50,16 @@ def progress_bar(unit: str) -> Iterator[Progress]:
         yield report
 
 
+def printable(text: str) -> str:
+    """Text from files as a terminal may get it: control characters and odd bytes are spelled out.
+
+    Lines stay lines.
+    """
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 def print_json(values: Any) -> None:
     """One JSON document on stdout."""
     print(json.dumps(values, indent=2, allow_nan=False))
@@ -59,5 +69,5 @@ def print_table(header: list[str], rows: list[list[str]], title: str | None = No
     """A table on stdout, wide enough for its columns where stdout is no terminal."""
     grid = Table(*header, title=title, title_justify="left", header_style="bold")
     for row in rows:
-        grid.add_row(*map(escape, row))
+        grid.add_row(*(escape(printable(cell)) for cell in row))
     (console if console.is_terminal else Console(width=200)).print(grid)

@@ -1,25 +1,72 @@
-"""``hmc-fast predict``: class probabilities of films."""
+"""``hmc-fast predict``: class probabilities of films, breasts or patients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from hmc_fast.cli import options
-from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
+from hmc_fast.cli.output import (
+    console,
+    errors,
+    print_json,
+    print_table,
+    printable,
+    progress_bar,
+)
 from hmc_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from hmc_fast.data import Film, Preprocessing
-    from hmc_fast.inference import PreparedModel
+    from hmc_fast.prediction.decision import Decision
+    from hmc_fast.prediction.job import Failure, PredictionJob
+    from hmc_fast.prediction.levels import Result
+
+BULK_BATCH = 8
+NAMED_FAILURES = 20
+"""So many films without a score are named on the terminal; the table names all."""
+RECORD_FILE = "record.json"
+NOTICE = "Research software: these are no diagnoses."
 
 
 def predict(
-    files: Annotated[list[Path], typer.Argument(help="PGM, PNG or DICOM films.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Films (PGM, PNG, DICOM), folders of them, patterns such as 'in/**/*.dcm', a "
+            "DICOMDIR, or a CSV table with the column path."
+        ),
+    ],
     checkpoint: options.Checkpoints,
+    out: Annotated[
+        Path | None, typer.Option(help="Table to write, .csv or .parquet; resumable.")
+    ] = None,
+    level: Annotated[str, typer.Option(help="A result for each film, breast or patient.")] = "film",
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Probability from which on class 1 is predicted; by default the checkpoint's "
+            "operating point, if it has one.",
+        ),
+    ] = None,
+    chunk: Annotated[
+        str | None,
+        typer.Option(help="Score share N of M of --out, as N/M; the last one writes the table."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")] = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Films a forward pass; {BULK_BATCH} with --out, else 1, which keeps a film's "
+            "last bits free of the others.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that read films ahead, for a GPU.")
+    ] = 0,
     backend: Annotated[str, typer.Option(help="auto, reference or triton.")] = "auto",
     precision: options.Precision = "fp32",
     bilateral: Annotated[
@@ -30,115 +77,195 @@ def predict(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Class probabilities of one film or many. Research only, no diagnosis.
+    """Class probabilities of one film or an archive. Research only, no diagnosis.
 
     A checkpoint that compares breasts takes a patient's films together: 2v - v_mate, where v is a
     film's own score and v_mate that of the other breast in the same view. DICOM says patient, side
     and view in its header, MIAS by the film's number; a film without its mate keeps v, and the rule
     that gave each result is said. Several checkpoints, such as the folds of a study, give the mean
-    of their probabilities.
+    of their probabilities. A breast's result is the mean of its views', a patient's that of the
+    breast with more evidence.
 
-    Examples: [bold]hmc-fast predict film.dcm --checkpoint runs/a/model.safetensors --json[/bold];
-    [bold]hmc-fast predict left.dcm right.dcm --checkpoint runs/a/model.safetensors[/bold]
+    A film that cannot be scored does not stop the others: it is named at the end, and the exit
+    code is 1. The same command with --out goes on where a killed one stopped.
+
+    Examples: [bold]hmc-fast predict left.dcm right.dcm --checkpoint model.safetensors[/bold];
+    [bold]hmc-fast predict archive --checkpoint model.safetensors --out scores.csv[/bold]
     """
     from hmc_fast.checkpoint import load_ensemble
-    from hmc_fast.data.identity import film_of
-    from hmc_fast.devices import default_device
+    from hmc_fast.devices import device_by_name
     from hmc_fast.inference import prepare, slower_precision
+    from hmc_fast.prediction.decision import decide
+    from hmc_fast.prediction.job import PredictionJob
+    from hmc_fast.prediction.levels import check_level
+    from hmc_fast.prediction.manifest import file_digest
+    from hmc_fast.prediction.scores import Scorer
+    from hmc_fast.prediction.sources import find_sources
 
-    device = default_device()
-    members = load_ensemble(checkpoint, backend=backend, device=device)
+    check_level(level)
+    target = device_by_name(device)
+    sources = find_sources(files)
+    tables = [path for path in files if path.is_file()]
+    _check_out(out, chunk, [*checkpoint, *tables, *(source.path for source in sources)])
+    members = load_ensemble(checkpoint, backend=backend, device=target)
     metadata = members[0].metadata
     compare = metadata.bilateral if bilateral is None else bilateral
     if compare and len(metadata.class_names) != 2:
         raise UserError("--bilateral compares the scores of two classes; the checkpoint has more")
+    decision = decide([member.metadata for member in members], threshold, compare=compare)
     models = [prepare(member.model, precision=precision) for member in members]
     del members  # so that an ensemble is not held twice
-    if note := slower_precision(precision, device):
+    if note := slower_precision(precision, target):
         errors.print(note, style="yellow")
+    scoring = {
+        "checkpoints": [file_digest(path) for path in checkpoint],
+        "preprocessing": metadata.preprocessing.to_json(),
+        "precision": precision,
+        "bilateral": compare,
+    }
+    batch = batch_size or (1 if out is None else BULK_BATCH)
+    scorer = Scorer(models, metadata.preprocessing, compare, batch, workers)
+    job = PredictionJob(sources, scorer, scoring, metadata.class_names, level)
+    record = {
+        "model": metadata.model.to_json(),
+        "checkpoints": len(models),
+        "task": metadata.task,
+        "preprocessing": metadata.preprocessing.to_json(),
+        "precision": precision,
+        "level": level,
+        "decision": decision.to_json(),
+    }
+    if out is None:
+        _print_results(job, decision, record, as_json)
+    else:
+        _write_table(job, decision, record, out, chunk, as_json)
+
+
+def _check_out(out: Path | None, chunk: str | None, inputs: Sequence[Path]) -> None:
+    """Raises :class:`UserError` for a table that cannot or must not be written."""
+    from hmc_fast.files import refuse_overwrite
+    from hmc_fast.prediction.job import parts_folder, share_of
+    from hmc_fast.prediction.tables import check_table
+
+    if chunk is not None:
+        share_of(chunk)
+        if out is None:
+            raise UserError("--chunk needs --out, where the shares come together")
+    if out is None:
+        return
+    check_table(out)
+    if out.exists():
+        refuse_overwrite(out, *inputs)
+        if not parts_folder(out).is_dir():
+            raise UserError(f"--out {out}: exists, and no prediction that can be continued made it")
+
+
+def _print_results(
+    job: "PredictionJob", decision: "Decision", record: dict[str, Any], as_json: bool
+) -> None:
+    from hmc_fast.prediction.job import Failure
+    from hmc_fast.prediction.levels import predicted_class
+
     with progress_bar("films") as report:
-        logits = [
-            _logits(
-                models, metadata.preprocessing, path, lambda: report("predicting", 1, len(files))
-            )
-            for path in files
-        ]
-    probabilities, rules = _probabilities(
-        np.stack(logits, 1), [film_of(path) for path in files], compare
-    )
-    films: list[dict[str, Any]] = [
+        everything = job.run(report)
+    failures = [Failure(result.file, result.error) for result in everything if result.error]
+    films = [
         {
-            "file": str(path),
-            "probabilities": dict(zip(metadata.class_names, row.tolist(), strict=True)),
-            "predicted": metadata.class_names[int(row.argmax())],
-            "rule": rule,
+            **_subject(result, job.level),
+            "probabilities": dict(zip(job.class_names, result.probabilities, strict=True)),
+            "predicted": job.class_names[predicted_class(result.probabilities, decision.threshold)],
+            "rule": result.rule,
         }
-        for path, row, rule in zip(files, probabilities, rules, strict=True)
+        for result in everything
+        if not result.error
     ]
     if as_json:
-        print_json(
-            {
-                "model": metadata.model.to_json(),
-                "checkpoints": len(models),
-                "task": metadata.task,
-                "preprocessing": metadata.preprocessing.to_json(),
-                "precision": precision,
-                "films": films,
-            }
+        failed = [{"file": failure.file, "error": failure.error} for failure in failures]
+        print_json({**record, "films": films, "failed": failed})
+    elif films:
+        subject = ["film"] if job.level == "film" else ["patient", "side", "view", "film"]
+        probabilities = [f"p({name})" for name in job.class_names]
+        print_table(
+            [*subject, "predicted", *probabilities, "rule"],
+            [
+                [
+                    *(film[{"film": "file"}.get(name, name)] for name in subject),
+                    film["predicted"],
+                    *(f"{p:.4f}" for p in film["probabilities"].values()),
+                    film["rule"],
+                ]
+                for film in films
+            ],
         )
+        _say_decision(decision, job.class_names[-1])
+    _refuse_failures(failures, len(job.sources), None)
+
+
+def _subject(result: "Result", level: str) -> dict[str, Any]:
+    """Whose result it is; a film is named by its file alone."""
+    if level == "film":
+        return {"file": result.file}
+    return {
+        "patient": result.patient,
+        "side": result.side,
+        "view": result.view,
+        "file": result.file,
+    }
+
+
+def _write_table(
+    job: "PredictionJob",
+    decision: "Decision",
+    record: dict[str, Any],
+    out: Path,
+    chunk: str | None,
+    as_json: bool,
+) -> None:
+    from hmc_fast.environment import environment
+    from hmc_fast.files import write_json
+    from hmc_fast.prediction.job import ALL, parts_folder, share_of
+
+    share = ALL if chunk is None else share_of(chunk)
+    with progress_bar("films") as report:
+        outcome = job.run_to_table(out, decision.threshold, share, report)
+    record |= {**outcome.to_json(), "environment": environment()}
+    if not outcome.chunks_missing:
+        write_json(parts_folder(out) / RECORD_FILE, record)
+    if as_json:
+        print_json(record)
+    elif outcome.chunks_missing:
+        _say(
+            f"share {chunk} is scored; {outcome.chunks_missing} of {outcome.chunks} chunks of "
+            f"other shares are missing, {out} is written with the last"
+        )
+    else:
+        speed = outcome.films_per_second
+        pace = f", {speed:.1f} films a second" if speed else ", all scored before"
+        _say(f"{outcome.films} films{pace}\ntable {out}")
+        _say(f"parts {parts_folder(out)}: the same command continues from them")
+        _say_decision(decision, job.class_names[-1])
+    _refuse_failures(outcome.failures, outcome.films, None if outcome.chunks_missing else out)
+
+
+def _say_decision(decision: "Decision", positive: str) -> None:
+    rule = decision.origin
+    if decision.threshold is not None:
+        rule = f"{positive} from {decision.threshold:.4f} on ({rule})"
+    _say(f"decided by {rule}\n{NOTICE}", style="dim")
+
+
+def _say(text: str, style: str = "") -> None:
+    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse_failures(failures: Sequence["Failure"], films: int, table: Path | None) -> None:
+    """Name the films without a score and end with exit code 1, if there are any."""
+    if not failures:
         return
-    rows = [
-        [
-            film["file"],
-            film["predicted"],
-            *(f"{p:.4f}" for p in film["probabilities"].values()),
-            film["rule"],
-        ]
-        for film in films
-    ]
-    print_table(["film", "predicted", *(f"p({c})" for c in metadata.class_names), "rule"], rows)
-    console.print("Research software: these are no diagnoses.", style="dim")
-
-
-def _logits(
-    models: Sequence["PreparedModel"],
-    preprocessing: "Preprocessing",
-    path: Path,
-    on_film: Callable[[], object],
-) -> NDArray[np.float32]:
-    """The models' logits of one film, ``[models, classes]``."""
-    import torch
-
-    from hmc_fast.data import read_pixels
-    from hmc_fast.evaluation import film_logits
-
-    device = next(models[0].parameters()).device
-    pixels = read_pixels(path)
-    try:
-        image = preprocessing(pixels).to(device)[None]
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    with torch.inference_mode():
-        logits = torch.cat([film_logits(model, image, preprocessing) for model in models])
-    if not logits.isfinite().all():
-        raise UserError(f"{path}: the output is not finite; use --precision fp32")
-    on_film()
-    values: NDArray[np.float32] = logits.cpu().numpy()
-    return values
-
-
-def _probabilities(
-    logits: NDArray[np.float32], films: Sequence["Film"], compare: bool
-) -> tuple[NDArray[np.float64], Sequence[str]]:
-    """Mean probabilities ``[films, classes]`` of logits ``[members, films, classes]``; rules."""
-    from scipy.special import softmax
-
-    from hmc_fast.evaluation.bilateral import OWN_RULE, compare_logits
-
-    rules: Sequence[str] = [OWN_RULE] * len(films)
-    members = []
-    for member in logits:
-        if compare:
-            compared, rules = compare_logits(member, films)
-        members.append(softmax(compared if compare else member.astype(np.float64), axis=1))
-    return np.mean(members, axis=0), rules
+    if len(failures) == films == 1:
+        raise UserError(f"{failures[0].file}: {failures[0].error}")
+    for failure in failures[:NAMED_FAILURES]:
+        line = printable(f"{failure.file}: {failure.error}")
+        errors.print(line, markup=False, highlight=False, soft_wrap=True)
+    reasons = f"; {table} says why of each" if table is not None else ""
+    raise UserError(f"{len(failures)} of {films} films have no score{reasons}")

@@ -1,11 +1,49 @@
-"""What a score is worth at an operating point and along the precision-recall curve, resampled."""
+"""Operating points: how one is chosen, and what a score is worth at one, resampled."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hmc_fast.checkpoint import OperatingPoint
+from hmc_fast.errors import UserError
 from hmc_fast.evaluation.bootstrap import resampled_weights
+
+
+def choose_operating_point(
+    probabilities: NDArray[np.floating], labels: NDArray[np.integer], specificity: float
+) -> OperatingPoint:
+    """The most sensitive operating point with at least the specificity given.
+
+    Its threshold lies midway between the smallest probability that is called positive and the
+    largest that is not, so that rounding changes no film's side.
+
+    Args:
+        probabilities: ``[films]``, of class 1, of films that taught the model nothing.
+        labels: ``[films]``, 0 and 1, both of which occur.
+        specificity: 0…1.
+
+    Raises :class:`UserError` where no threshold has it.
+    """
+    values, negative = np.asarray(probabilities, np.float64), np.asarray(labels) == 0
+    levels = np.unique(np.concatenate([values, [0.0, 1.0]]))
+    thresholds = np.append((levels[:-1] + levels[1:]) / 2, 1.0)
+    groups = [np.sort(values[negative]), np.sort(values[~negative])]
+    below = [np.searchsorted(group, thresholds) / len(group) for group in groups]
+    holds = below[0] >= specificity - 1e-12
+    if not holds.any():
+        raise UserError(
+            f"no threshold has specificity {specificity:g}: films without the finding have "
+            "probability 1"
+        )
+    best = int(np.argmax(holds))  # sensitivity falls as the threshold grows
+    return OperatingPoint(
+        threshold=float(thresholds[best]),
+        at_specificity=specificity,
+        specificity=float(below[0][best]),
+        sensitivity=float(1 - below[1][best]),
+        films=len(labels),
+    )
 
 
 def resampled_sensitivity(

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from hmc_fast.checkpoint import CheckpointMetadata, LoadedModel
-from hmc_fast.data import Film, Preprocessing, read_pixels
+from hmc_fast.data import TASKS, Film, Preprocessing, read_pixels
 from hmc_fast.data.lesions import lesion_mask
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.predict import film_logits
@@ -28,6 +28,8 @@ from hmc_fast.explain.scale import ScaleMap, has_scale_map, scale_map
 from hmc_fast.explain.scores import energy_in_lesion, pointing_game
 from hmc_fast.models import FilmModel
 
+COARSE = 8
+"""A feature map of fewer rows or columns says little about where."""
 DISPLAY_SIDE = 768
 """Films are drawn at least this large, whatever the size that the model sees."""
 
@@ -40,9 +42,11 @@ class FilmExplanation:
         film: the film and its annotated findings, if any.
         probabilities: of the classes, in the order of ``class_names``.
         class_index: the class that the maps speak for.
-        picture: the film as the model sees it (framed, padded) at display size, ``[h, w]`` in 0…1.
+        image: the model's input before it is normalised, ``[H, W]`` in 0…1.
+        picture: the same framing at display size, ``[h, w]`` in 0…1, to lay maps over.
         outline: mask ``[h, w]`` of the annotated lesions in ``picture``, or None without any.
-        lesion: the same at the size of the model's input ``[H, W]``, or None.
+        lesions: by class, the mask ``[H, W]`` in the input of the annotated lesions that stand for
+            it; no class that normal films have too.
         maps: one for each activation-map method, ``[H, W]``.
         scale: the scale map, or None where it was not asked for or the model has none.
         notes: what a reader has to know: methods left out, and why.
@@ -52,9 +56,10 @@ class FilmExplanation:
     class_names: tuple[str, ...]
     probabilities: tuple[float, ...]
     class_index: int
+    image: NDArray[np.float32]
     picture: NDArray[np.float32]
     outline: NDArray[np.bool_] | None
-    lesion: NDArray[np.bool_] | None
+    lesions: dict[int, NDArray[np.bool_]]
     maps: tuple[ActivationMap, ...]
     scale: ScaleMap | None
     notes: tuple[str, ...]
@@ -75,14 +80,16 @@ class FilmExplanation:
             "probabilities": dict(zip(self.class_names, self.probabilities, strict=True)),
             "predicted": self.predicted,
             "explained": self.explained,
-            "annotated": self.lesion is not None,
+            "annotated": self.outline is not None,
             "maps": [
                 {
                     "method": activation.method,
                     "layer": activation.layer,
+                    "class": self.class_names[activation.class_index],
+                    "grid": list(activation.grid),
                     "note": activation.note,
-                    "pointing_game": self._about_lesion(pointing_game, activation.values),
-                    "energy_in_lesion": self._about_lesion(energy_in_lesion, activation.values),
+                    "pointing_game": self._about_lesion(pointing_game, activation),
+                    "energy_in_lesion": self._about_lesion(energy_in_lesion, activation),
                 }
                 for activation in self.maps
             ],
@@ -95,8 +102,10 @@ class FilmExplanation:
             "notes": list(self.notes),
         }
 
-    def _about_lesion(self, score: Any, values: NDArray[np.float32]) -> float | None:
-        return None if self.lesion is None else float(score(values, self.lesion))
+    def _about_lesion(self, score: Any, activation: ActivationMap) -> float | None:
+        """None where no annotated lesion stands for the class that the map speaks for."""
+        lesion = self.lesions.get(activation.class_index)
+        return None if lesion is None else float(score(activation.values, lesion))
 
 
 def explain_film(
@@ -141,26 +150,39 @@ def explain_film(
         notes.append("the prediction averages the film and its mirror image, the maps do not")
     if metadata.bilateral:
         notes.append("probabilities are of each film by itself; predict compares both breasts")
+    if metadata.operating_point is not None:
+        notes.append(
+            f"predicted is the likelier class; predict decides by the checkpoint's threshold, "
+            f"{metadata.operating_point.threshold:.3f} for {metadata.class_names[1]}"
+        )
     if len(methods) > 1:
         missing = {m: reason for m in methods if (reason := why_no_map(model, m)) is not None}
         notes += [f"{TITLES[m]}: {metadata.model.name} {reason}" for m, reason in missing.items()]
         methods = tuple(method for method in methods if method not in missing)
+    maps = tuple(
+        activation_map(model, image, method, class_index, layer=layer, score=score)
+        for method in methods
+        if method in (*CAM_METHODS, LESIONS)
+    )
+    scale = scale_map(model, image) if SCALE in methods else None
+    lesions = _lesions_by_class(metadata, pixels, film)
     display = _display(metadata.preprocessing)
     return FilmExplanation(
         film=film,
         class_names=metadata.class_names,
         probabilities=tuple(logits.softmax(0).tolist()),
         class_index=class_index,
+        image=metadata.preprocessing.place(pixels)[0][0].numpy(),
         picture=display.place(pixels)[0][0].numpy(),
         outline=lesion_in(display, pixels, film),
-        lesion=lesion_in(metadata.preprocessing, pixels, film),
-        maps=tuple(
-            activation_map(model, image, method, class_index, layer=layer, score=score)
-            for method in methods
-            if method in (*CAM_METHODS, LESIONS)
+        lesions=lesions,
+        maps=maps,
+        scale=scale,
+        notes=(
+            *notes,
+            *_coarse_notes(maps, scale),
+            *_unscored_notes(metadata, film, lesions, maps),
         ),
-        scale=scale_map(model, image) if SCALE in methods else None,
-        notes=tuple(notes),
     )
 
 
@@ -202,6 +224,51 @@ def lesion_in(
         return None
     inside: NDArray[np.bool_] = resized >= min(0.5, float(resized.max()))
     return inside
+
+
+def _lesions_by_class(
+    metadata: CheckpointMetadata, pixels: NDArray[np.float32], film: Film
+) -> dict[int, NDArray[np.bool_]]:
+    """The masks of :func:`lesion_in` by the class that the lesions stand for in the task."""
+    classes = TASKS[metadata.task].classes
+    masks = {}
+    for index in sorted({classes[f.severity] for f in film.findings if f.severity in classes}):
+        if index != classes.get("normal"):
+            findings = tuple(f for f in film.findings if classes.get(f.severity) == index)
+            mask = lesion_in(metadata.preprocessing, pixels, replace(film, findings=findings))
+            if mask is not None:
+                masks[index] = mask
+    return masks
+
+
+def _coarse_notes(maps: Sequence[ActivationMap], scale: ScaleMap | None) -> list[str]:
+    grids = [(a.method, a.grid) for a in maps]
+    if scale is not None:
+        grids.append((SCALE, scale.grid))
+    return [
+        f"{TITLES[method]}: its feature map has {rows}×{columns} cells, coarser than "
+        f"{COARSE}×{COARSE}; it hardly tells where. A larger --size in training gives more"
+        f"{', an earlier --layer too' if method in CAM_METHODS else ''}"
+        for method, (rows, columns) in grids
+        if min(rows, columns) < COARSE
+    ]
+
+
+def _unscored_notes(
+    metadata: CheckpointMetadata,
+    film: Film,
+    lesions: dict[int, NDArray[np.bool_]],
+    maps: Sequence[ActivationMap],
+) -> list[str]:
+    if not any(finding.radius is not None for finding in film.findings):
+        return []
+    names = metadata.class_names
+    return [
+        f"{TITLES[a.method]}: not scored, it speaks for {names[a.class_index]} and the annotated "
+        f"finding is {film.severity}"
+        for a in maps
+        if a.class_index not in lesions
+    ]
 
 
 def _display(preprocessing: Preprocessing) -> Preprocessing:

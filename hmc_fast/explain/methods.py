@@ -64,14 +64,16 @@ class ScoreOptions:
 class ActivationMap:
     """How much each pixel speaks for a class, by one method at one layer.
 
-    ``values`` are ``[H, W]`` in 0…1, fp32, of the size of the model's input, and finite. ``note``
-    says why they are zero everywhere, and is None where they are not.
+    ``values`` are ``[H, W]`` in 0…1, fp32, of the size of the model's input, and finite; they were
+    enlarged from ``grid`` rows and columns, those of the layer. ``note`` says why they are zero
+    everywhere, and is None where they are not.
     """
 
     method: str
     layer: str
     class_index: int
     values: NDArray[np.float32]
+    grid: tuple[int, int]
     note: str | None = None
 
 
@@ -119,22 +121,22 @@ def activation_map(
         target = target_layer(model, target.name)
     with explaining(model):
         if method in GRADIENT_METHODS:
-            values = _gradient_map(model, image, method, class_index, target)
+            values, grid = _gradient_map(model, image, method, class_index, target)
         else:
-            values = _score_map(model, image, class_index, target, score or ScoreOptions())
+            values, grid = _score_map(model, image, class_index, target, score or ScoreOptions())
     note = None
     if not np.isfinite(values).all():
         note = NOT_FINITE
     elif not values.any():
         note = FLAT
     return ActivationMap(
-        method, target.name, class_index, np.zeros_like(values) if note else values, note
+        method, target.name, class_index, np.zeros_like(values) if note else values, grid, note
     )
 
 
 def _gradient_map(
     model: FilmModel, image: Tensor, method: str, class_index: int, target: TargetLayer
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
     library = _grad_cam()
     kind = library.GradCAM if method == "gradcam" else library.GradCAMPlusPlus
     cam = kind(model, [target.module], target.reshape)
@@ -145,7 +147,7 @@ def _gradient_map(
 
 def _score_map(
     model: FilmModel, image: Tensor, class_index: int, target: TargetLayer, score: ScoreOptions
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
     _grad_cam()
     from hmc_fast.explain.score_cam import StreamedScoreCAM
 
@@ -178,6 +180,7 @@ def _lesion_map(model: FilmModel, image: Tensor) -> ActivationMap:
         "lesion_head",
         1,
         values if finite else np.zeros_like(values),
+        (evidence.shape[-2], evidence.shape[-1]),
         None if finite else NOT_FINITE,
     )
 
@@ -187,13 +190,23 @@ def has_lesion_head(model: FilmModel) -> bool:
     return isinstance(model, HMCNet) and model.lesion_head is not None
 
 
-def _run(cam: Any, image: Tensor, class_index: int) -> NDArray[np.float32]:
+def _run(cam: Any, image: Tensor, class_index: int) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """The map, and rows and columns of the layer."""
+    rows = columns = 0
+
+    def measure(layer: nn.Module, inputs: object, output: Tensor) -> None:
+        nonlocal rows, columns
+        reshape = cam.reshape_transform
+        rows, columns = (output if reshape is None else reshape(output)).shape[-2:]
+
+    hook = cam.target_layers[0].register_forward_hook(measure)
     try:
         with np.errstate(all="ignore"):  # what is not finite is looked for in the result
             result: NDArray[np.float32] = cam(image[None], [lambda logits: logits[class_index]])[0]
     finally:
+        hook.remove()
         cam.activations_and_grads.release()
-    return result
+    return result, (rows, columns)
 
 
 def _grad_cam() -> Any:

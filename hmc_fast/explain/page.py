@@ -37,7 +37,8 @@ def _film(entry: PageEntry) -> dict[str, Any]:
     rows = [
         (
             TITLES[activation["method"]],
-            activation["layer"],
+            activation["class"],
+            f"{activation['layer']}, {'×'.join(map(str, activation['grid']))}",
             _in_words(activation["pointing_game"], "hit", "miss"),
             "–"
             if activation["energy_in_lesion"] is None

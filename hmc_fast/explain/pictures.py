@@ -21,10 +21,13 @@ HEAT_COLOURS = "inferno"
 SCALE_COLOURS = "coolwarm"
 LESION_COLOUR = "#35e0d0"
 OVERLAY_STRENGTH = 0.55
-SCALE_OVERLAY_STRENGTH = 0.45
+"""Opacity where the evidence is strongest; it falls with the evidence."""
+UNDECIDED = 0.5
+"""Of the lesion map; below it nothing speaks for a lesion."""
 SMALLEST_SCALE_SPREAD = 0.02
 """The scale map's colours reach at least this far from the shares by token count."""
 PANEL_INCHES = 3.3
+BAR_INCHES = 0.5
 DPI = 110
 
 
@@ -36,32 +39,31 @@ class _Layer:
     values: NDArray[np.float32]
     colours: str
     norm: Normalize
-    opacity: NDArray[np.float32] | float
+    opacity: NDArray[np.floating]
     bar_label: str
     mark: str | None
 
 
 def film_figure(explanation: FilmExplanation) -> Figure:
-    """A row for each map: film, heat map, overlay and colour bar."""
+    """The film as the network got it, once; then a row for each map: heat map, overlay, bar."""
     layers = _layers(explanation)
     rows = max(1, len(layers))
     figure = Figure(figsize=(3 * PANEL_INCHES + 0.9, rows * (PANEL_INCHES + 0.35) + 0.75))
     figure.set_layout_engine("constrained")
     axes = figure.subplots(rows, 3, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    _show_input(axes[0, 0], explanation)
+    height, width = explanation.image.shape
+    axes[0, 0].set_title(f"film as the network got it, {height}×{width}", fontsize=9)
     for row, layer in zip(axes, layers, strict=False):
-        _show_film(row[0], explanation)
-        row[0].set_title("film, as the model sees it", fontsize=9)
         _show_heat(row[1], layer, explanation)
         row[1].set_title(layer.title, fontsize=9)
-        _show_film(row[2], explanation)
+        _show_picture(row[2], explanation)
         _overlay(row[2], layer, explanation)
         row[2].set_title("overlay", fontsize=9)
         if layer.mark is None:
-            bar = figure.colorbar(
-                ScalarMappable(layer.norm, layer.colours), ax=row[2], fraction=0.05, pad=0.02
-            )
-            bar.set_label(layer.bar_label, fontsize=8)
-            bar.ax.tick_params(labelsize=7)
+            _add_bar(figure, row[2], layer, fraction=0.05, pad=0.02)
     figure.suptitle(_headline(explanation), fontsize=11)
     if explanation.outline is not None:
         _explain_outline(figure)
@@ -69,26 +71,32 @@ def film_figure(explanation: FilmExplanation) -> Figure:
 
 
 def contact_sheet(explanations: Sequence[FilmExplanation]) -> Figure:
-    """A row for each film: the film, then the overlay of each map.
+    """A row for each film: as the network got it, then the overlay of each map; a bar a column.
 
-    The explanations are of one model and the same methods.
+    The explanations are of one model and the same methods. The colours of a column mean the same in
+    all its rows.
     """
-    columns = 1 + max(len(_layers(explanation)) for explanation in explanations)
+    spread = max((_scale_spread(e.scale) for e in explanations if e.scale is not None), default=0)
+    drawn = [_layers(explanation, spread) for explanation in explanations]
+    columns = 1 + max(map(len, drawn))
     inches = 2.4
-    height = len(explanations) * (inches + 0.28) + 0.5
+    height = len(explanations) * (inches + 0.28) + 0.5 + BAR_INCHES
     figure = Figure(figsize=(columns * inches, height))
     # The strip at the top is for the first row's titles, which the engine places too high.
     figure.set_layout_engine(
         "constrained", h_pad=0.02, w_pad=0.02, rect=(0, 0, 1, 1 - 0.1 / height)
     )
     axes = figure.subplots(len(explanations), columns, squeeze=False)
-    for row, explanation in zip(axes, explanations, strict=True):
-        _show_film(row[0], explanation)
+    for row, explanation, layers in zip(axes, explanations, drawn, strict=True):
+        _show_input(row[0], explanation)
         row[0].set_title(_short_headline(explanation), fontsize=7.5)
-        for axis, layer in zip(row[1:], _layers(explanation), strict=True):
-            _show_film(axis, explanation)
+        for axis, layer in zip(row[1:], layers, strict=True):
+            _show_picture(axis, explanation)
             _overlay(axis, layer, explanation)
             axis.set_title(layer.title, fontsize=7.5)
+    for column, layer in enumerate(drawn[0], start=1):
+        place = {"location": "bottom", "fraction": BAR_INCHES / height / 2, "pad": 0.01}
+        _add_bar(figure, list(axes[:, column]), layer, **place)
     if any(explanation.outline is not None for explanation in explanations):
         _explain_outline(figure)
     return figure
@@ -99,21 +107,24 @@ def save_png(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
 
 
-def _layers(explanation: FilmExplanation) -> list[_Layer]:
+def _layers(explanation: FilmExplanation, scale_spread: float | None = None) -> list[_Layer]:
+    """The maps as they are drawn; ``scale_spread`` is how far the scale map's colours reach."""
     names = explanation.class_names
     layers = [_heat_layer(a, names[a.class_index]) for a in explanation.maps]
     if explanation.scale is not None:
-        layers.append(_scale_layer(explanation.scale))
+        spread = _scale_spread(explanation.scale) if scale_spread is None else scale_spread
+        layers.append(_scale_layer(explanation.scale, spread))
     return layers
 
 
 def _heat_layer(activation: ActivationMap, explained: str) -> _Layer:
+    undecided = UNDECIDED if activation.method == LESIONS else 0.0
     return _Layer(
         title=f"{TITLES[activation.method]} for “{explained}”",
         values=activation.values,
         colours=HEAT_COLOURS,
         norm=Normalize(0, 1),
-        opacity=OVERLAY_STRENGTH * activation.values,
+        opacity=OVERLAY_STRENGTH * np.clip((activation.values - undecided) / (1 - undecided), 0, 1),
         bar_label="evidence for a malignant lesion, 0.5 undecided"
         if activation.method == LESIONS
         else "evidence, relative to the film's maximum",
@@ -121,22 +132,43 @@ def _heat_layer(activation: ActivationMap, explained: str) -> _Layer:
     )
 
 
-def _scale_layer(scale: ScaleMap) -> _Layer:
+def _scale_layer(scale: ScaleMap, spread: float) -> _Layer:
     fine, by_tokens = scale.fine, scale.token_shares[SCALES[0]]
-    spread = max(SMALLEST_SCALE_SPREAD, float(np.abs(fine - by_tokens).max()))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in scale.film_shares.items())
     return _Layer(
         title=f"{TITLES[SCALE]}: {shares}",
         values=fine,
         colours=SCALE_COLOURS,
         norm=TwoSlopeNorm(by_tokens, max(0, by_tokens - spread), min(1, by_tokens + spread)),
-        opacity=SCALE_OVERLAY_STRENGTH,
+        opacity=OVERLAY_STRENGTH * np.clip(np.abs(fine - by_tokens) / spread, 0, 1),
         bar_label=f"share of {SCALES[0]} (grey: {by_tokens:.0%}, by token count)",
         mark=None,
     )
 
 
-def _show_film(axis: Any, explanation: FilmExplanation) -> None:
+def _scale_spread(scale: ScaleMap) -> float:
+    """How far the shares of the finest scale lie from its share by token count."""
+    farthest = float(np.abs(scale.fine - scale.token_shares[SCALES[0]]).max())
+    return max(SMALLEST_SCALE_SPREAD, farthest)
+
+
+def _add_bar(figure: Figure, axes: Any, layer: _Layer, **place: Any) -> None:
+    bar = figure.colorbar(ScalarMappable(layer.norm, layer.colours), ax=axes, **place)
+    bar.set_label(layer.bar_label, fontsize=8 if "location" not in place else 6.5)
+    bar.ax.tick_params(labelsize=7)
+
+
+def _show_input(axis: Any, explanation: FilmExplanation) -> None:
+    """The network's own pixels, not smoothed, where those of :func:`_show_picture` lie."""
+    rows, columns = explanation.picture.shape
+    axis.imshow(
+        explanation.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest",
+        extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+    )  # fmt: skip
+    _outline(axis, explanation)
+
+
+def _show_picture(axis: Any, explanation: FilmExplanation) -> None:
     axis.imshow(explanation.picture, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
     _outline(axis, explanation)
 

@@ -29,11 +29,13 @@ class ScaleMap:
         film_shares: the mean share of each scale over all queries and heads.
         token_shares: the share that each scale would get by its number of tokens alone, which is
             what attention without preference gives it.
+        grid: rows and columns of the queries, from which the shares were enlarged.
     """
 
     shares: NDArray[np.float32]
     film_shares: dict[str, float]
     token_shares: dict[str, float]
+    grid: tuple[int, int]
 
     @property
     def fine(self) -> NDArray[np.float32]:
@@ -59,7 +61,7 @@ def scale_map(model: FilmModel, image: Tensor) -> ScaleMap:
         )
     with explaining(model), torch.no_grad():
         _, weights = model.forward_with_scale_weights(image[None])
-    weights = weights[0].mean(0).double()
+    weights = weights[0].mean(0).double()  # [h, w, S]
     means = weights.mean((0, 1)).cpu()
     shares = interpolate(weights.permute(2, 0, 1)[None], image.shape[-2:], mode="bilinear")[0]
     shares = shares / shares.sum(0)
@@ -68,4 +70,5 @@ def scale_map(model: FilmModel, image: Tensor) -> ScaleMap:
         shares=shares.float().cpu().numpy(),
         film_shares={scale: float(mean) for scale, mean in zip(SCALES, means, strict=True)},
         token_shares={scale: count / sum(tokens.values()) for scale, count in tokens.items()},
+        grid=(weights.shape[0], weights.shape[1]),
     )

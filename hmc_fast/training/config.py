@@ -63,6 +63,12 @@ class TrainingConfig:
     bilateral: bool = _setting(
         True, "With a lesion head, compare each film with the other breast: 2v - v_mate."
     )
+    at_specificity: float | None = _setting(
+        None,
+        "With a lesion head, store the threshold of this specificity, chosen on out-of-fold scores "
+        "of the training films; predict decides by it.",
+        kind=float,
+    )
     batch_size: int = _setting(8, "Films a step.", min=1)
     learning_rate: float = _setting(1e-4, "Peak rate of AdamW.")
     weight_decay: float = _setting(1e-2, "Weight decay of AdamW.", min=0)
@@ -106,6 +112,11 @@ class TrainingConfig:
             (
                 self.learning_rate > 0,
                 f"learning rate is {self.learning_rate}, needs to be positive",
+            ),
+            (
+                self.at_specificity is None or 0 < self.at_specificity < 1,
+                f"the operating point's specificity is {self.at_specificity}, needs to lie between "
+                "0 and 1",
             ),
             (0 <= self.dropout < 1, f"dropout is {self.dropout}, needs 0 <= dropout < 1"),
             (

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
+from hmc_fast.checkpoint import OperatingPoint
 from hmc_fast.data import Film, FilmCache, make_folds
 from hmc_fast.data.tasks import Task
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.bilateral import compare_films
+from hmc_fast.evaluation.operating import choose_operating_point
 from hmc_fast.models import HMCNet
 from hmc_fast.models.lesion_head import LesionHead, black_level
 from hmc_fast.training.features import cache_features, read_features
@@ -34,12 +37,14 @@ class LesionFit:
     """What became of a fit: the films that taught it nothing, and how the score is calibrated.
 
     ``left_out`` are films with a lesion that has no circle in the breast. The margin of class 1 is
-    ``slope`` times the film's score plus ``offset``.
+    ``slope`` times the film's score plus ``offset``. ``operating_point`` is chosen on the inner
+    folds' scores of the training films, where one was asked for.
     """
 
     left_out: tuple[str, ...]
     slope: float
     offset: float
+    operating_point: OperatingPoint | None = None
 
 
 def train_lesion_head(
@@ -53,6 +58,7 @@ def train_lesion_head(
     seed: int,
     bilateral: bool,
     balance: bool,
+    at_specificity: float | None = None,
     on_film: Callable[[int], object] = lambda count: None,
 ) -> LesionFit:
     """Fit the lesion head of ``model`` to the circles of ``films``, in place.
@@ -67,6 +73,7 @@ def train_lesion_head(
         seed: of the background positions and the inner folds.
         bilateral: calibrate scores that are compared with the other breast.
         balance: calibrate as if both classes were equally frequent.
+        at_specificity: choose the operating point of this specificity.
         on_film: called with 1 for every film whose features are ready.
 
     Raises:
@@ -92,8 +99,12 @@ def train_lesion_head(
     preprocessing = images.preprocessing
     fitted.black.fill_(black_level(preprocessing.mean[0], preprocessing.std[0]))
     head.load_state_dict(fitted.state_dict())
+    point = None
+    if at_specificity is not None:
+        probabilities = expit(slope * scores + offset)
+        point = choose_operating_point(probabilities, np.asarray(labels), at_specificity)
     left_out = tuple(f.sample_id for f, p in zip(films, positions, strict=True) if p is None)
-    return LesionFit(left_out, slope, offset)
+    return LesionFit(left_out, slope, offset, point)
 
 
 def calibrate(

@@ -122,6 +122,7 @@ def train(
             seed=job.config.seed,
             bilateral=job.config.bilateral,
             balance=job.config.balance,
+            at_specificity=job.config.at_specificity,
             on_film=on_films,
         )
         if not job.config.head_epochs:
@@ -162,6 +163,11 @@ def _check(job: TrainingJob) -> None:
     if job.config.lesion_weight and not entry.is_resnet:
         raise UserError(
             f"model {job.model_name} has no feature map for a lesion target; use --lesion-weight 0"
+        )
+    if job.config.at_specificity and (not entry.config.lesion_head or job.config.head_epochs):
+        raise UserError(
+            "--at-specificity needs the out-of-fold scores of a fitted lesion head: a model such "
+            "as hmc_net_lesions, and --head-epochs 0"
         )
     if not entry.config.lesion_head:
         return
@@ -280,6 +286,7 @@ def _conclude(
             training={key: result[key] for key in ("fold", "protocol", "config", "environment")},
             bilateral=bilateral,
             training_patients=PatientKeys.of(train_films, digests.values()),
+            operating_point=None if fit is None else fit.operating_point,
         ),
     )
     write_text(folder / HISTORY_FILE, _history_table(history))

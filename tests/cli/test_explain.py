@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hmc_fast import create_model
 from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
@@ -75,6 +76,30 @@ def test_films_of_one_name_and_films_without_annotations(
     info = str(phantom_folder / "Info.txt")
     assert run([*arguments, "--annotations", info, "--json"]) == 0
     assert all(f["annotated"] for f in json.loads(capsys.readouterr().out)["films"])
+
+
+def test_no_picture_replaces_a_film_or_another_picture(
+    checkpoint: Path, phantom_folder: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    names = ("a.png", "contact_sheet.png", "002-contact_sheet.png")
+    for number, name in enumerate(names, start=1):
+        Image.open(film(phantom_folder, number)).save(tmp_path / name)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    explain = ("explain", tmp_path / "a.png", "--checkpoint", checkpoint, "--out")
+    assert "which is not overwritten" in fails(*explain, tmp_path)
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "a.png").hardlink_to(tmp_path / "a.png")
+    assert "which is not overwritten" in fails(*explain, tmp_path / "link")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    out = tmp_path / "out"
+    films = [str(tmp_path / name) for name in (*names, "a.png")]
+    assert run(["explain", *films, *map(str, explain[2:]), str(out)]) == 0
+    assert sorted(path.name for path in out.glob("*.png")) == [
+        "002-contact_sheet.png",
+        "003-002-contact_sheet.png",
+        "a.png",
+        "contact_sheet.png",
+    ]
 
 
 def test_localise_writes_a_file_for_each_model(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hmc_fast import UserError, create_model
-from hmc_fast.checkpoint import CheckpointMetadata, LoadedModel
+from hmc_fast.checkpoint import CheckpointMetadata, LoadedModel, OperatingPoint
 from hmc_fast.data import Film, Finding, Preprocessing, read_mias, read_pixels
 from hmc_fast.explain import METHODS, ScoreOptions, explain_film
 from hmc_fast.explain.film import check_methods, lesion_in
@@ -31,26 +31,66 @@ def normal(phantoms: list[Film]) -> Film:
 
 
 def test_prediction_and_maps_belong_together(loaded: LoadedModel, malignant: Film) -> None:
-    found = explain_film(loaded, malignant, ["all"], score=FEW)
+    found = explain_film(loaded, malignant, ["all"], score=FEW, class_name="malignant")
     image = loaded.metadata.preprocessing(read_pixels(malignant.path))
     with torch.no_grad():
         expected = loaded.model(image[None]).softmax(1)[0]
     assert found.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
-    assert found.class_index == int(expected.argmax())
+    assert explain_film(loaded, malignant).class_index == int(expected.argmax())
     assert [m.method for m in found.maps] == ["gradcam", "gradcam++", "scorecam"]
     assert found.scale is not None
-    assert found.notes == ("Lesion map: hmc_net_resnet18 has no lesion head",)
+    assert "Lesion map: hmc_net_resnet18 has no lesion head" in found.notes
+    np.testing.assert_array_equal(found.image, metadata_image(loaded, malignant))
     values = found.to_json()
     for row in values["maps"]:
         assert 0 <= row["energy_in_lesion"] <= 1
         assert 0 <= row["pointing_game"] <= 1
+
+
+def metadata_image(loaded: LoadedModel, film: Film) -> np.ndarray:
+    """What the network gets of the film, before it is normalised."""
+    return loaded.metadata.preprocessing.place(read_pixels(film.path))[0][0].numpy()
+
+
+def test_only_maps_of_the_findings_class_are_scored(
+    loaded: LoadedModel, malignant: Film, phantoms: list[Film]
+) -> None:
     other = explain_film(loaded, malignant, class_name="rest")
     assert other.explained == "rest"
+    assert other.outline is not None
+    assert other.to_json()["maps"][0]["pointing_game"] is None
+    unscored = "not scored, it speaks for rest and the annotated finding is malignant"
+    assert any(unscored in note for note in other.notes)
+    benign = next(film for film in phantoms if film.severity == "benign")
+    for name in ("rest", "malignant"):  # "rest" is what normal films are too
+        found = explain_film(loaded, benign, class_name=name)
+        assert found.to_json()["maps"][0]["energy_in_lesion"] is None
+    metadata = replace(
+        loaded.metadata, task="benign_malignant", class_names=("benign", "malignant")
+    )
+    both = replace(malignant, findings=(*malignant.findings, *benign.findings))
+    for name in ("benign", "malignant"):
+        found = explain_film(LoadedModel(loaded.model, metadata), both, class_name=name)
+        (row,) = found.to_json()["maps"]
+        lesion = found.lesions[found.class_index]
+        expected = found.maps[0].values[lesion].sum() / found.maps[0].values.sum()
+        assert row["class"] == name
+        assert row["energy_in_lesion"] == pytest.approx(expected, rel=1e-5)
+    assert not np.array_equal(found.lesions[0], found.lesions[1])
+
+
+def test_a_coarse_feature_map_is_said(loaded: LoadedModel, malignant: Film) -> None:
+    found = explain_film(loaded, malignant, ["gradcam", "scorecam", "scale"], score=FEW)
+    assert [activation.grid for activation in found.maps] == [(3, 3)] * 2
+    assert sum("3×3 cells, coarser than 8×8" in note for note in found.notes) == 3
+    fine = explain_film(loaded, malignant, ["gradcam"], layer="layer2")
+    assert fine.maps[0].grid == (12, 12)
+    assert not any("coarser" in note for note in fine.notes)
 
 
 def test_a_film_without_annotation(loaded: LoadedModel, normal: Film) -> None:
     found = explain_film(loaded, normal)
-    assert found.lesion is None
+    assert not found.lesions
     assert found.outline is None
     assert found.to_json()["maps"][0]["energy_in_lesion"] is None
     assert png_base64(film_figure(found))
@@ -61,7 +101,7 @@ def test_what_a_model_cannot_do_is_said(malignant: Film, loaded: LoadedModel) ->
     plain = LoadedModel(plain.model, replace(loaded.metadata, model=plain.model.config))
     found = explain_film(plain, malignant, ["gradcam", "scale"])
     assert found.scale is None
-    assert found.notes == ("Scale map: resnet18 has no multi-scale cross-attention",)
+    assert "Scale map: resnet18 has no multi-scale cross-attention" in found.notes
     with pytest.raises(UserError, match="resnet18 has no multi-scale cross-attention"):
         explain_film(plain, malignant, ["scale"])
     with pytest.raises(UserError, match="unknown class 'benign'; the checkpoint knows rest, mal"):
@@ -103,6 +143,13 @@ def test_framed_and_mirrored_films_keep_their_lesion(loaded: LoadedModel, malign
     )
 
 
+def test_a_threshold_that_predict_decides_by_is_said(loaded: LoadedModel, normal: Film) -> None:
+    point = OperatingPoint(0.25, 0.9, 0.92, 0.6, 100)
+    metadata = replace(loaded.metadata, operating_point=point)
+    notes = explain_film(LoadedModel(loaded.model, metadata), normal).notes
+    assert any("threshold, 0.250 for malignant" in note for note in notes)
+
+
 def test_averaged_flips_are_said(loaded: LoadedModel, malignant: Film) -> None:
     preprocessing = replace(loaded.metadata.preprocessing, average_flips=True)
     metadata = replace(loaded.metadata, preprocessing=preprocessing)
@@ -111,8 +158,8 @@ def test_averaged_flips_are_said(loaded: LoadedModel, malignant: Film) -> None:
     with torch.no_grad():
         logits = (loaded.model(image[None]) + loaded.model(image.flip(-1)[None])) / 2
     assert found.probabilities == pytest.approx(logits.softmax(1)[0].tolist(), abs=1e-6)
-    assert found.notes == (
-        "the prediction averages the film and its mirror image, the maps do not",
+    assert found.notes[0] == (
+        "the prediction averages the film and its mirror image, the maps do not"
     )
 
 
@@ -144,7 +191,39 @@ def test_pictures_show_film_lesion_and_marks(
     texts = [text.get_text() for axis in marked.axes for text in axis.texts]
     assert texts == ["map is\nflat:\nso"] * 2
     sheet = contact_sheet([found, explain_film(loaded, normal, ["gradcam", "scale"])])
-    assert len(sheet.axes) == 6
+    assert len(sheet.axes) == 6 + 2  # a bar for each of the two maps
+    assert [axis.get_xlabel() for axis in sheet.axes[6:]] == [
+        "evidence, relative to the film's maximum",
+        "share of C3 (grey: 80%, by token count)",
+    ]
+
+
+def test_the_film_is_shown_once_as_the_network_got_it(loaded: LoadedModel, malignant: Film) -> None:
+    found = explain_film(loaded, malignant, ["gradcam", "scorecam", "scale"], score=FEW)
+    figure = film_figure(found)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles.count("film as the network got it, 96×96") == 1
+    (drawn,) = figure.axes[0].images
+    np.testing.assert_array_equal(drawn.get_array(), found.image)
+    assert found.image.shape == (96, 96)
+    assert not figure.axes[3].images
+
+
+def test_overlays_are_as_opaque_as_the_evidence_is_strong(
+    loaded: LoadedModel, malignant: Film
+) -> None:
+    found = explain_film(loaded, malignant, ["gradcam", "scale"])
+    values = np.linspace(0, 1, found.image.size, dtype=np.float32).reshape(found.image.shape)
+    lesions = replace(found.maps[0], method="lesions", values=values)
+    figure = film_figure(replace(found, maps=(found.maps[0], lesions)))
+    cam, lesion, scale = (figure.axes[row * 3 + 2].images[1].get_alpha() for row in range(3))
+    np.testing.assert_allclose(cam, 0.55 * found.maps[0].values, atol=1e-6)
+    assert not lesion[values <= 0.5].any()  # nothing speaks for a lesion there
+    assert lesion.max() == pytest.approx(0.55)
+    assert found.scale is not None
+    distance = np.abs(found.scale.fine - found.scale.token_shares["C3"])
+    assert scale[np.unravel_index(distance.argmax(), distance.shape)] == scale.max()
+    assert np.all(np.diff(scale.ravel()[np.argsort(distance.ravel())]) >= -1e-6)
 
 
 def test_the_page_is_self_contained(loaded: LoadedModel, malignant: Film, normal: Film) -> None:
@@ -174,7 +253,7 @@ def test_a_real_malignant_film_on_a_real_trunk(real_data: Path) -> None:
         LoadedModel(model, metadata), film, ["all"], class_name="malignant", score=FEW
     )
     # The circle of mdb184 has its centre at x 352, y 624 from the bottom, and a radius of 114.
-    rows, columns = np.nonzero(found.lesion)
+    rows, columns = np.nonzero(found.lesions[1])
     assert rows.mean() == pytest.approx((1023 - 624) * 224 / 1024, abs=1)
     assert columns.mean() == pytest.approx(352 * 224 / 1024, abs=1)
     for row in found.to_json()["maps"]:

@@ -64,7 +64,7 @@ def test_known_maps_get_known_scores(
     ) -> ActivationMap:
         assert class_index == 1
         channel = image[0].numpy()
-        return ActivationMap(method, "x", 1, (channel == channel.max()).astype(np.float32))
+        return ActivationMap(method, "x", 1, (channel == channel.max()).astype(np.float32), (1, 1))
 
     monkeypatch.setattr(film_scores, "activation_map", brightest_pixel)
     settings = LocalisationSettings(("gradcam",), steps=2, sanity_films=2)

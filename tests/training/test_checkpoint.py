@@ -1,6 +1,7 @@
 """Checkpoints carry everything, and nothing else is accepted as one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hmc_fast import UserError, create_model, load_model
-from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
+from hmc_fast.checkpoint import CheckpointMetadata, OperatingPoint, save_checkpoint
 from hmc_fast.data import Preprocessing
 from hmc_fast.models import HMCNet
 
@@ -41,6 +42,21 @@ def test_round_trip(checkpoint: Path) -> None:
     x = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         assert torch.equal(first.model(x), second.model(x))
+
+
+def test_an_operating_point_comes_back_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    model, path = create_model("resnet18"), tmp_path / "model.safetensors"
+    point = OperatingPoint(0.25, 0.9, 0.92, 0.6, 100)
+    known = replace(metadata(model), operating_point=point)
+    save_checkpoint(path, model, known)
+    assert load_model(path).metadata.operating_point == point
+    for damage in ({"threshold": 2.0}, {"sensitivity": "high"}, {"threshold": None}):
+        values = known.to_json()
+        values["operating_point"] |= damage
+        save_file(load_file(path), path, metadata={"hmc_fast": json.dumps(values)})
+        with pytest.raises(UserError, match="operating_point"):
+            load_model(path)
+        save_checkpoint(path, model, known)
 
 
 def test_a_checkpoint_of_another_model(checkpoint: Path) -> None:

@@ -16,7 +16,7 @@ from hmc_fast.evaluation import Predictions, pool, read_predictions
 from hmc_fast.evaluation.bilateral import compare_logits
 from hmc_fast.models import HMCNet
 from hmc_fast.study import run_cross_validation
-from hmc_fast.training import TrainingConfig
+from hmc_fast.training import TrainingConfig, lesion_training
 from hmc_fast.training.lesion_training import calibrate
 from hmc_fast.training.train import (
     PREDICTIONS_FILE,
@@ -157,6 +157,38 @@ def test_attention_learns_from_the_fitted_head_and_the_trunk_stays(
     assert not (study / MODEL / "fold0" / RESUME_FILE).exists()
 
 
+def test_the_operating_point_is_chosen_on_scores_of_films_that_a_head_did_not_see(
+    films: list[Film], folds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    original = lesion_training.choose_operating_point
+
+    def choose(probabilities: Any, labels: Any, specificity: float) -> Any:
+        seen.update(probabilities=probabilities, labels=labels)
+        return original(probabilities, labels, specificity)
+
+    monkeypatch.setattr(lesion_training, "choose_operating_point", choose)
+    config = replace(CONFIG, at_specificity=0.8)
+    run_cross_validation([MODEL], config, films, tmp_path, fold_count=FOLDS, only_jobs=[0])
+    model, metadata = load_model(tmp_path / MODEL / "fold0" / "model.safetensors")
+    point = metadata.operating_point
+    assert point is not None
+    assert point.films == len(metadata.training_films) == len(seen["labels"])
+    called = seen["probabilities"] >= point.threshold
+    assert 1 - called[seen["labels"] == 0].mean() == pytest.approx(point.specificity)
+    assert point.specificity >= point.at_specificity == 0.8
+    assert called[seen["labels"] == 1].mean() == pytest.approx(point.sensitivity)
+    # The model's own scores of these films are other ones: it was fitted to their circles.
+    chosen = [film for film in films if film.film_id in metadata.training_films]
+    images = FilmCache(metadata.preprocessing)
+    batch = torch.stack([metadata.preprocessing.normalise(images.image(f.path)) for f in chosen])
+    with torch.inference_mode():
+        logits, _ = compare_logits(model(batch).numpy(), chosen)
+    fitted = np.sort(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
+    assert not np.allclose(fitted, np.sort(seen["probabilities"]), atol=1e-3)
+    assert load_model(folds[0] / "model.safetensors").metadata.operating_point is None
+
+
 def test_calibration_is_scikit_learns_and_keeps_the_order() -> None:
     rng = np.random.default_rng(0)
     labels = rng.random(200) < 0.2
@@ -180,6 +212,7 @@ def test_calibration_is_scikit_learns_and_keeps_the_order() -> None:
         ({"lesion_weight": 0.5}, "learns from circles by its lesion head"),
         ({"average_flips": True}, "cannot average over flips"),
         ({"train_trunk": True}, "no effect without --head-epochs"),
+        ({"at_specificity": 0.9, "head_epochs": 1}, "needs the out-of-fold scores"),
     ],
 )
 def test_settings_that_a_head_does_not_take_are_refused(

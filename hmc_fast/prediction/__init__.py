@@ -1,0 +1,1 @@
+"""Predictions in bulk: from what a person names to a table, resumable chunk by chunk."""
