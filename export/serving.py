@@ -4,7 +4,6 @@
 field the server does not know cannot be written.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -25,7 +24,7 @@ from hmc_fast.export.sidecar import (
     read_sidecar,
     sidecar_path,
 )
-from hmc_fast.files import make_folder
+from hmc_fast.files import make_folder, write_folder
 
 LABELS_FILE = "labels.txt"
 CONFIG_FILE = "config.pbtxt"
@@ -83,21 +82,17 @@ def write_model_repository(artefact: Path, out: Path, options: ServingOptions) -
     if folder.exists():
         raise UserError(f"{folder}: exists already; remove it, or choose another --name")
     config = model_config(sidecar, name, options)
-    partial = folder.with_name(f".{name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        versioned = partial / str(options.version)
-        versioned.mkdir(parents=True)
+
+    def fill(new: Path) -> None:
+        versioned = new / str(options.version)
+        versioned.mkdir()
         served = versioned / ("model.onnx" if sidecar.kind == "onnx" else "model.plan")
         shutil.copyfile(artefact, served)
         shutil.copyfile(sidecar_path(artefact), sidecar_path(served))
-        (partial / LABELS_FILE).write_text("\n".join(sidecar.class_names) + "\n", encoding="utf-8")
-        (partial / CONFIG_FILE).write_text(config, encoding="utf-8")
-        partial.replace(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: could not be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (new / LABELS_FILE).write_text("\n".join(sidecar.class_names) + "\n", encoding="utf-8")
+        (new / CONFIG_FILE).write_text(config, encoding="utf-8")
+
+    write_folder(folder, fill)
     return folder
 
 

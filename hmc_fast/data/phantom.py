@@ -5,7 +5,6 @@ one (benign) or a spiculated one (malignant). Numbers measured on phantoms say t
 runs, nothing about mammograms.
 """
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from hmc_fast.errors import UserError
-from hmc_fast.files import make_folder, write_atomically, write_text
+from hmc_fast.files import write_atomically, write_folder, write_text
 
 BENIGN_RADIUS = (0.04, 0.07)
 MALIGNANT_RADIUS = (0.05, 0.08)
@@ -34,9 +33,10 @@ def write_phantoms(folder: Path, patients: int, size: int, seed: int = 0) -> Non
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not empty; phantoms go into a folder of their own")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    make_folder(partial)
+    write_folder(folder, lambda new: _write_films(new, patients, size, seed))
+
+
+def _write_films(folder: Path, patients: int, size: int, seed: int) -> None:
     rows = [PHANTOM_HEADER, f"{_SEED}{seed}", ""]
     for patient in range(patients):
         for side in (0, 1):
@@ -44,15 +44,14 @@ def write_phantoms(folder: Path, patients: int, size: int, seed: int = 0) -> Non
             severity = _severity(patient, side)
             rng = np.random.default_rng((seed, number))
             pixels, circle = draw_phantom(rng, size, severity, mirrored=side == 1)
-            _save_pgm(partial / f"mdb{number:03d}.pgm", pixels)
+            _save_pgm(folder / f"mdb{number:03d}.pgm", pixels)
             if circle is None:
                 rows.append(f"mdb{number:03d} G NORM")
             else:
                 kind = "SPIC" if severity == "M" else "CIRC"
                 x, row, radius = circle
                 rows.append(f"mdb{number:03d} G {kind} {severity} {x} {size - 1 - row} {radius}")
-    write_text(partial / "Info.txt", "\n".join(rows) + "\n")
-    partial.replace(folder)
+    write_text(folder / "Info.txt", "\n".join(rows) + "\n")
 
 
 def are_phantoms(folder: Path) -> bool:

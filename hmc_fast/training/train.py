@@ -218,6 +218,12 @@ def _check_disjoint(job: TrainingJob, digests: dict[str, dict[str, str]]) -> Non
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
     path = folder / JOB_FILE
     if not path.is_file():
+        for name in (MODEL_FILE, PREDICTIONS_FILE, HISTORY_FILE, RESULT_FILE):
+            if (folder / name).exists():
+                raise UserError(
+                    f"{folder / name}: is of no training that began here, and is not overwritten; "
+                    "use another folder"
+                )
         write_json(path, identity)
         return
     previous = read_json(path)
