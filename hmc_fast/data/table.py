@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hmc_fast.data.films import SEVERITIES, Film, Finding, Severity
 from hmc_fast.data.mias import read_mias
-from hmc_fast.data.pixels import film_size
+from hmc_fast.data.pixels import film_header
 from hmc_fast.errors import UserError
 
 NEEDED = ("path", "patient", "label")
@@ -27,12 +27,16 @@ ANY_KIND = "MISC"
 """MIAS's name for an abnormality of no kind that has a name."""
 
 
-def read_films(data: Path) -> list[Film]:
+def read_films(data: Path, *, allow_missing: bool = False) -> list[Film]:
     """The films of a MIAS folder, or of a table where ``data`` is a CSV file.
+
+    ``allow_missing`` takes a subset of MIAS, see :func:`hmc_fast.data.read_mias`.
 
     Raises :class:`UserError` as :func:`hmc_fast.data.read_mias` and :func:`read_table`.
     """
-    return read_table(data) if data.suffix.lower() == ".csv" else read_mias(data)
+    if data.suffix.lower() == ".csv":
+        return read_table(data)
+    return read_mias(data, allow_missing=allow_missing)
 
 
 def read_table(table: Path) -> list[Film]:
@@ -107,7 +111,11 @@ def _film(row: dict[str, str], folder: Path) -> Film:
         if not row[name]:
             raise ValueError(f"has no {name}")
     path = folder / row["path"]
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    if not there:
         raise ValueError(f"{path}: no such film")
     label = row["label"].lower()
     if label not in SEVERITIES:
@@ -138,7 +146,7 @@ def _findings(row: dict[str, str], path: Path, label: str) -> tuple[Finding, ...
     if circle is None:
         return (Finding(kind, severity),)
     x, y, radius = circle
-    rows, columns = film_size(path)
+    rows, columns, *_ = film_header(path)
     if not (0 <= x < columns and 0 <= y < rows):
         raise ValueError(f"the lesion at {x:g}, {y:g} lies outside of {columns}x{rows} pixels")
     return (Finding(kind, severity, round(x), rows - 1 - round(y), max(1, round(radius))),)

@@ -106,11 +106,13 @@ def test_two_files_of_one_name_and_what_is_no_table_are_refused(folder: Path) ->
         read_films(folder / "films.csv")
     with pytest.raises(UserError, match="cannot be read"):
         read_films(folder / "missing.csv")
+    with pytest.raises(UserError, match="line 2: .*cannot be read .File name too long"):
+        table(folder, f"{'a' * 400},p,normal", header="path,patient,label")
 
 
 def as_table(films: list[Film], path: Path) -> None:
     """A MIAS folder's films as rows of a table."""
-    rows = ["path,patient,label,side,view,kind,x,y,radius,tissue"]
+    rows = ["path,patient,label,side,view,kind,x,y,radius,tissue,collection"]
     for film in films:
         for finding in film.findings or (None,):
             place = ",,,"
@@ -120,7 +122,7 @@ def as_table(films: list[Film], path: Path) -> None:
             label = finding.severity if finding else "normal"
             rows.append(
                 f"{film.path},{film.patient_id},{label},{film.side},{film.view},{place},"
-                f"{film.tissue}"
+                f'{film.tissue},"{film.collection}"'
             )
     path.write_text("\n".join(rows) + "\n")
 
@@ -140,7 +142,7 @@ def test_commands_take_a_table(
     assert run(["train", *arguments, "--out", str(out)]) == 0
     assert len(read_predictions(out / PREDICTIONS_FILE).films) == len(phantoms) // 3
     with (tmp_path / "films.csv").open("a") as file:
-        file.write("missing.png,p,normal,,,,,,,\n")
+        file.write("missing.png,p,normal,,,,,,,,\n")
     said = fails("train", *arguments, "--out", tmp_path / "other")
     assert f"line {len(phantoms) + 2}" in said
     assert "no such film" in said
