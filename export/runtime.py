@@ -192,8 +192,8 @@ class _OnnxSession:
 class _OpenVinoSession:
     """OpenVINO on the CPU, computing in fp32 what is not quantised.
 
-    It reuses memory in graphs of a fixed batch alone (3.8 GiB for a film at 1024² otherwise, 1.3
-    then), so that the graph is compiled for the batch that comes, and anew for another.
+    It reuses memory in graphs of a fixed batch alone, so that the graph is compiled for the batch
+    that comes, and anew for another.
     """
 
     def __init__(self, path: Path, sidecar: Sidecar, device: torch.device) -> None:
