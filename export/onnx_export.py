@@ -34,6 +34,7 @@ from hmc_fast.export.sidecar import (
     Profile,
     Sidecar,
     sidecar_path,
+    tensors_of,
     write_artefacts,
 )
 from hmc_fast.files import make_folder, refuse_overwrite
@@ -291,7 +292,6 @@ def _sidecar(
 ) -> Sidecar:
     metadata, preprocessing = traced.metadata, traced.preprocessing
     has_attention = bool(attention_calls(traced.program))
-    image = ["batch", 3, preprocessing.height, preprocessing.width]
     return Sidecar(
         kind="onnx",
         file=FileIdentity.of_bytes("", content),
@@ -305,10 +305,7 @@ def _sidecar(
         opset=OPSETS[precision],
         profile=traced.profile,
         attention=form.name if has_attention else None,
-        tensors={
-            INPUT_NAME: {"dtype": "float32", "shape": image},
-            OUTPUT_NAME: {"dtype": "float32", "shape": ["batch", len(metadata.class_names)]},
-        },
+        tensors=tensors_of(preprocessing, len(metadata.class_names)),
         engine=None,
         versions={name: installed_version(name) for name in RECORDED_PACKAGES},
     )

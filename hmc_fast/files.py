@@ -90,6 +90,8 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file; raises :class:`UserError` where it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise UserError(f"{path}: cannot be read as JSON (it is nested too deeply)") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: cannot be read as JSON ({reason})") from None

@@ -142,8 +142,8 @@ def fuse(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
     Computed in fp64 and rounded once, to the dtype of ``conv``.
     """
-    exact = (copy.deepcopy(module).eval().double() for module in (conv, norm))
-    fused = fuse_conv_bn_eval(*exact).to(conv.weight.dtype)
+    exact_conv, exact_norm = copy.deepcopy(conv).eval(), copy.deepcopy(norm).eval()
+    fused = fuse_conv_bn_eval(exact_conv.double(), exact_norm.double()).to(conv.weight.dtype)
     for parameter in fused.parameters():
         parameter.requires_grad_(conv.weight.requires_grad)
     return fused
