@@ -154,12 +154,12 @@ def make_onnx(
         raise UserError(f"{checkpoint}: this model has no attention for a plugin")
     on_progress("writing the graph", 1, 3)
     opset = OPSETS[precision]
-    content = _to_onnx(_decompose(traced.program, decompositions(form)), opset)
+    content = to_onnx(_decompose(traced.program, decompositions(form)), opset)
     engine_content = None
     if engine or plugin:
         fused = decompositions(form_for("tensorrt"))
         table = plugin_graph.decompositions() if plugin else fused
-        engine_content = _to_onnx(_decompose(traced.program, table), opset)
+        engine_content = to_onnx(_decompose(traced.program, table), opset)
     on_progress("writing the graph", 1, 3)
     sidecar = _sidecar(checkpoint, traced, precision, form, content)
     return OnnxExport(content, sidecar, engine_content)
@@ -243,7 +243,8 @@ def _decompose(
     return program
 
 
-def _to_onnx(program: torch.export.ExportedProgram, opset: int) -> bytes:
+def to_onnx(program: torch.export.ExportedProgram, opset: int) -> bytes:
+    """The ONNX graph of a program of one input and one output, its batch dynamic."""
     import onnx
 
     with warnings.catch_warnings():
