@@ -34,6 +34,7 @@ from hmc_fast.export.sidecar import (
     Profile,
     Sidecar,
     sidecar_path,
+    tensors_of,
     write_artefacts,
 )
 from hmc_fast.files import make_folder, refuse_overwrite
@@ -153,12 +154,12 @@ def make_onnx(
         raise UserError(f"{checkpoint}: this model has no attention for a plugin")
     on_progress("writing the graph", 1, 3)
     opset = OPSETS[precision]
-    content = _to_onnx(_decompose(traced.program, decompositions(form)), opset)
+    content = to_onnx(_decompose(traced.program, decompositions(form)), opset)
     engine_content = None
     if engine or plugin:
         fused = decompositions(form_for("tensorrt"))
         table = plugin_graph.decompositions() if plugin else fused
-        engine_content = _to_onnx(_decompose(traced.program, table), opset)
+        engine_content = to_onnx(_decompose(traced.program, table), opset)
     on_progress("writing the graph", 1, 3)
     sidecar = _sidecar(checkpoint, traced, precision, form, content)
     return OnnxExport(content, sidecar, engine_content)
@@ -242,7 +243,8 @@ def _decompose(
     return program
 
 
-def _to_onnx(program: torch.export.ExportedProgram, opset: int) -> bytes:
+def to_onnx(program: torch.export.ExportedProgram, opset: int) -> bytes:
+    """The ONNX graph of a program of one input and one output, its batch dynamic."""
     import onnx
 
     with warnings.catch_warnings():
@@ -291,7 +293,6 @@ def _sidecar(
 ) -> Sidecar:
     metadata, preprocessing = traced.metadata, traced.preprocessing
     has_attention = bool(attention_calls(traced.program))
-    image = ["batch", 3, preprocessing.height, preprocessing.width]
     return Sidecar(
         kind="onnx",
         file=FileIdentity.of_bytes("", content),
@@ -305,10 +306,7 @@ def _sidecar(
         opset=OPSETS[precision],
         profile=traced.profile,
         attention=form.name if has_attention else None,
-        tensors={
-            INPUT_NAME: {"dtype": "float32", "shape": image},
-            OUTPUT_NAME: {"dtype": "float32", "shape": ["batch", len(metadata.class_names)]},
-        },
+        tensors=tensors_of(preprocessing, len(metadata.class_names)),
         engine=None,
         versions={name: installed_version(name) for name in RECORDED_PACKAGES},
     )

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hmc_fast.errors import UserError
+from hmc_fast.inference import fuse
 from hmc_fast.models.lesion_head import LesionHead
 
 
@@ -17,7 +17,7 @@ class PreciseModel(nn.Module):
     """``model`` computing in ``dtype``, with fp32 images in and fp32 logits out.
 
     The last linear layer and a lesion head stay in fp32, so the logits are not rounded. Batch
-    normalisation is folded into the convolutions in fp32, before anything is rounded.
+    normalisation is folded into the convolutions before anything is rounded to ``dtype``.
 
     Args:
         model: in evaluation mode; changed in place.
@@ -92,7 +92,7 @@ def _fold_batch_norm(model: nn.Module, images: Tensor) -> None:
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
-        model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
+        model.set_submodule(conv_name, fuse(conv, norm))
         model.set_submodule(norm_name, nn.Identity())
 
 

@@ -21,9 +21,8 @@ from hmc_fast.environment import installed_version
 from hmc_fast.errors import UserError
 from hmc_fast.export.onnx_export import OnnxExport
 from hmc_fast.export.packages import need
-from hmc_fast.export.sidecar import INPUT_NAME, OUTPUT_NAME, FileIdentity
+from hmc_fast.export.sidecar import INPUT_NAME, NUMBER_FORMATS, OUTPUT_NAME, FileIdentity
 
-FORMATS = ("int8", "fp8")
 QUANTISED_OPS = ("Conv", "Gemm", "MatMul")
 
 
@@ -47,8 +46,10 @@ def quantise(
         UserError: the format is unknown, the graph is not fp32, there is no film, or onnxruntime is
             missing.
     """
-    if number_format not in FORMATS:
-        raise UserError(f"unknown format {number_format!r}; choose one of {', '.join(FORMATS)}")
+    if number_format not in NUMBER_FORMATS:
+        raise UserError(
+            f"unknown format {number_format!r}; choose one of {', '.join(NUMBER_FORMATS)}"
+        )
     if export.sidecar.precision != "fp32":
         raise UserError(
             f"a graph in {export.sidecar.precision} cannot be quantised to {number_format}; leave "

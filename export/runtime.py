@@ -159,6 +159,16 @@ def _check_engine_fits(path: Path, sidecar: Sidecar) -> None:
         )
 
 
+def _check_graph(path: Path, sidecar: Sidecar, sides: dict[str, list[Any]]) -> None:
+    """The graph has the names and shapes of its sidecar; ``sides`` are those after the batch."""
+    expected = {name: tensor["shape"][1:] for name, tensor in sidecar.tensors.items()}
+    if sides != expected:
+        raise UserError(
+            f"{path}: holds {sides}, its sidecar says {expected}; rebuild it: "
+            f"{rebuild_command(sidecar)}"
+        )
+
+
 class _OnnxSession:
     """ONNX Runtime on one device, without a silent fallback to another."""
 
@@ -182,6 +192,8 @@ class _OnnxSession:
             raise CannotRunHereError(
                 f"{path}: ONNX Runtime cannot run it here ({' '.join(str(error).split())})"
             ) from None
+        values = (*self._session.get_inputs(), *self._session.get_outputs())
+        _check_graph(path, sidecar, {value.name: value.shape[1:] for value in values})
         self._device = device
 
     def run(self, images: Tensor) -> Tensor:
@@ -192,8 +204,8 @@ class _OnnxSession:
 class _OpenVinoSession:
     """OpenVINO on the CPU, computing in fp32 what is not quantised.
 
-    It reuses memory in graphs of a fixed batch alone (3.8 GiB for a film at 1024² otherwise, 1.3
-    then), so that the graph is compiled for the batch that comes, and anew for another.
+    It reuses memory in graphs of a fixed batch alone, so that the graph is compiled for the batch
+    that comes, and anew for another.
     """
 
     def __init__(self, path: Path, sidecar: Sidecar, device: torch.device) -> None:
@@ -201,6 +213,7 @@ class _OpenVinoSession:
         if device.type != "cpu":
             raise CannotRunHereError(f"{path}: openvino runs it on the CPU; use device cpu")
         self._path = path
+        self._sidecar = sidecar
         self._core: Any = openvino.Core()
         self._image = sidecar.tensors[INPUT_NAME]["shape"][1:]
         self._batch = 0
@@ -213,8 +226,13 @@ class _OpenVinoSession:
         }
         try:
             model = self._core.read_model(self._path)
+            values = (*model.inputs, *model.outputs)
+            sides = {value.any_name: _sides(value.partial_shape)[1:] for value in values}
+            _check_graph(self._path, self._sidecar, sides)
             model.reshape([batch, *self._image])
             self._graph: Any = self._core.compile_model(model, "CPU", hints)
+        except UserError:
+            raise
         except Exception as error:  # openvino's errors are plain RuntimeErrors of many lines
             raise CannotRunHereError(
                 f"{self._path}: OpenVINO cannot run it here ({' '.join(str(error).split())[:300]})"
@@ -226,6 +244,11 @@ class _OpenVinoSession:
             self._compile(len(images))
         (logits,) = self._graph([images.numpy()]).values()
         return torch.from_numpy(np.array(logits))
+
+
+def _sides(shape: Any) -> list[Any]:
+    """Numbers, and text for sides that are not fixed."""
+    return [side.get_length() if side.is_static else str(side) for side in shape]
 
 
 SESSIONS: dict[str, type[_OnnxSession] | type[_OpenVinoSession]] = {

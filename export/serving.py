@@ -4,7 +4,6 @@
 field the server does not know cannot be written.
 """
 
-import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from hmc_fast.export.runtime import check_attention
 from hmc_fast.export.sidecar import (
     INPUT_NAME,
     OUTPUT_NAME,
+    PLAIN_NAME,
     Sidecar,
     check_description,
     check_file,
@@ -54,7 +54,7 @@ class ServingOptions:
             raise UserError(f"--device {self.device}: choose gpu or cpu")
         if min(self.version, self.instances) < 1 or self.max_queue_delay_us < 0:
             raise UserError("--version and --instances start at 1, --max-queue-delay at 0")
-        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+        if self.name is not None and not PLAIN_NAME.fullmatch(self.name):
             raise UserError(
                 f"--name {self.name!r}: names a folder; use letters, digits, _, - and ."
             )

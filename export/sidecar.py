@@ -2,19 +2,29 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from hmc_fast.checkpoint import CheckpointMetadata
 from hmc_fast.data import Preprocessing
+from hmc_fast.data.tasks import task_by_name
 from hmc_fast.errors import UserError
+from hmc_fast.export.attention import FORMS
 from hmc_fast.files import read_json, write_atomically, write_json
+from hmc_fast.models import ModelConfig
 
 FORMAT = 1
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
+NUMBER_FORMATS = ("int8", "fp8")
+"""Of quantised graphs."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""A name that can be a folder, too."""
 _CHUNK_BYTES = 2**22
 
 
@@ -55,8 +65,8 @@ class FileIdentity:
     """Which file is meant: its name, size and SHA-256; raises ``TypeError`` for other types."""
 
     name: str
-    size_bytes: int
-    sha256: str
+    size_bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
     def __post_init__(self) -> None:
         if tuple(map(type, (self.name, self.size_bytes, self.sha256))) != (str, int, str):
@@ -90,7 +100,7 @@ class EngineInfo:
 
     flavour: str
     version: str
-    targets: tuple[str, ...]
+    targets: tuple[Annotated[str, Field(pattern="^sm_[0-9]+$")], ...]
     version_compatible: bool
     hardware_compatible: bool
     onnx: FileIdentity
@@ -125,14 +135,14 @@ class Sidecar:
             :data:`hmc_fast.export.attention.FORMS`; None for a model without, or an older graph.
     """
 
-    kind: str
+    kind: Annotated[str, Field(pattern="^(onnx|engine)$")]
     file: FileIdentity
     checkpoint: FileIdentity
     model: dict[str, Any]
     task: str
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
-    precision: str
+    precision: Annotated[str, Field(pattern="^(fp32|fp16|bf16)$")]
     quantisation: dict[str, Any] | None
     opset: int
     profile: Profile
@@ -155,28 +165,54 @@ class Sidecar:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Sidecar":
-        """Raises ``KeyError``, ``TypeError`` or ``UserError`` for values of another kind."""
+    def from_json(cls, values: Any) -> "Sidecar":
+        """The sidecar of parsed JSON.
+
+        Raises ``ValueError`` or :class:`UserError` for values that :meth:`to_json` does not write.
+        """
+        if not isinstance(values, dict) or "format" not in values:
+            raise ValueError("its format, which is missing")
         fields = {key: value for key, value in values.items() if key != "format"}
-        engine = fields["engine"]
-        return cls(
-            **{
-                **fields,
-                "file": FileIdentity(**fields["file"]),
-                "checkpoint": FileIdentity(**fields["checkpoint"]),
-                "class_names": tuple(fields["class_names"]),
-                "preprocessing": Preprocessing.from_json(fields["preprocessing"]),
-                "profile": Profile(**fields["profile"]),
-                "engine": engine
-                and EngineInfo(
-                    **{
-                        **engine,
-                        "targets": tuple(engine["targets"]),
-                        "onnx": FileIdentity(**engine["onnx"]),
-                    }
-                ),
-            }
-        )
+        # JSON's lists are tuples to a strict schema, Python's are not.
+        text = json.dumps(fields, allow_nan=False)
+        sidecar = TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
+        _check_consistent(sidecar)
+        return sidecar
+
+
+def _check_consistent(sidecar: Sidecar) -> None:
+    """Raises ``ValueError`` where parts of a sidecar contradict each other."""
+    for file in (sidecar.file, *([sidecar.engine.onnx] if sidecar.engine else [])):
+        if not file.name or Path(file.name).name != file.name or not file.name.isprintable():
+            raise ValueError(f"file.name: {file.name!r} is no name of a file in the same folder")
+    if sidecar.attention not in (None, *FORMS):
+        raise ValueError(f"attention: is none of {', '.join(FORMS)}")
+    config = json.dumps(sidecar.model, allow_nan=False)
+    model = TypeAdapter(ModelConfig).validate_json(config, strict=True, extra="forbid")
+    if not PLAIN_NAME.fullmatch(model.name):
+        raise ValueError(f"model.name: {model.name!r} is no name of a model")
+    if sidecar.class_names != task_by_name(sidecar.task).class_names:
+        raise ValueError(f"class_names: are not those of the task {sidecar.task}")
+    if model.num_classes != len(sidecar.class_names):
+        raise ValueError(f"model.num_classes: the task has {len(sidecar.class_names)} classes")
+    if sidecar.tensors != tensors_of(sidecar.preprocessing, len(sidecar.class_names)):
+        raise ValueError("tensors: contradict the preprocessing or the classes")
+    if (sidecar.kind == "engine") != (sidecar.engine is not None):
+        raise ValueError(f"engine: contradicts the kind, {sidecar.kind}")
+    if (
+        sidecar.quantisation is not None
+        and sidecar.quantisation.get("format") not in NUMBER_FORMATS
+    ):
+        raise ValueError(f"quantisation.format: is none of {', '.join(NUMBER_FORMATS)}")
+
+
+def tensors_of(preprocessing: Preprocessing, classes: int) -> dict[str, dict[str, Any]]:
+    """Dtype and shape of the input and the output of every artefact."""
+    image = ["batch", 3, preprocessing.height, preprocessing.width]
+    return {
+        INPUT_NAME: {"dtype": "float32", "shape": image},
+        OUTPUT_NAME: {"dtype": "float32", "shape": ["batch", classes]},
+    }
 
 
 def sidecar_path(artefact: Path) -> Path:
@@ -202,20 +238,28 @@ def read_sidecar(artefact: Path) -> Sidecar:
             "the sidecar too, or export the checkpoint again"
         )
     values = read_json(path)
-    try:
-        if values["format"] != FORMAT:
-            raise UserError(
-                f"{path}: has format {values['format']}, this release reads {FORMAT}; export the "
-                "checkpoint again"
-            )
-        sidecar = Sidecar.from_json(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
         raise UserError(
-            f"{path}: is no sidecar of ours or is damaged (problem with {error}); export the "
-            "checkpoint again"
+            f"{path}: has format {str(values['format'])[:20]}, this release reads {FORMAT}; export "
+            "the checkpoint again"
+        )
+    try:
+        sidecar = Sidecar.from_json(values)
+    except (ValueError, UserError) as error:
+        raise UserError(
+            f"{path}: is no sidecar of ours or is damaged (problem with {_reason(error)}); export "
+            "the checkpoint again"
         ) from None
     check_file(artefact, sidecar.file, f"its sidecar {path.name}")
     return sidecar
+
+
+def _reason(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return " ".join(str(error).split())
 
 
 def rebuild_command(sidecar: Sidecar, *, target: str | None = None) -> str:

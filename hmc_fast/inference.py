@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from hmc_fast.devices import autocast, precision_dtype, return_free_memory
@@ -52,9 +53,8 @@ def prepare(
     Args:
         model: of the registry, or a module around one.
         precision: of :data:`hmc_fast.devices.PRECISIONS`, by autocast.
-        compile: by ``torch.compile`` with parameters frozen. It takes some 20 s for each shape of
-            images and, measured for HMC-Net on one thread, saves 2 to 4 % of a film: at 1024² it
-            pays from 150 films on, so never unasked. Call the model without gradients.
+        compile: by ``torch.compile`` with parameters frozen. It takes long for each shape of images
+            and pays for many films alone, so never unasked. Call the model without gradients.
         backend: of the attention, as in :func:`hmc_fast.create_model`; None for the model's.
 
     Raises:
@@ -109,8 +109,8 @@ def folded(model: Model, keep: Collection[str] = ()) -> Model:
         for conv_name, norm_name in list(_pairs(module)):
             conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
             if f"{name}.{conv_name}".lstrip(".") not in keep and _foldable(conv, norm):
-                _fold(conv, norm)
-                setattr(module, norm_name, nn.Identity())
+                module.set_submodule(conv_name, fuse(conv, norm))
+                module.set_submodule(norm_name, nn.Identity())
     return result
 
 
@@ -137,15 +137,13 @@ def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     )
 
 
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """In fp64, rounded once."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    like = conv.weight
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    shift = norm.bias.double() - norm.running_mean.double() * scale
-    if conv.bias is not None:
-        shift += conv.bias.double() * scale
-    weight = like.double() * scale[:, None, None, None]
-    conv.weight = nn.Parameter(weight.detach().to(like.dtype), like.requires_grad)
-    conv.bias = nn.Parameter(shift.detach().to(like.dtype), like.requires_grad)
+def fuse(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A convolution that does what ``conv`` and then ``norm`` do, in evaluation mode.
+
+    Computed in fp64 and rounded once, to the dtype of ``conv``.
+    """
+    exact_conv, exact_norm = copy.deepcopy(conv).eval(), copy.deepcopy(norm).eval()
+    fused = fuse_conv_bn_eval(exact_conv.double(), exact_norm.double()).to(conv.weight.dtype)
+    for parameter in fused.parameters():
+        parameter.requires_grad_(conv.weight.requires_grad)
+    return fused

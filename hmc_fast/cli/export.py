@@ -1,6 +1,7 @@
 """``hmc-fast export``: ONNX files, TensorRT engines, kernels and Triton model repositories."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,11 +11,9 @@ import typer
 from hmc_fast.cli import options
 from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
-from hmc_fast.progress import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from hmc_fast.data import Film
     from hmc_fast.export import EngineOptions, OnnxExport, Sidecar
 
 export = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -73,20 +72,10 @@ def onnx(
 
     target = out or checkpoint.with_suffix(".onnx")
     check_output(target, checkpoint)
+    films = _calibration_films(quantise, calibration, calibration_films)
     make_folder(target.parent)
-    with progress_bar("steps") as report:
-        graph = _graph(
-            checkpoint,
-            precision,
-            batch,
-            size,
-            quantise,
-            calibration,
-            calibration_films,
-            report,
-            runtime=runtime,
-        )
-        sidecar = write_onnx(graph, checkpoint, target)
+    graph = _graph(checkpoint, precision, batch, size, quantise, films, runtime=runtime)
+    sidecar = write_onnx(graph, checkpoint, target)
     _print(sidecar, target, as_json)
 
 
@@ -148,19 +137,9 @@ def tensorrt(
     if plugin and quantise is not None:
         raise UserError("--plugin and --quantise exclude each other: our kernels take no int8")
     check_options(chosen, path)
+    films = _calibration_films(quantise, calibration, calibration_films)
     precision = precision or ("fp16" if quantise is None else "fp32")
-    with progress_bar("steps") as report:
-        graph = _graph(
-            checkpoint,
-            precision,
-            batch,
-            size,
-            quantise,
-            calibration,
-            calibration_films,
-            report,
-            engine=chosen,
-        )
+    graph = _graph(checkpoint, precision, batch, size, quantise, films, engine=chosen)
     with progress_bar("percent") as report:
         sidecar = write_engine(graph, checkpoint, path, chosen, on_progress=report)
     _print(sidecar, path, as_json)
@@ -277,36 +256,38 @@ def _graph(
     batch: str | None,
     size: int | None,
     number_format: str | None,
-    calibration: Path | None,
-    films: int,
-    report: Progress,
+    films: Sequence["Film"],
     *,
     runtime: str = "onnxruntime",
     engine: "EngineOptions | None" = None,
 ) -> "OnnxExport":
+    """The graph, quantised where a ``number_format`` is given, calibrated on ``films``."""
+    from hmc_fast.data import film_image
     from hmc_fast.export.onnx_export import make_onnx
     from hmc_fast.export.quantize import quantise
     from hmc_fast.export.sidecar import Profile
 
-    if (number_format is None) != (calibration is None):
-        raise UserError("--quantise and --calibration go together: a format, and films for it")
-    graph = make_onnx(
-        checkpoint,
-        precision=precision,
-        profile=None if batch is None else Profile.parse(batch),
-        size=size,
-        runtime=runtime,
-        engine=engine is not None,
-        plugin=engine is not None and engine.plugin,
-        gpu_memory_gib=None if engine is None else _memory(engine, batch),
-        on_progress=report,
-    )
-    if number_format is None or calibration is None:
-        return graph
-    images = _calibration_images(graph, calibration, films)
-    return quantise(
-        graph, images, number_format, on_image=lambda n: report("calibrating", n, len(images))
-    )
+    with progress_bar("steps") as report:
+        graph = make_onnx(
+            checkpoint,
+            precision=precision,
+            profile=None if batch is None else Profile.parse(batch),
+            size=size,
+            runtime=runtime,
+            engine=engine is not None,
+            plugin=engine is not None and engine.plugin,
+            gpu_memory_gib=None if engine is None else _memory(engine, batch),
+            on_progress=report,
+        )
+        if number_format is None:
+            return graph
+        preprocessing = graph.sidecar.preprocessing
+        images = [
+            preprocessing.normalise(film_image(film.path, preprocessing).image) for film in films
+        ]
+        return quantise(
+            graph, images, number_format, on_image=lambda n: report("calibrating", n, len(images))
+        )
 
 
 def _memory(engine: "EngineOptions", batch: str | None) -> float | None:
@@ -316,14 +297,16 @@ def _memory(engine: "EngineOptions", batch: str | None) -> float | None:
     return engine.gpu_memory_gib or (DEFAULT_GPU_GIB if batch is None else None)
 
 
-def _calibration_images(graph: "OnnxExport", folder: Path, count: int) -> list["Tensor"]:
-    from hmc_fast.data import FilmCache, read_films
+def _calibration_films(number_format: str | None, folder: Path | None, count: int) -> list["Film"]:
+    """So many films of the folder, evenly spread; none where nothing is quantised."""
+    from hmc_fast.data import read_films
 
+    if (number_format is None) != (folder is None):
+        raise UserError("--quantise and --calibration go together: a format, and films for it")
+    if folder is None:
+        return []
     films = read_films(folder)
-    step = max(1, len(films) // count)
-    preprocessing = graph.sidecar.preprocessing
-    cache = FilmCache(preprocessing)
-    return [preprocessing.normalise(cache.image(film.path)) for film in films[::step][:count]]
+    return films[:: max(1, len(films) // count)][:count]
 
 
 def _print(sidecar: "Sidecar", path: Path, as_json: bool) -> None:

@@ -41,14 +41,15 @@ def verify(
     from dataclasses import asdict, replace
 
     from hmc_fast.data import read_films
-    from hmc_fast.export.sidecar import read_sidecar, record_verification
+    from hmc_fast.export.sidecar import read_sidecar, record_verification, sidecar_path
     from hmc_fast.export.verify import BOUNDS, checks
     from hmc_fast.export.verify import verify as run_verification
     from hmc_fast.files import refuse_overwrite, write_json
 
     sidecar = read_sidecar(artefact)
     if out is not None:
-        refuse_overwrite(out, artefact, artefact.parent / sidecar.checkpoint.name, data)
+        origin = checkpoint or artefact.parent / sidecar.checkpoint.name
+        refuse_overwrite(out, artefact, sidecar_path(artefact), origin, data)
     given = {"logit": max_logit, "auc": max_auc}
     changes = {name: value for name, value in given.items() if value is not None}
     bounds = replace(BOUNDS[sidecar.numerics], **changes)

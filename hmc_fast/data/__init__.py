@@ -1,6 +1,7 @@
 """Films, their labels and their folds."""
 
 from hmc_fast.data.dataset import FilmCache, FilmDataset
+from hmc_fast.data.film_image import film_image
 from hmc_fast.data.films import Film, Finding, rotated_copies
 from hmc_fast.data.folds import PROTOCOLS, Folds, make_folds, read_folds
 from hmc_fast.data.mias import read_mias
@@ -20,6 +21,7 @@ __all__ = [
     "Folds",
     "Preprocessing",
     "Task",
+    "film_image",
     "make_folds",
     "read_films",
     "read_folds",

@@ -10,12 +10,12 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from hmc_fast.data.film_image import film_image
 from hmc_fast.data.films import Film
 from hmc_fast.data.frame import Frame
 from hmc_fast.data.lesions import crop_box, lesion_mask
 from hmc_fast.data.pixels import pixel_digest, read_pixels
 from hmc_fast.data.preprocessing import Preprocessing
-from hmc_fast.errors import UserError
 
 
 class FilmCache:
@@ -63,11 +63,7 @@ class FilmCache:
 
     def _load(self, path: Path) -> "_CachedFilm":
         if path not in self._films:
-            pixels = read_pixels(path, allow_raw=self._allow_raw)
-            try:
-                image, frame = self.preprocessing.place(pixels)
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from None
+            pixels, image, frame = film_image(path, self.preprocessing, allow_raw=self._allow_raw)
             self._films[path] = _CachedFilm(image, pixel_digest(pixels), frame)
         return self._films[path]
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from hmc_fast.checkpoint import CheckpointMetadata, LoadedModel
-from hmc_fast.data import TASKS, Film, Preprocessing, read_pixels
+from hmc_fast.data import TASKS, Film, Preprocessing, film_image
 from hmc_fast.data.lesions import lesion_mask
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.predict import film_logits
@@ -134,12 +134,9 @@ def explain_film(
     """
     model, metadata = loaded
     methods = usual_methods(model) if methods is None else check_methods(methods)
-    pixels = read_pixels(film.path)
+    pixels, placed, _ = film_image(film.path, metadata.preprocessing)
     device = next(model.parameters()).device
-    try:
-        image = metadata.preprocessing(pixels).to(device)
-    except UserError as error:
-        raise UserError(f"{film.path}: {error}") from None
+    image = metadata.preprocessing.normalise(placed).to(device)
     with torch.no_grad():
         logits = film_logits(model, image[None], metadata.preprocessing)[0]
     if not logits.isfinite().all():
@@ -172,7 +169,7 @@ def explain_film(
         class_names=metadata.class_names,
         probabilities=tuple(logits.softmax(0).tolist()),
         class_index=class_index,
-        image=metadata.preprocessing.place(pixels)[0][0].numpy(),
+        image=placed[0].numpy(),
         picture=display.place(pixels)[0][0].numpy(),
         outline=lesion_in(display, pixels, film),
         lesions=lesions,

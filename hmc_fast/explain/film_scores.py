@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmc_fast.checkpoint import LoadedModel
-from hmc_fast.data import TASKS, Film, read_pixels
+from hmc_fast.data import TASKS, Film, film_image, read_pixels
 from hmc_fast.errors import UserError
 from hmc_fast.explain.film import lesion_in
 from hmc_fast.explain.methods import SCALE, ScoreOptions, activation_map
@@ -71,9 +71,9 @@ class FilmScorer:
 
     def baselines(self, film: Film) -> list[FilmScore]:
         """The two maps that need no model, for a film whose lesion the model sees."""
-        pixels = read_pixels(film.path)
+        pixels, placed, _ = film_image(film.path, self.metadata.preprocessing)
         lesion = self._lesion(film, pixels)
-        brightness = self.metadata.preprocessing.place(pixels)[0][0].numpy()
+        brightness = placed[0].numpy()
         maps = {UNIFORM: np.ones_like(brightness), BRIGHTNESS: brightness}
         return [
             FilmScore(
@@ -102,9 +102,9 @@ class FilmScorer:
 
         Raises :class:`UserError` where the model's output is not finite.
         """
-        pixels = read_pixels(film.path)
+        pixels, placed, _ = film_image(film.path, self.metadata.preprocessing)
         lesion = self._lesion(film, pixels)
-        image = self.metadata.preprocessing(pixels).to(self.device)
+        image = self.metadata.preprocessing.normalise(placed).to(self.device)
         class_index = max(1, TASKS[self.metadata.task].classes[film.severity])
         options = ScoreOptions(channels=channels)
         values, used_layer = _map(self.model, image, method, class_index, layer, options)

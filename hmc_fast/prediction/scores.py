@@ -12,7 +12,7 @@ from scipy.special import softmax
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hmc_fast.data import Preprocessing, read_pixels
+from hmc_fast.data import Preprocessing, film_image
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.bilateral import OWN_RULE, compare_logits
 from hmc_fast.evaluation.predict import film_logits
@@ -149,7 +149,8 @@ class _Films(Dataset[_Read]):
         try:
             if file_digest(path) != entry.sha256:
                 return _Read(None, "changed after the list of films was made")
-            return _Read(self.preprocessing(read_pixels(path)), "")
+            image = film_image(path, self.preprocessing).image
+            return _Read(self.preprocessing.normalise(image), "")
         except UserError as error:
             return _Read(None, _reason(str(error), path))
         except Exception as error:  # one film must not stop an archive, whatever is wrong with it

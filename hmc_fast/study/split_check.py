@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from hmc_fast.data import Film, Preprocessing, read_pixels
+from hmc_fast.data import Film, Preprocessing, film_image
 from hmc_fast.data.mias import patient_in_name
 from hmc_fast.errors import UserError
 from hmc_fast.files import read_json
@@ -80,7 +80,7 @@ def check_split(
     preprocessing = Preprocessing.square(SIDE)
     pixels = []
     for film in split:
-        pixels.append(preprocessing.place(read_pixels(film.path))[0][0].numpy())
+        pixels.append(film_image(film.path, preprocessing).image[0].numpy())
         on_progress("comparing films", 1, len(split))
     pairs = near_duplicates(pixels, [film.side for film in split])
     return SplitReport(

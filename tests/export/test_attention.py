@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 from hmc_fast import UserError, create_model
 from hmc_fast.checkpoint import load_model
 from hmc_fast.export import attention, export_onnx, load, make_onnx, read_sidecar
-from hmc_fast.export.attention import FORMS, block_rows
+from hmc_fast.export.attention import FORMS, block_rows, decompositions
+from hmc_fast.export.onnx_export import to_onnx
 from hmc_fast.export.serving import ServingOptions, write_model_repository
+from hmc_fast.kernels import attention as attention_of_one
 from hmc_fast.kernels import multi_scale_attention
 
 
@@ -77,6 +81,61 @@ def test_scores_of_80_do_no_harm_in_half_precision(name: str) -> None:
     (out,) = FORMS[name].attend(half[0][0], half[1], half[2], 0.7)
     # A score of 80 is rounded to 1/16 in fp16 before the softmax sees it.
     torch.testing.assert_close(out.double(), expected[0], atol=0.08, rtol=0.08)
+
+
+class Packed(nn.Module):
+    """One and two sources of attention on ``[B, N, H, 8 + 8 + 16]``: queries, keys, values."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = x.to(self.dtype).split([8, 8, 16], dim=-1)
+        (one, _), (two, _, _) = (
+            attention_of_one(q, k, v, scale=1.0, backend="reference"),
+            multi_scale_attention(
+                q, [k, k[:, ::2]], [v, v[:, ::2, :, :4]], scale=1.0, backend="reference"
+            ),
+        )
+        return torch.cat([one, *two], dim=-1).float()
+
+
+@pytest.mark.systems
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("name", "block", "softmaxes"),
+    [
+        pytest.param("blocks", 16, 6, id="blocks"),
+        pytest.param("blocks", 1024, 2, id="whole"),
+        pytest.param("equal-widths", 1024, 3, id="equal-widths"),
+    ],
+)
+def test_scores_of_80_through_onnx_runtime(
+    name: str, block: int, softmaxes: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 48, 2, 32, generator=generator)
+    x[..., :8] *= 12
+    q, k, _ = x.split([8, 8, 16], dim=-1)
+    scores = torch.einsum("bmhd,bnhd->bhmn", q, k)
+    assert scores.min() < -80
+    assert scores.max() > 80
+    batch = torch.export.Dim("batch", min=1, max=8)
+    program = torch.export.export(
+        Packed(dtype), (x[:2],), dynamic_shapes=({0: batch},), strict=False
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "block_rows", lambda keys: block)
+        content = to_onnx(program.run_decompositions(decompositions(FORMS[name])), 20)
+    nodes = [node.op_type for node in onnx.load_from_string(content).graph.node]
+    assert nodes.count("Softmax") == softmaxes
+    session = onnxruntime.InferenceSession(content)
+    (found,) = session.run(None, {"images": x.numpy()})
+    expected = Packed(torch.float64)(x.to(dtype).double()).numpy()
+    # A score of 80 is rounded to 1/16 in fp16 before the softmax sees it.
+    bound = 1e-4 if dtype == torch.float32 else 0.08
+    np.testing.assert_allclose(found, expected, atol=bound, rtol=bound)
 
 
 def test_blocks_bound_the_scores() -> None:

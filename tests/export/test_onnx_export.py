@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from hmc_fast import UserError, create_model, load_model
-from hmc_fast.export import OnnxExport, Profile, make_onnx
+from hmc_fast.cli.app import run as run_command
+from hmc_fast.export import OnnxExport, Profile, load, make_onnx, read_sidecar
+from hmc_fast.export.onnx_export import OPSETS
 from hmc_fast.export.precision import PreciseModel
+from hmc_fast.models.registry import MODEL_NAMES
 
 pytestmark = pytest.mark.systems  # a real runtime, exports of several models
 
@@ -127,6 +130,50 @@ def test_bf16_needs_a_later_opset(save_model: Callable[..., Path], tmp_path: Pat
     graph = onnx.load_from_string(export.content)
     assert graph.opset_import[0].version == export.sidecar.opset == 22
     assert onnx.TensorProto.BFLOAT16 in {t.data_type for t in graph.graph.initializer}
+
+
+@pytest.mark.parametrize("opset", [18, 20, 23])
+def test_opsets_from_the_exporters_lowest_to_the_newest_that_runtimes_take(
+    checkpoint: Path, opset: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPSETS, "fp32", opset)
+    export = make_onnx(checkpoint)
+    graph = onnx.load_from_string(export.content)
+    assert [(s.domain, s.version) for s in graph.opset_import] == [("", opset)]
+    assert export.sidecar.opset == opset
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        expected = load_model(checkpoint).model(images)
+    assert (run(export.content, images) - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_model_at_224(name: str, save_model: Callable[..., Path], tmp_path: Path) -> None:
+    fixed_size = {"image_size": 224} if name == "vit_b_16" else {}
+    path = save_model(create_model(name, **fixed_size), tmp_path / "m.safetensors", 224)  # type: ignore[arg-type]  # one keyword
+    content = make_onnx(path).content
+    images = torch.randn(3, 3, 224, 224)
+    with torch.inference_mode():
+        expected = load_model(path).model(images)
+    torch.testing.assert_close(run(content, images), expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch", ["1,1,1", "1,4,8"])
+def test_hmc_net_on_films_that_are_not_square(
+    batch: str, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """From the command and from Python, for a static batch and a dynamic one."""
+    path = save_model(create_model("hmc_net"), tmp_path / "m.safetensors", (960, 544))
+    out = tmp_path / "m.onnx"
+    assert run_command(["export", "onnx", str(path), "--out", str(out), "--batch", batch]) == 0
+    profile = Profile.parse(batch)
+    export = make_onnx(path, profile=profile)
+    assert read_sidecar(out).profile == export.sidecar.profile == profile
+    assert out.read_bytes() == export.content
+    images = torch.randn(2, 3, 960, 544)
+    with torch.inference_mode():
+        expected = load_model(path).model(images)
+    torch.testing.assert_close(load(out)(images), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_another_size(checkpoint: Path) -> None:

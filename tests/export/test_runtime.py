@@ -106,6 +106,60 @@ def test_a_sidecar_that_is_missing_or_damaged(artefact: Path, tmp_path: Path) ->
         load(tmp_path)
 
 
+NESTED = "[" * 100_000
+DAMAGE: list[tuple[str, str, str]] = [
+    ('"task": "malignant"', '"task": "sight"', "unknown task 'sight'"),
+    ('"precision": "fp32"', '"precision": "fp64"', "precision: "),
+    ('"precision": "fp32"', '"precision": 32', "precision: "),
+    ('"kind": "onnx"', '"kind": "engine"', "engine: contradicts the kind"),
+    ('"kind": "onnx"', '"kind": "script"', "kind: "),
+    ('"quantisation": null', '"quantisation": {"format": "int3"}', "quantisation.format: "),
+    ('"attention": "blocks"', '"attention": "rows"', "attention: is none of"),
+    ('"opset": 20', '"opset": "20"', "opset: "),
+    ('"opset": 20', '"opset": true', "opset: "),
+    ('"opset": 20', '"opset": 1e999', "not JSON compliant"),
+    ('"minimum": 1', '"minimum": 0', "needs 1 <= min"),
+    ('"height": 64', '"height": 64.5', "preprocessing.height: "),
+    ('"height": 64', '"height": 96', "tensors: contradict"),
+    ('"height": 64', '"height": 65', "multiples of 32"),
+    ('"height": 64', '"heights": 64', "preprocessing.height"),
+    ('"trunk": "resnet18"', '"trunk": ["resnet18"]', "trunk: "),
+    ('"num_classes": 2', '"num_classes": 3', "model.num_classes: "),
+    ('"name": "hmc_net_resnet18"', '"name": "../../x"', "model.name: "),
+    ('"name": "model.onnx"', '"name": "../model.onnx"', "file.name: "),
+    ('"name": "model.onnx"', '"name": ""', "file.name: "),
+    ('"verified": null', '"verified": Infinity', "not JSON compliant"),
+    ('"verified": null', f'"verified": {NESTED}', "nested too deeply"),
+    ('"verified": null', '"verified": null, "extra": 1', "extra: "),
+    ('"malignant"\n  ]', '"malignant", "x"\n  ]', "class_names: "),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), DAMAGE, ids=lambda text: text[:24])
+def test_every_field_of_a_sidecar_is_checked(
+    artefact: Path, old: str, new: str, message: str
+) -> None:
+    path = sidecar_path(artefact)
+    text = path.read_text()
+    assert text.count(old) >= 1, old
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        read_sidecar(artefact)
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_sizes_that_contradict_the_graph(artefact: Path, runtime: str) -> None:
+    path = sidecar_path(artefact)
+    path.write_text(
+        re.sub(r"\b64(,?)\n", r"96\1\n", path.read_text()).replace('"maximum": 96', '"maximum": 64')
+    )
+    assert read_sidecar(artefact).preprocessing.height == 96
+    with pytest.raises(UserError, match=r"holds .*64, 64.* its sidecar says .*96, 96"):
+        load(artefact, runtime=runtime)
+
+
 def test_a_graph_of_a_later_opset(artefact: Path, checkpoint: Path) -> None:
     import onnx
 

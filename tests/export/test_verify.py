@@ -149,10 +149,14 @@ def test_a_wrong_artefact_fails(
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        (lambda values: values["class_names"].reverse(), "classes"),
+        (lambda values: values["class_names"].reverse(), "class_names"),
         (lambda values: values["preprocessing"].update(face_left=True), "preprocessing"),
         (lambda values: values["preprocessing"].update(mean=[0.0, 0.0, 0.0]), "preprocessing"),
-        (lambda values: values.update(task="abnormal"), "task"),
+        (lambda values: values.update(task="abnormal"), "class_names"),
+        (
+            lambda values: values.update(task="abnormal", class_names=["normal", "abnormal"]),
+            "task",
+        ),
         (lambda values: values["model"].update(name="resnet18"), "model"),
     ],
 )
@@ -170,6 +174,8 @@ def test_a_sidecar_that_tells_other_than_the_checkpoint_is_refused(
     change(values)
     path.write_text(json.dumps(values))
     message = f"its sidecar has another {name} than the checkpoint"
+    if name == "class_names":
+        message = "class_names: are not those of the task"
     assert message in fails("verify", artefact, "--data", phantom_folder)
     assert message in fails("export", "triton-server", artefact, "--out", tmp_path / "served")
 
