@@ -75,6 +75,7 @@ def predict(
             "--bilateral/--own", help="Compare films with the other breast's, or none of them."
         ),
     ] = None,
+    allow_raw: options.AllowRaw = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Class probabilities of one film or an archive. Research only, no diagnosis.
@@ -122,9 +123,10 @@ def predict(
         "preprocessing": metadata.preprocessing.to_json(),
         "precision": precision,
         "bilateral": compare,
+        "allow_raw": allow_raw,
     }
     batch = batch_size or (1 if out is None else BULK_BATCH)
-    scorer = Scorer(models, metadata.preprocessing, compare, batch, workers)
+    scorer = Scorer(models, metadata.preprocessing, compare, batch, workers, allow_raw)
     job = PredictionJob(sources, scorer, scoring, metadata.class_names, level)
     record = {
         "model": metadata.model.to_json(),

@@ -226,7 +226,7 @@ def _doubles(films: Sequence[Entry]) -> dict[str, str]:
 
 def _pixels(entry: Entry) -> str | None:
     try:
-        return pixel_digest(read_pixels(Path(entry.path)))
+        return pixel_digest(read_pixels(Path(entry.path), allow_raw=True))
     except UserError:
         return None
 

@@ -49,6 +49,7 @@ class Scorer:
             classes.
         batch_size: films a forward pass.
         workers: processes that read films ahead; 0 reads them in this one.
+        allow_raw: also score DICOM images that are for processing.
     """
 
     models: Sequence[PreparedModel]
@@ -56,6 +57,7 @@ class Scorer:
     compare: bool
     batch_size: int = 8
     workers: int = 0
+    allow_raw: bool = False
 
     def score(
         self, entries: Sequence[Entry], on_films: Callable[[int], object] = lambda count: None
@@ -90,7 +92,7 @@ class Scorer:
     def _batches(
         self, chosen: Sequence[int], entries: Sequence[Entry]
     ) -> Iterator[dict[int, _Read]]:
-        films = _Films([entries[index] for index in chosen], self.preprocessing)
+        films = _Films([entries[index] for index in chosen], self.preprocessing, self.allow_raw)
         loader: DataLoader[_Read] = DataLoader(
             films, self.batch_size, num_workers=self.workers, collate_fn=list
         )
@@ -136,9 +138,12 @@ class Scorer:
 class _Films(Dataset[_Read]):
     """The films' images, each read where it is asked for."""
 
-    def __init__(self, entries: Sequence[Entry], preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], preprocessing: Preprocessing, allow_raw: bool
+    ) -> None:
         self.entries = entries
         self.preprocessing = preprocessing
+        self.allow_raw = allow_raw
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -149,7 +154,7 @@ class _Films(Dataset[_Read]):
         try:
             if file_digest(path) != entry.sha256:
                 return _Read(None, "changed after the list of films was made")
-            image = film_image(path, self.preprocessing).image
+            image = film_image(path, self.preprocessing, allow_raw=self.allow_raw).image
             return _Read(self.preprocessing.normalise(image), "")
         except UserError as error:
             return _Read(None, _reason(str(error), path))

@@ -11,7 +11,7 @@ from hmc_fast.data.dicom import is_dicom
 from hmc_fast.data.table import SIDES
 from hmc_fast.errors import UserError
 
-PICTURE_SUFFIXES = (".pgm", ".png")
+PICTURE_SUFFIXES = (".pgm", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
 TABLE_SUFFIX = ".csv"
 DICOMDIR = "DICOMDIR"
 PATH_COLUMN = "path"

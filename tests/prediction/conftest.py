@@ -98,6 +98,11 @@ def write_dicom(path: Path, seed: int, **attributes: object) -> Path:
 
 
 @pytest.fixture
+def save_dicom() -> Callable[..., Path]:
+    return write_dicom
+
+
+@pytest.fixture
 def archive(tmp_path: Path) -> Path:
     """A DICOM tree: both views of both breasts of patient A, one film of B, of unknown side."""
     folder = tmp_path / "archive"
