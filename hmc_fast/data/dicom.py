@@ -1,34 +1,92 @@
-"""Mammograms in DICOM: the greyscale chain of PS3.4 N.2 and PS3.3 C.11, C.7.6.3.
+"""Mammograms in DICOM.
 
-Stored values → Modality LUT or rescale → VOI LUT or window (LINEAR, LINEAR_EXACT, SIGMOID; the
-first of several) → MONOCHROME1 inverted → scaled to 0…1 by the range that the last step can give,
-never by the picture's own extremes.
+All that can be told from the header is checked before a pixel is read or decoded; attributes that
+do not touch the pixels are not read at all, so that they cannot stop them.
 """
 
+import io
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+from pydicom.filereader import read_dataset, read_partial, read_preamble
+from pydicom.filewriter import write_file_meta_info
+from pydicom.tag import BaseTag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
 
+from hmc_fast.data.codestream import read_codestream
+from hmc_fast.data.decoder import DECODER
+from hmc_fast.data.greyscale import greyscale
+from hmc_fast.data.limits import MAX_FILE_BYTES, check_file_size, check_size
+from hmc_fast.data.rle import decode_rle
 from hmc_fast.errors import UserError
 
-MAX_SIDE = 16_384
-"""Largest height or width of a film that is read: twice that of a 50 µm digital mammogram."""
 PREAMBLE_BYTES = 128
 MAGIC = b"DICM"
 PHOTOMETRIC_INTERPRETATIONS = ("MONOCHROME1", "MONOCHROME2")
 MAMMOGRAPHY_MODALITY = "MG"
-MAMMOGRAPHY_SOP_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.1.2",  # For Presentation
-    "1.2.840.10008.5.1.4.1.1.1.2.1",  # For Processing
-)
+FOR_PROCESSING = "FOR PROCESSING"
+FOR_PROCESSING_CLASS = "1.2.840.10008.5.1.4.1.1.1.2.1"
+MAMMOGRAPHY_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.1.2", FOR_PROCESSING_CLASS)
+STACK_SOP_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.13.1.3": "a breast tomosynthesis",
+    "1.2.840.10008.5.1.4.1.1.13.1.4": "a set of breast projections",
+    "1.2.840.10008.5.1.4.1.1.13.1.5": "a set of breast projections",
+}
 RADIOGRAPHIC_MODALITIES = ("CR", "DX", "RG", "OT")
 """Modalities under which older mammograms travel; accepted where the body part is the breast."""
+FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+GROUP_TRANSFORMS = ("FrameVOILUTSequence", "PixelValueTransformationSequence")
+_HEADER = (
+    "SOPClassUID",
+    "Modality",
+    "BodyPartExamined",
+    "PresentationIntentType",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "VOILUTFunction",
+    "WindowCenter",
+    "WindowWidth",
+    *FUNCTIONAL_GROUPS,
+)
+_TAGS = [BaseTag(tag) for name in _HEADER if (tag := tag_for_keyword(name)) is not None]
+_PIXELS = BaseTag(0x7FE00010)
+CODECS = {
+    **dict.fromkeys(JPEGTransferSyntaxes, "jpeg"),
+    **dict.fromkeys(JPEGLSTransferSyntaxes, "jpeg-ls"),
+    **dict.fromkeys(JPEG2000TransferSyntaxes, "jpeg-2000"),
+}
+"""The codestream of each transfer syntax that is decoded in the child process."""
 
 
 def is_dicom(path: Path) -> bool:
@@ -38,18 +96,41 @@ def is_dicom(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC or path.suffix.lower() == ".dcm"
 
 
-def read_dicom(path: Path) -> NDArray[np.float32]:
+def read_dicom(path: Path, *, allow_raw: bool = False) -> NDArray[np.float32]:
     """Greyscale pixels ``[H, W]`` in 0…1, bright tissue on a dark ground.
 
     Raises :class:`UserError` where the file is damaged, holds no single greyscale picture or no
-    mammogram.
+    mammogram, or one that is for processing, unless ``allow_raw``.
     """
+    with _damage_of(path), path.open("rb") as file:
+        plain = _inflated(path, file)
+        _check_header(path, _parse(plain, pixels=False), allow_raw=allow_raw)
+        check_file_size(path)
+        dataset = _parse(plain, pixels=True)
+        if "PixelData" not in dataset:
+            raise UserError(f"{path}: has no pixels (no PixelData element)")
+        film = greyscale(_stored_pixels(path, dataset), dataset)
+        if film.min() == film.max():
+            raise UserError(
+                f"{path}: shows no picture, every pixel has the same grey after its window"
+            )
+        return film
+
+
+def dicom_size(path: Path) -> tuple[int, int]:
+    """Rows and columns, by the header alone; raises :class:`UserError` as :func:`read_dicom`."""
+    with _damage_of(path), path.open("rb") as file:
+        header = _parse(_inflated(path, file), pixels=False)
+        _check_header(path, header, allow_raw=True)
+        return int(header.Rows), int(header.Columns)
+
+
+@contextmanager
+def _damage_of(path: Path) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            dataset = dcmread(path)
-            _check_is_mammogram(path, dataset)
-            return greyscale(_stored_pixels(path, dataset), dataset)
+            yield
         except UserError:
             raise
         except InvalidDicomError:
@@ -58,87 +139,140 @@ def read_dicom(path: Path) -> NDArray[np.float32]:
             raise UserError(f"{path}: is damaged ({_summary(error)})") from None
 
 
-def dicom_size(path: Path) -> tuple[int, int]:
-    """Rows and columns, by the header alone; raises :class:`UserError` where it is damaged."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            header = dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
-            return int(header.Rows), int(header.Columns)
-        except Exception as error:  # a damaged header can break the parser anywhere
-            raise UserError(f"{path}: is damaged ({_summary(error)})") from None
+def _summary(error: Exception) -> str:
+    """The error in one line that a terminal can print."""
+    text = "".join(c if c.isprintable() else " " for c in str(error))
+    return f"{type(error).__name__}: {' '.join(text.split())}"[:200]
 
 
-def _stored_pixels(path: Path, dataset: FileDataset) -> NDArray[np.generic]:
-    if max(int(dataset.Rows), int(dataset.Columns)) > MAX_SIDE:
+def _inflated(path: Path, file: BinaryIO) -> BinaryIO:
+    """The file itself, or its content where that is deflated, never more than a film has."""
+    read_preamble(file, force=False)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return file
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    content = inflater.decompress(file.read(MAX_FILE_BYTES), MAX_FILE_BYTES)
+    if not inflater.eof:
+        raise UserError(f"{path}: is damaged, or larger than any single film when inflated")
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    plain = io.BytesIO()
+    plain.write(bytes(PREAMBLE_BYTES) + MAGIC)
+    write_file_meta_info(plain, FileMetaDataset(meta), enforce_standard=False)
+    plain.write(content)
+    return plain
+
+
+def _parse(file: BinaryIO, *, pixels: bool) -> FileDataset:
+    """The attributes that decide about the pixels, and the pixels themselves where asked."""
+
+    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
+        return tag > _PIXELS or (tag == _PIXELS and not pixels)
+
+    file.seek(0)
+    return read_partial(file, stop, specific_tags=[*_TAGS, _PIXELS])
+
+
+def _check_header(path: Path, header: Dataset, *, allow_raw: bool) -> None:
+    """Raises :class:`UserError` for what is no single mammogram that can be looked at."""
+    _check_is_mammogram(path, header)
+    _check_is_single(path, header)
+    raw = header.get("SOPClassUID") == FOR_PROCESSING_CLASS
+    if (raw or header.get("PresentationIntentType") == FOR_PROCESSING) and not allow_raw:
         raise UserError(
-            f"{path}: claims {dataset.Rows}x{dataset.Columns} pixels; at most {MAX_SIDE} a side"
+            f"{path}: is a raw detector image (for processing), another kind of input than the "
+            "model learnt from; give the one for presentation, or --allow-raw"
         )
+    photometric = _shown(header, "PhotometricInterpretation")
+    if photometric not in PHOTOMETRIC_INTERPRETATIONS or header.get("SamplesPerPixel", 1) != 1:
+        raise UserError(
+            f"{path}: has photometric interpretation {photometric}, needs MONOCHROME1 or 2 of one "
+            "sample"
+        )
+    check_size(path, int(header.Rows), int(header.Columns))
+    _check_bits(path, header)
+    for name in FUNCTIONAL_GROUPS:
+        for item in header.get(name) or ():
+            if any(transform in item for transform in GROUP_TRANSFORMS):
+                raise UserError(
+                    f"{path}: has its window in functional groups, which are not read; convert it "
+                    "to a Digital Mammography X-Ray Image"
+                )
+
+
+def _check_is_mammogram(path: Path, header: Dataset) -> None:
+    modality, body_part = header.get("Modality", ""), header.get("BodyPartExamined", "")
+    if not (
+        modality == MAMMOGRAPHY_MODALITY
+        or header.get("SOPClassUID") in (*MAMMOGRAPHY_SOP_CLASSES, *STACK_SOP_CLASSES)
+        or (modality in RADIOGRAPHIC_MODALITIES and body_part == "BREAST")
+    ):
+        raise UserError(
+            f"{path}: is no mammogram (modality {_shown(header, 'Modality')}, body part "
+            f"{_shown(header, 'BodyPartExamined')}); MG is needed, or a radiograph of the BREAST"
+        )
+
+
+def _check_is_single(path: Path, header: Dataset) -> None:
+    stack = STACK_SOP_CLASSES.get(str(header.get("SOPClassUID")))
+    if stack is not None:
+        raise UserError(f"{path}: is {stack}, give a two-dimensional mammogram")
+    frames = header.get("NumberOfFrames")
+    if frames is not None and int(frames) != 1:
+        raise UserError(f"{path}: holds {int(frames)} frames, give one picture a file")
+
+
+def _check_bits(path: Path, header: Dataset) -> None:
+    allocated, stored = int(header.BitsAllocated), int(header.BitsStored)
+    high = int(header.get("HighBit", stored - 1))
+    if allocated not in (8, 16) or not 1 <= stored <= allocated or high != stored - 1:
+        raise UserError(
+            f"{path}: has {allocated} bits allocated, {stored} stored, the highest {high}; needs 8 "
+            "or 16 allocated and the stored ones at their low end"
+        )
+    if header.get("PixelRepresentation", 0) not in (0, 1):
+        raise UserError(f"{path}: has pixel representation {header.PixelRepresentation}")
+
+
+def _shown(header: Dataset, name: str) -> str:
+    """An attribute for a message: short, and without what a terminal would obey."""
+    text = str(header.get(name) or "absent")
+    return "".join(c for c in text if c.isprintable())[:40]
+
+
+def _stored_pixels(path: Path, dataset: FileDataset) -> NDArray[np.integer]:
+    """Stored values ``[H, W]``, signed where the data set says so."""
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
     try:
-        stored = dataset.pixel_array
+        if syntax is None:
+            raise ValueError("the file does not say how they are encoded")
+        stored = _encapsulated(dataset, syntax) if syntax.is_encapsulated else dataset.pixel_array
     except Exception as error:  # decoders raise whatever their C libraries do
-        syntax = dataset.file_meta.get("TransferSyntaxUID")
         name = syntax.name if syntax else "no transfer syntax"
         raise UserError(
             f"{path}: its pixels cannot be decoded ({name}: {_summary(error)})"
         ) from None
-    if stored.ndim != 2:
-        raise UserError(f"{path}: holds {stored.shape[0]} frames, give one picture a file")
-    return stored
+    if dataset.get("PixelRepresentation", 0) == 0:
+        return stored
+    unused = 8 * stored.itemsize - int(dataset.BitsStored)
+    return (stored << unused).view(f"i{stored.itemsize}") >> unused
 
 
-def _summary(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-
-
-def greyscale(stored: NDArray[np.generic], dataset: Dataset) -> NDArray[np.float32]:
-    """Stored values to presentation values in 0…1, by the attributes of ``dataset``.
-
-    Raises ``ValueError`` for a transform whose result has no range.
-    """
-    lowest, highest = _modality_range(dataset)
-    values = apply_modality_lut(stored, dataset)
-    values = np.asarray(apply_voi_lut(values, dataset, index=0, prefer_lut=True), np.float64)
-    if "VOILUTSequence" in dataset:
-        lowest, highest = 0.0, float(2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-    if not highest > lowest:
-        raise ValueError("modality or VOI transform without a range")
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        values = (highest + lowest) - values
-    scaled = (values - lowest) / (highest - lowest)
-    return np.clip(scaled, 0.0, 1.0).astype(np.float32)
-
-
-def _check_is_mammogram(path: Path, dataset: FileDataset) -> None:
-    modality = dataset.get("Modality", "")
-    body_part = dataset.get("BodyPartExamined", "")
-    if not (
-        modality == MAMMOGRAPHY_MODALITY
-        or dataset.get("SOPClassUID") in MAMMOGRAPHY_SOP_CLASSES
-        or (modality in RADIOGRAPHIC_MODALITIES and body_part == "BREAST")
-    ):
-        raise UserError(
-            f"{path}: is no mammogram (modality {modality or 'absent'}, body part "
-            f"{body_part or 'absent'}); MG is needed, or a radiograph of the BREAST"
+def _encapsulated(dataset: FileDataset, syntax: UID) -> NDArray[np.integer]:
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if syntax == RLELossless:
+        return decode_rle(frame, rows, columns, int(dataset.BitsAllocated) // 8)
+    if syntax not in CODECS:
+        raise ValueError("it is not supported")
+    codestream = read_codestream(frame)
+    if codestream.codec != CODECS[syntax]:
+        raise ValueError(f"the codestream is {codestream.codec}, not {CODECS[syntax]}")
+    if (codestream.rows, codestream.columns, codestream.components) != (rows, columns, 1):
+        raise ValueError(
+            f"the codestream has {codestream.rows}x{codestream.columns} pixels of "
+            f"{codestream.components} components, the header {rows}x{columns} of 1"
         )
-    if "PixelData" not in dataset:
-        raise UserError(f"{path}: has no pixels (no PixelData element)")
-    photometric = dataset.get("PhotometricInterpretation", "absent")
-    if photometric not in PHOTOMETRIC_INTERPRETATIONS:
-        raise UserError(
-            f"{path}: has photometric interpretation {photometric}, needs MONOCHROME1 or 2"
-        )
-
-
-def _modality_range(dataset: Dataset) -> tuple[float, float]:
-    """Lowest and highest value that can leave the modality transform (PS3.3 C.11.2.1.2)."""
-    if dataset.get("ModalityLUTSequence"):
-        return 0.0, float(2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1)
-    bits = int(dataset.BitsStored)
-    signed = dataset.PixelRepresentation == 1
-    lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    slope = float(dataset.get("RescaleSlope", 1))
-    if not slope > 0:
-        raise ValueError(f"rescale slope {slope} is not positive")
-    intercept = float(dataset.get("RescaleIntercept", 0))
-    return lowest * slope + intercept, highest * slope + intercept
+    if not 2 <= codestream.bits <= int(dataset.BitsAllocated):
+        raise ValueError(f"the codestream has {codestream.bits} bits, more than allocated")
+    return DECODER.decode(frame, codestream, str(syntax))

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from hmc_fast.data.dicom import MAX_SIDE, dicom_size, is_dicom, read_dicom
+from hmc_fast.data.dicom import dicom_size, is_dicom, read_dicom
+from hmc_fast.data.limits import MAX_SIDE
 from hmc_fast.errors import UserError
 
 

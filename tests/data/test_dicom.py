@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from hmc_fast import UserError
 from hmc_fast.data import Preprocessing, read_pixels
-from hmc_fast.data.dicom import greyscale
+from hmc_fast.data.greyscale import greyscale
 
 STORED = np.arange(0, 4096, 13, dtype=np.uint16)[:315].reshape(-1, 5)
 

@@ -1,0 +1,131 @@
+"""Decoding of compressed frames, in a child process that may die of them.
+
+One child serves a process for as long as it lives; it is started at the first compressed film and
+again after a death. Threads take turns, and a forked process starts its own.
+"""
+
+import atexit
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmc_fast.data.codestream import Codestream
+
+WORKER = Path(__file__).with_name("decoding_worker.py")
+DEADLINE_S = 120.0
+"""A film of the largest size decodes in a tenth of this."""
+_CHUNK_BYTES = 2**20
+
+
+class Decoder:
+    """A child process that decodes one frame at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def decode(self, frame: bytes, header: Codestream, transfer_syntax: str) -> NDArray[np.integer]:
+        """Pixels ``[rows, columns]`` of 1 or 2 bytes.
+
+        Raises ``ValueError`` where the decoder complains, dies, or takes longer than
+        :data:`DEADLINE_S`.
+        """
+        request = {
+            "codec": header.codec,
+            "rows": header.rows,
+            "columns": header.columns,
+            "bits": header.bits,
+            "transfer_syntax": transfer_syntax,
+            "length": len(frame),
+        }
+        with self._lock:
+            pixels = self._ask(json.dumps(request).encode() + b"\n" + frame)
+        sample_bytes = 1 if header.bits <= 8 else 2
+        if len(pixels) != header.rows * header.columns * sample_bytes:
+            raise ValueError(f"the decoder gave {len(pixels)} bytes for the film")
+        return np.frombuffer(pixels, f"<u{sample_bytes}").reshape(header.rows, header.columns)
+
+    def close(self) -> None:
+        """End the child."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.communicate()
+
+    def forget(self) -> None:
+        """Leave the child to the process that this one was forked from."""
+        self._lock = threading.Lock()
+        self._child = None
+
+    def _ask(self, request: bytes) -> bytearray:
+        child = self._child
+        if child is None or child.poll() is not None:
+            child = self._start()
+        deadline = time.monotonic() + DEADLINE_S
+        answer: dict[str, Any] = {}
+        try:
+            assert child.stdin is not None  # it is a pipe
+            child.stdin.write(request)
+            child.stdin.flush()
+            answer = json.loads(_read_line(child, deadline))
+            pixels = _read(child, answer["length"], deadline)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, TimeoutError):
+                raise ValueError(f"the decoder took over {DEADLINE_S:.0f} s") from None
+            if isinstance(error, OSError | EOFError):
+                raise ValueError("the codestream ends the decoder") from None
+            raise
+        if answer["problem"]:
+            raise ValueError(f"the decoder complains: {' '.join(str(answer['problem']).split())}")
+        return pixels
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # -P keeps the working directory, where anything may be named like a decoder, off the path.
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        )
+        return self._child
+
+
+def _read_line(child: subprocess.Popen[bytes], deadline: float) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        line += _read(child, 1, deadline)
+    return line
+
+
+def _read(child: subprocess.Popen[bytes], size: int, deadline: float) -> bytearray:
+    """Raises ``EOFError`` where the child ends first, ``TimeoutError`` where it is too late."""
+    assert child.stdout is not None  # it is a pipe
+    descriptor = child.stdout.fileno()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    result = bytearray()
+    while len(result) < size:
+        left_ms = (deadline - time.monotonic()) * 1000
+        if left_ms <= 0 or not poll.poll(left_ms):
+            raise TimeoutError
+        chunk = os.read(descriptor, min(_CHUNK_BYTES, size - len(result)))
+        if not chunk:
+            raise EOFError
+        result += chunk
+    return result
+
+
+DECODER = Decoder()
+"""Of this process."""
+atexit.register(DECODER.close)
+os.register_at_fork(after_in_child=DECODER.forget)
