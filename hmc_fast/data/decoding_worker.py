@@ -59,9 +59,9 @@ def _answer(answers: BinaryIO, pixels: bytes, problem: str) -> None:
 
 
 def _by_openjpeg(frame: bytes, request: dict[str, Any]) -> bytes:
-    import openjpeg
+    from openjpeg.utils import decode
 
-    return bytes(openjpeg.decode(io.BytesIO(frame), j2k_format=0, reshape=False).data)
+    return bytes(decode(io.BytesIO(frame), j2k_format=0, reshape=False).data)
 
 
 def _by_gdcm(frame: bytes, request: dict[str, Any]) -> bytes:

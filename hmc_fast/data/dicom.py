@@ -4,11 +4,11 @@ All that can be told from the header is checked before a pixel is read or decode
 do not touch the pixels are not read at all, so that they cannot stop them.
 """
 
-import io
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +18,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
+from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset, read_partial, read_preamble
 from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag
@@ -156,11 +157,10 @@ def _inflated(path: Path, file: BinaryIO) -> BinaryIO:
     if not inflater.eof:
         raise UserError(f"{path}: is damaged, or larger than any single film when inflated")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    plain = io.BytesIO()
+    plain = DicomBytesIO()
     plain.write(bytes(PREAMBLE_BYTES) + MAGIC)
     write_file_meta_info(plain, FileMetaDataset(meta), enforce_standard=False)
-    plain.write(content)
-    return plain
+    return BytesIO(plain.getvalue() + content)
 
 
 def _parse(file: BinaryIO, *, pixels: bool) -> FileDataset:

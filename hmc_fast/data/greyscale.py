@@ -56,7 +56,7 @@ def _modality_values(stored: NDArray[np.int32], dataset: Dataset) -> NDArray[np.
     if dataset.get("ModalityLUTSequence"):
         return _looked_up(stored.astype(np.float64), dataset.ModalityLUTSequence[0], dataset)
     slope, intercept = _first(dataset, "RescaleSlope", 1.0), _first(dataset, "RescaleIntercept")
-    return stored * slope + intercept
+    return stored.astype(np.float64) * slope + intercept
 
 
 def _modality_range(dataset: Dataset) -> tuple[float, float]:
@@ -99,7 +99,7 @@ def _voi_lut(dataset: Dataset) -> Dataset | None:
     for item in list(dataset.get("VOILUTSequence") or ())[:1]:
         whole = item.get("LUTDescriptor") is not None and item.get("LUTData") is not None
         if whole or dataset.get("WindowCenter") is None:
-            return item
+            return Dataset(item)
     return None
 
 
@@ -117,7 +117,7 @@ def _looked_up(values: NDArray[np.float64], lut: Dataset, dataset: Dataset) -> N
     if len(table) < count:
         raise ValueError(f"a lookup table of {len(table)} entries, not of {count}")
     index = np.clip(np.trunc(values) - first, 0, count - 1).astype(np.int64)
-    return table[index]
+    return np.asarray(table[index])
 
 
 def _lut_maximum(lut: Dataset) -> float:

@@ -13,10 +13,11 @@ from hmc_fast.data.limits import MAX_SIDE
 from hmc_fast.errors import UserError
 
 
-def read_pixels(path: Path) -> NDArray[np.float32]:
+def read_pixels(path: Path, *, allow_raw: bool = False) -> NDArray[np.float32]:
     """Greyscale pixels ``[H, W]`` in 0…1, bright tissue on a dark ground.
 
-    DICOM files go through the whole greyscale chain, see :mod:`hmc_fast.data.dicom`.
+    DICOM files go through the whole greyscale chain, see :mod:`hmc_fast.data.greyscale`; those for
+    processing are refused unless ``allow_raw``.
 
     Raises :class:`UserError` where the file is missing, damaged, too large or not a film.
     """
@@ -28,7 +29,7 @@ def read_pixels(path: Path) -> NDArray[np.float32]:
         dicom = is_dicom(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return read_dicom(path) if dicom else _read_picture(path)
+    return read_dicom(path, allow_raw=allow_raw) if dicom else _read_picture(path)
 
 
 def film_size(path: Path) -> tuple[int, int]:

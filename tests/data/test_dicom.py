@@ -1,103 +1,31 @@
-"""The DICOM greyscale chain on real mammograms and against the standard's formulas."""
+"""DICOM mammograms: what is read, what is refused from the header, what damage says."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from pydicom import dcmread
-from pydicom.dataset import Dataset, FileMetaDataset
+from dicom_files import STORED, codestream, mammogram, save, with_frame
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
 
 from hmc_fast import UserError
-from hmc_fast.data import Preprocessing, read_pixels
-from hmc_fast.data.greyscale import greyscale
+from hmc_fast.data import Preprocessing, dicom, read_pixels
+from hmc_fast.data.limits import MAX_FILE_BYTES
+from hmc_fast.data.pixels import film_size
 
-STORED = np.arange(0, 4096, 13, dtype=np.uint16)[:315].reshape(-1, 5)
-
-
-def mammogram(stored: NDArray[np.generic] = STORED, **attributes: object) -> Dataset:
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.2"
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    dataset.Modality = "MG"
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.SamplesPerPixel = 1
-    dataset.Rows, dataset.Columns = stored.shape
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
-    dataset.PixelRepresentation = int(stored.dtype == np.int16)
-    dataset.PixelData = stored.tobytes()
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
-    return dataset
-
-
-def save(dataset: Dataset, path: Path) -> Path:
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
-def lut(first: int, bits: int, entries: list[int]) -> Dataset:
-    item = Dataset()
-    item.add_new(0x00283002, "US", [len(entries), first, bits])
-    item.add_new(0x00283006, "US", entries)
-    return item
-
-
-def test_without_window_the_stored_range_is_the_scale() -> None:
-    np.testing.assert_allclose(greyscale(STORED, mammogram()), STORED / 4095, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("function", "formula"),
-    [
-        ("LINEAR", lambda x, c, w: np.clip((x - (c - 0.5)) / (w - 1) + 0.5, 0, 1)),
-        ("LINEAR_EXACT", lambda x, c, w: np.clip((x - c) / w + 0.5, 0, 1)),
-        ("SIGMOID", lambda x, c, w: 1 / (1 + np.exp(-4 * (x - c) / w))),
-    ],
-)
-def test_the_first_window_by_the_formulas_of_ps3_3_c_11_2(function: str, formula: object) -> None:
-    dataset = mammogram(
-        WindowCenter=[2000, 100], WindowWidth=[1500, 9], VOILUTFunction=function,
-        RescaleSlope=2, RescaleIntercept=-100,
-    )  # fmt: skip
-    expected = formula(STORED * 2.0 - 100, 2000, 1500)  # type: ignore[operator]
-    np.testing.assert_allclose(greyscale(STORED, dataset), expected, atol=1e-6)
-
-
-def test_monochrome1_is_inverted_after_the_window() -> None:
-    attributes = {"WindowCenter": 1000, "WindowWidth": 700}
-    upright = greyscale(STORED, mammogram(**attributes))
-    inverted = greyscale(STORED, mammogram(PhotometricInterpretation="MONOCHROME1", **attributes))
-    np.testing.assert_allclose(inverted, 1 - upright, atol=1e-6)
-
-
-def test_signed_values_and_the_voi_lut() -> None:
-    signed = np.arange(-2048, 2048, 16, dtype=np.int16).reshape(-1, 4)
-    np.testing.assert_allclose(
-        greyscale(signed, mammogram(signed)), (signed + 2048) / 4095, atol=1e-6
-    )
-    table = [0, 10, 200, 255]
-    dataset = mammogram(VOILUTSequence=Sequence([lut(100, 8, table)]))
-    stored = np.array([[0, 100, 101, 102, 103, 4000]], np.uint16)
-    np.testing.assert_allclose(
-        greyscale(stored, dataset), np.array([[0, 0, 10, 200, 255, 255]]) / 255, atol=1e-6
-    )
-
-
-def test_a_modality_lut_sets_the_range(tmp_path: Path) -> None:
-    item = lut(0, 16, [0, 500, 65535])
-    item.ModalityLUTType = "US"
-    stored = np.array([[0, 1, 2, 9]], np.uint16)
-    dataset = mammogram(stored, ModalityLUTSequence=Sequence([item]))
-    np.testing.assert_allclose(
-        read_pixels(save(dataset, tmp_path / "lut.dcm")),
-        np.array([[0, 500, 65535, 65535]]) / 65535,
-        atol=1e-6,
-    )
+COMPRESSED = (JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
+NOISE = np.random.default_rng(1).integers(0, 4096, (40, 48), np.uint16)
 
 
 @pytest.mark.parametrize("slope", [0, -1])
@@ -166,14 +94,173 @@ def test_real_full_size_mammograms(real_data: Path, name: str, shape: tuple[int,
     assert 0.05 < film.mean() < 0.5
 
 
-@pytest.mark.real_data
-def test_the_vendors_first_voi_lut_is_used(real_data: Path) -> None:
-    path = real_data / "dicom" / "ge_ffdm_jpeglossless_voilut_sigmoid.dcm"
-    dataset = dcmread(path)
-    length, first, bits = dataset.VOILUTSequence[0].LUTDescriptor
-    table = np.asarray(dataset.VOILUTSequence[0].LUTData)
-    expected = table[np.clip(dataset.pixel_array.astype(int) - first, 0, length - 1)]
-    np.testing.assert_allclose(read_pixels(path), expected / (2**bits - 1), atol=1e-6)
-    del dataset.VOILUTSequence
-    sigmoid = 1 / (1 + np.exp(-4 * (dataset.pixel_array.astype(float) - 2653) / 900))
-    np.testing.assert_allclose(greyscale(dataset.pixel_array, dataset), sigmoid, atol=1e-4)
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"PresentationIntentType": "FOR PROCESSING"},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2.1"},
+    ],
+)
+def test_raw_detector_images_are_refused_unless_allowed(
+    tmp_path: Path, attributes: dict[str, object]
+) -> None:
+    path = save(mammogram(**attributes), tmp_path / "raw.dcm")
+    with pytest.raises(UserError, match="raw.dcm: is a raw detector image .for processing."):
+        read_pixels(path)
+    np.testing.assert_allclose(read_pixels(path, allow_raw=True), STORED / 4095, rtol=1e-6)
+    shown = save(mammogram(PresentationIntentType="FOR PRESENTATION"), tmp_path / "shown.dcm")
+    assert read_pixels(shown).shape == STORED.shape
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"NumberOfFrames": 60}, "holds 60 frames"),
+        ({"NumberOfFrames": 0}, "holds 0 frames"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}, "is a breast tomosynthesis"),
+        ({"Rows": 16384, "Columns": 16384}, "claims too many pixels, 16384x16384"),
+        ({"Rows": 0}, "claims 0x5 pixels"),
+        ({"HighBit": 15}, "the highest 15"),
+        ({"BitsStored": 20}, "20 stored"),
+        ({"BitsAllocated": 32}, "32 bits allocated"),
+        ({"PixelRepresentation": 7}, "pixel representation 7"),
+        ({"SamplesPerPixel": 3}, "needs MONOCHROME1 or 2 of one"),
+    ],
+)
+def test_the_header_is_refused_before_a_frame_is_decoded(
+    tmp_path: Path, attributes: dict[str, object], message: str
+) -> None:
+    dataset = with_frame(b"no codestream at all", RLELossless, mammogram(**attributes))
+    path = save(dataset, tmp_path / "header.dcm")
+    with pytest.raises(UserError, match=message):
+        read_pixels(path)
+    with pytest.raises(UserError, match=message):
+        film_size(path)
+
+
+def test_windows_in_functional_groups_are_refused(tmp_path: Path) -> None:
+    window, group = Dataset(), Dataset()
+    window.WindowCenter, window.WindowWidth = "1000", "10"
+    group.FrameVOILUTSequence = Sequence([window])
+    dataset = mammogram(SharedFunctionalGroupsSequence=Sequence([group]))
+    with pytest.raises(UserError, match="window in functional groups"):
+        read_pixels(save(dataset, tmp_path / "a.dcm"))
+
+
+def test_a_header_that_does_not_touch_the_pixels_does_not_stop_them(tmp_path: Path) -> None:
+    values = {
+        "SpecificCharacterSet": ("ISO_IR 192", "NO_SUCH_IR"),
+        "StudyDate": ("20200101", "99/99/99"),
+        "StudyTime": ("1200", "noon"),
+        "PatientAge": ("050Y", "old!"),
+        "PatientSize": ("1.70", "tall"),
+    }
+    dataset = mammogram(**{name: good for name, (good, _) in values.items()})
+    path = save(dataset, tmp_path / "a.dcm")
+    whole, content = read_pixels(path), path.read_bytes()
+    for good, bad in values.values():
+        assert content.count(good.encode()) == 1
+        content = content.replace(good.encode(), bad.encode())
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_pixels(path), whole)
+    # What stands behind the pixels may be cut or no DICOM at all.
+    path.write_bytes(content + b"\xff\xff\x01\x00OB\x00\x00\xff\xff\xff\x7fcut")
+    np.testing.assert_array_equal(read_pixels(path), whole)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of pydicom, which writes it
+def test_messages_hold_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    dataset = mammogram(
+        Modality="CT",
+        BodyPartExamined="\x1b]0;x\x07CHEST" + "T" * 500,
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.2",
+    )
+    with pytest.raises(UserError, match="no mammogram") as caught:
+        read_pixels(save(dataset, tmp_path / "a.dcm"))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+def test_a_film_without_a_picture_is_refused(tmp_path: Path) -> None:
+    dataset = mammogram(WindowCenter=100_000, WindowWidth=2)
+    with pytest.raises(UserError, match="shows no picture"):
+        read_pixels(save(dataset, tmp_path / "a.dcm"))
+
+
+def deflated(content: bytes) -> bytes:
+    meta = mammogram().file_meta
+    meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    file = DicomBytesIO()
+    write_file_meta_info(file, meta, enforce_standard=False)
+    return bytes(128) + b"DICM" + file.getvalue() + content
+
+
+def test_inflation_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = DicomBytesIO()
+    file.is_little_endian, file.is_implicit_VR = True, False
+    write_dataset(file, mammogram())
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    good = compressor.compress(file.getvalue()) + compressor.flush()
+    path = tmp_path / "a.dcm"
+    path.write_bytes(deflated(good))
+    np.testing.assert_allclose(read_pixels(path), STORED / 4095, rtol=1e-6)
+    path.write_bytes(deflated(good[:-9]))
+    with pytest.raises(UserError, match="is damaged"):
+        read_pixels(path)
+
+    monkeypatch.setattr(dicom, "MAX_FILE_BYTES", 2**20)
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    bomb = compressor.compress(file.getvalue() + bytes(2**25)) + compressor.flush()
+    path.write_bytes(deflated(bomb))
+    with pytest.raises(UserError, match="larger than any single film when inflated"):
+        read_pixels(path)
+
+
+def test_a_file_larger_than_any_film_is_not_read(tmp_path: Path) -> None:
+    path = save(mammogram(), tmp_path / "a.dcm")
+    with path.open("r+b") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(UserError, match="larger than any single film"):
+        read_pixels(path)
+
+
+@pytest.mark.parametrize("syntax", COMPRESSED)
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_compressed_films_are_those_that_were_compressed(
+    tmp_path: Path, syntax: str, dtype: type[np.generic]
+) -> None:
+    stored = (NOISE.astype(np.int32) - (2048 if dtype is np.int16 else 0)).astype(dtype)
+    plain = read_pixels(save(mammogram(stored), tmp_path / "a.dcm"))
+    frame = codestream(stored, syntax, tmp_path)
+    path = save(with_frame(frame, syntax, mammogram(stored)), tmp_path / "b.dcm")
+    np.testing.assert_array_equal(read_pixels(path), plain)
+
+
+@pytest.mark.parametrize("syntax", COMPRESSED)
+def test_a_codestream_that_contradicts_its_header_is_refused(tmp_path: Path, syntax: str) -> None:
+    frame = codestream(NOISE, syntax, tmp_path)
+    wrong = mammogram(NOISE[:-1])
+    with pytest.raises(UserError, match="codestream has 40x48 pixels .* the header 39x48"):
+        read_pixels(save(with_frame(frame, syntax, wrong), tmp_path / "a.dcm"))
+    other = JPEGLSLossless if syntax == JPEG2000Lossless else JPEG2000Lossless
+    with pytest.raises(UserError, match="cannot be decoded .*the codestream is jpeg"):
+        read_pixels(save(with_frame(frame, other, mammogram(NOISE)), tmp_path / "a.dcm"))
+
+
+@pytest.mark.parametrize("syntax", COMPRESSED)
+def test_damage_within_a_codestream_is_refused(tmp_path: Path, syntax: str) -> None:
+    frame = codestream(NOISE, syntax, tmp_path)
+    middle = len(frame) // 2
+    for damaged in (frame[:middle], frame[:middle] + bytes(400) + frame[middle + 400 :]):
+        path = save(with_frame(damaged, syntax, mammogram(NOISE)), tmp_path / "a.dcm")
+        with pytest.raises(UserError, match="cannot be decoded"):
+            read_pixels(path)
+
+
+def test_a_jpeg_ls_header_of_65535_a_side_leaves_the_process_alive(tmp_path: Path) -> None:
+    frame = bytearray(codestream(NOISE, JPEGLSLossless, tmp_path))
+    position = frame.index(b"\xff\xf7") + 5
+    frame[position : position + 4] = b"\xff" * 4
+    path = save(with_frame(bytes(frame), JPEGLSLossless, mammogram(NOISE)), tmp_path / "a.dcm")
+    with pytest.raises(UserError, match="codestream has 65535x65535 pixels"):
+        read_pixels(path)
