@@ -118,12 +118,12 @@ def read_dicom(path: Path, *, allow_raw: bool = False) -> NDArray[np.float32]:
         return film
 
 
-def dicom_size(path: Path) -> tuple[int, int]:
-    """Rows and columns, by the header alone; raises :class:`UserError` as :func:`read_dicom`."""
+def dicom_header(path: Path) -> tuple[int, int, int]:
+    """Rows, columns and bits stored, by the header; raises as :func:`read_dicom`."""
     with _damage_of(path), path.open("rb") as file:
         header = _parse(_inflated(path, file), pixels=False)
         _check_header(path, header, allow_raw=True)
-        return int(header.Rows), int(header.Columns)
+        return int(header.Rows), int(header.Columns), int(header.BitsStored)
 
 
 @contextmanager

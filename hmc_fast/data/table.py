@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hmc_fast.data.films import SEVERITIES, Film, Finding, Severity
 from hmc_fast.data.mias import read_mias
-from hmc_fast.data.pixels import film_size
+from hmc_fast.data.pixels import film_header
 from hmc_fast.errors import UserError
 
 NEEDED = ("path", "patient", "label")
@@ -138,7 +138,7 @@ def _findings(row: dict[str, str], path: Path, label: str) -> tuple[Finding, ...
     if circle is None:
         return (Finding(kind, severity),)
     x, y, radius = circle
-    rows, columns = film_size(path)
+    rows, columns, *_ = film_header(path)
     if not (0 <= x < columns and 0 <= y < rows):
         raise ValueError(f"the lesion at {x:g}, {y:g} lies outside of {columns}x{rows} pixels")
     return (Finding(kind, severity, round(x), rows - 1 - round(y), max(1, round(radius))),)

@@ -22,7 +22,7 @@ from pydicom.uid import (
 from hmc_fast import UserError
 from hmc_fast.data import Preprocessing, dicom, read_pixels
 from hmc_fast.data.limits import MAX_FILE_BYTES
-from hmc_fast.data.pixels import film_size
+from hmc_fast.data.pixels import film_header
 
 COMPRESSED = (JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
 NOISE = np.random.default_rng(1).integers(0, 4096, (40, 48), np.uint16)
@@ -135,7 +135,7 @@ def test_the_header_is_refused_before_a_frame_is_decoded(
     with pytest.raises(UserError, match=message):
         read_pixels(path)
     with pytest.raises(UserError, match=message):
-        film_size(path)
+        film_header(path)
 
 
 def test_windows_in_functional_groups_are_refused(tmp_path: Path) -> None:
