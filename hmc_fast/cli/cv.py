@@ -42,6 +42,7 @@ def cv(
     list_jobs: Annotated[bool, typer.Option("--list-jobs", help="Print the jobs, run none.")] = (
         False
     ),
+    allow_missing: options.AllowMissing = False,
     training: TrainingConfig,
     as_json: options.AsJson = False,
 ) -> None:
@@ -60,7 +61,7 @@ def cv(
     from hmc_fast.study import plan_study, run_cross_validation
 
     names = _model_names(model, models)
-    films = read_films(data)
+    films = read_films(data, allow_missing=allow_missing)
     partition: dict[str, Any] = {
         "fold_count": folds,
         "repeats": repeats,

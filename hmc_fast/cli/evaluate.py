@@ -17,6 +17,8 @@ def evaluate(
     include_seen: Annotated[
         bool, typer.Option(help="Count films that the model was trained on as well.")
     ] = False,
+    allow_missing: options.AllowMissing = False,
+    allow_raw: options.AllowRaw = False,
     backend: Annotated[str, typer.Option(help="auto, reference or triton.")] = "auto",
     precision: options.Precision = "fp32",
     batch_size: options.BatchSize = 8,
@@ -47,8 +49,8 @@ def evaluate(
     metadata = members[0].metadata
     if note := slower_precision(precision, device):
         errors.print(note, style="yellow")
-    films, labels = TASKS[metadata.task].select(read_films(data))
-    cache = FilmCache(metadata.preprocessing)
+    films, labels = TASKS[metadata.task].select(read_films(data, allow_missing=allow_missing))
+    cache = FilmCache(metadata.preprocessing, allow_raw=allow_raw)
     with progress_bar("films") as report:
         seen = seen_films(
             [member.metadata for member in members],

@@ -36,6 +36,7 @@ def leakage_probe(
         str, typer.Option(help="Model to train under both protocols, or none.")
     ] = "hmc_net_resnet18",
     copies: Annotated[int, typer.Option(help="Rotated copies a film.")] = 45,
+    allow_missing: options.AllowMissing = False,
     folds: options.FoldCount = 5,
     training: TrainingConfig,
     as_json: options.AsJson = False,
@@ -54,7 +55,7 @@ def leakage_probe(
     from hmc_fast.study import run_cross_validation
     from hmc_fast.study.leakage import run_probe
 
-    films = read_films(data)
+    films = read_films(data, allow_missing=allow_missing)
     if split is not None:
         from hmc_fast.study.split_check import check_split
 

@@ -34,6 +34,7 @@ def localise(
         int | None, typer.Option(help="At most so many annotated films a checkpoint.")
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, reference or triton.")] = "auto",
+    allow_missing: options.AllowMissing = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffled weights.")] = 0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -63,7 +64,7 @@ def localise(
         max_films=films,
         seed=seed,
     )
-    labelled_films = read_films(data)
+    labelled_films = read_films(data, allow_missing=allow_missing)
     by_model: dict[str, list[Path]] = defaultdict(list)
     for path in checkpoints:
         by_model[load_model(path).metadata.model.name].append(path)

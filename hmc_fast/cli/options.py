@@ -12,6 +12,12 @@ Data = Annotated[
         help="MIAS folder (mdbNNN.pgm or .png films and Info.txt), or a CSV table of any films.",
     ),
 ]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Take a subset of MIAS: Info.txt may tell of more.")
+]
+AllowRaw = Annotated[
+    bool, typer.Option("--allow-raw", help="Take DICOM images that are for processing as well.")
+]
 Checkpoint = Annotated[Path, typer.Option("--checkpoint", help="A model.safetensors of ours.")]
 Checkpoints = Annotated[
     list[Path],

@@ -87,6 +87,7 @@ def lesions(
         int,
         typer.Option(help="Rows of the image, pixels of a film's longer side, a multiple of 32."),
     ] = NATIVE_SIZE,
+    allow_missing: options.AllowMissing = False,
     folds: options.FoldCount = 5,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many partitions.")] = 3,
     seed: options.Seed = 0,
@@ -120,11 +121,11 @@ def lesions(
         f"hmc-fast study lesions --data {data.resolve().name} --weights {weights.name} "
         f"--out {out.resolve().name} --trunk {trunk} --size {size} --folds {folds} "
         f"--seeds {seeds} --seed {seed}{' --nested' if nested else ''}"
-        f"{' --recipes' if recipes else ''}"
+        f"{' --recipes' if recipes else ''}{' --allow-missing' if allow_missing else ''}"
     )
     with progress_bar("films or folds") as report:
         record = run_lesion_study(
-            read_films(data),
+            read_films(data, allow_missing=allow_missing),
             weights,
             settings,
             out,

@@ -22,6 +22,7 @@ def train(
     ] = 0,
     devices: Annotated[str, typer.Option(help="Devices per node, a number or auto.")] = "auto",
     num_nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
+    allow_missing: options.AllowMissing = False,
     training: TrainingConfig,
     as_json: options.AsJson = False,
 ) -> None:
@@ -41,7 +42,7 @@ def train(
         )
     name = training_options.model_name(model)
     chosen_task = TASKS[training.task]
-    films, labels = chosen_task.select(read_films(data))
+    films, labels = chosen_task.select(read_films(data, allow_missing=allow_missing))
     partition = make_folds(films, labels, chosen_task, folds, training.seed)
     train_index, test_index = partition.split(films, hold_out)
     job = TrainingJob(

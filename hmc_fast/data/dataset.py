@@ -19,10 +19,14 @@ from hmc_fast.errors import UserError
 
 
 class FilmCache:
-    """Resized films in memory, each file read once, with a digest of its pixels."""
+    """Resized films in memory, each file read once, with a digest of its pixels.
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    DICOM images for processing are refused unless ``allow_raw``.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, *, allow_raw: bool = False) -> None:
         self.preprocessing = preprocessing
+        self._allow_raw = allow_raw
         self._films: dict[Path, _CachedFilm] = {}
         self._lesions: dict[Path, Tensor] = {}
         self._crops: dict[Path, Tensor] = {}
@@ -51,7 +55,7 @@ class FilmCache:
     def crop(self, film: Film) -> Tensor:
         """``[1, height, width]`` in 0…1: the film's :func:`crop_box`, enlarged."""
         if film.path not in self._crops:
-            pixels = read_pixels(film.path)
+            pixels = read_pixels(film.path, allow_raw=self._allow_raw)
             box = crop_box(film, pixels, mirrored=self._load(film.path).frame.box.mirrored)
             frame = self.preprocessing.frame_around(box, (pixels.shape[0], pixels.shape[1]))
             self._crops[film.path] = self.preprocessing.resize(pixels, frame)
@@ -59,7 +63,7 @@ class FilmCache:
 
     def _load(self, path: Path) -> "_CachedFilm":
         if path not in self._films:
-            pixels = read_pixels(path)
+            pixels = read_pixels(path, allow_raw=self._allow_raw)
             try:
                 image, frame = self.preprocessing.place(pixels)
             except UserError as error:

@@ -181,7 +181,7 @@ def _check_header(path: Path, header: Dataset, *, allow_raw: bool) -> None:
     if (raw or header.get("PresentationIntentType") == FOR_PROCESSING) and not allow_raw:
         raise UserError(
             f"{path}: is a raw detector image (for processing), another kind of input than the "
-            "model learnt from; give the one for presentation, or --allow-raw"
+            "model learnt from; give the one for presentation"
         )
     photometric = _shown(header, "PhotometricInterpretation")
     if photometric not in PHOTOMETRIC_INTERPRETATIONS or header.get("SamplesPerPixel", 1) != 1:

@@ -1,4 +1,7 @@
-"""Whose breast a file shows: patient, side and view, from a DICOM header or a MIAS name."""
+"""Whose breast a file shows: patient, side and view.
+
+A DICOM file says so in its header, whatever its name; any other file by a MIAS number as its name.
+"""
 
 import warnings
 from pathlib import Path
@@ -26,6 +29,7 @@ CODED_VIEWS = {
 _TAGS = [
     "PatientID",
     "IssuerOfPatientID",
+    "StudyInstanceUID",
     "ImageLaterality",
     "Laterality",
     "FrameLaterality",
@@ -35,7 +39,10 @@ _TAGS = [
 
 
 class Identity(NamedTuple):
-    """Each is None where the file does not say. ``side`` is ``"L"`` or ``"R"``."""
+    """Each is None where the file does not say. ``side`` is ``"L"`` or ``"R"``.
+
+    ``patient`` of a DICOM file is of one study: an anonymised archive may call all women alike.
+    """
 
     patient: str | None
     side: str | None
@@ -44,16 +51,16 @@ class Identity(NamedTuple):
 
 def identify(path: Path) -> Identity:
     """Patient, side and view of a file; nothing where its header cannot be read."""
-    if is_film_id(path.stem):
-        return Identity(patient_of(path.stem), side_of(path.stem), VIEW)
     try:
-        if not is_dicom(path):
-            return Identity(None, None, None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _of_header(dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS)))
+        if is_dicom(path):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return _of_header(dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS)))
     except Exception:  # a damaged header can break the parser anywhere; reading pixels says how
         return Identity(None, None, None)
+    if is_film_id(path.stem):
+        return Identity(patient_of(path.stem), side_of(path.stem), VIEW)
+    return Identity(None, None, None)
 
 
 def film_of(path: Path, findings: tuple[Finding, ...] = ()) -> Film:
@@ -73,8 +80,9 @@ def _of_header(header: Dataset) -> Identity:
     patient = str(header.get("PatientID") or "").strip()
     issuer = str(header.get("IssuerOfPatientID") or "").strip()
     side = str(header.get("ImageLaterality") or header.get("Laterality") or "").strip().upper()
+    study = str(header.get("StudyInstanceUID") or "").strip()
     return Identity(
-        f"{issuer} {patient}".strip() if patient else None,
+        " ".join(part for part in (issuer, patient, study) if part) if study else None,
         side if side in SIDES else None,
         _view(header),
     )

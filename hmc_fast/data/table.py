@@ -27,12 +27,16 @@ ANY_KIND = "MISC"
 """MIAS's name for an abnormality of no kind that has a name."""
 
 
-def read_films(data: Path) -> list[Film]:
+def read_films(data: Path, *, allow_missing: bool = False) -> list[Film]:
     """The films of a MIAS folder, or of a table where ``data`` is a CSV file.
+
+    ``allow_missing`` takes a subset of MIAS, see :func:`hmc_fast.data.read_mias`.
 
     Raises :class:`UserError` as :func:`hmc_fast.data.read_mias` and :func:`read_table`.
     """
-    return read_table(data) if data.suffix.lower() == ".csv" else read_mias(data)
+    if data.suffix.lower() == ".csv":
+        return read_table(data)
+    return read_mias(data, allow_missing=allow_missing)
 
 
 def read_table(table: Path) -> list[Film]:

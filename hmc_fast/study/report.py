@@ -167,10 +167,12 @@ def _sections(group: Group, metric: str, number: int) -> list[Section]:
 
 def _facts(study: StudyRecord) -> dict[str, Any]:
     config, env = study.config, study.environment
+    missing = study.data.get("missing", 0)
     return {
         "name": study.name,
         "data": f"{study.data['name']}: {study.data['films']} films of "
-        f"{study.data['patients']} patients",
+        f"{study.data['patients']} patients"
+        + (f", a subset ({missing} films of Info.txt are missing)" if missing else ""),
         "protocol": study.protocol,
         "settings": ", ".join(f"{key} {value}" for key, value in config.items()),
         "device": env["gpu"] or f"{env['cpu']}, {env['cpu_threads']} threads",

@@ -11,6 +11,7 @@ from typing import Any
 
 from hmc_fast.data import Film, FilmCache, Preprocessing
 from hmc_fast.data.folds import PROTOCOL
+from hmc_fast.data.mias import is_film_id, missing_films
 from hmc_fast.data.phantom import are_phantoms
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
@@ -149,13 +150,15 @@ def _run_job(
 
 
 def describe_films(films: Sequence[Film]) -> dict[str, Any]:
-    """What a record tells of its films."""
+    """What a record tells of its films; ``missing`` where they are a subset of MIAS."""
     folder = films[0].path.parent
+    missing = missing_films(folder) if is_film_id(films[0].film_id) else 0
     return {
         "name": folder.name,
         "phantoms": are_phantoms(folder),
         "films": len({film.film_id for film in films}),
         "patients": len({film.patient_id for film in films}),
+        **({"missing": missing} if missing else {}),
     }
 
 

@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 
 from hmc_fast import UserError
-from hmc_fast.data import Preprocessing, dicom, read_pixels
+from hmc_fast.data import FilmCache, Preprocessing, dicom, read_pixels
 from hmc_fast.data.limits import MAX_FILE_BYTES
 from hmc_fast.data.pixels import film_header
 
@@ -108,6 +108,10 @@ def test_raw_detector_images_are_refused_unless_allowed(
     with pytest.raises(UserError, match="raw.dcm: is a raw detector image .for processing."):
         read_pixels(path)
     np.testing.assert_allclose(read_pixels(path, allow_raw=True), STORED / 4095, rtol=1e-6)
+    preprocessing = Preprocessing.square(32)
+    with pytest.raises(UserError, match="is a raw detector image"):
+        FilmCache(preprocessing).image(path)
+    assert FilmCache(preprocessing, allow_raw=True).image(path).shape == (1, 32, 32)
     shown = save(mammogram(PresentationIntentType="FOR PRESENTATION"), tmp_path / "shown.dcm")
     assert read_pixels(shown).shape == STORED.shape
 

@@ -1,5 +1,6 @@
 """The MIAS reader on the real distribution and on damaged ones."""
 
+import codecs
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -10,14 +11,14 @@ import pytest
 from PIL import Image
 
 from hmc_fast import UserError
-from hmc_fast.data import TASKS, read_mias, read_pixels
-from hmc_fast.data.mias import patient_of
+from hmc_fast.data import TASKS, read_films, read_mias, read_pixels
+from hmc_fast.data.mias import missing_films, patient_of
 
 HEADER = "MIAS\n1st column: MIAS database reference number.\n\n"
 
 
 def folder_with(tmp_path: Path, rows: str, *films: str) -> Path:
-    (tmp_path / "Info.txt").write_text(HEADER + rows)
+    (tmp_path / "Info.txt").write_text(HEADER + rows, encoding="latin-1")
     for film in films:
         Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / film)
     return tmp_path
@@ -25,8 +26,8 @@ def folder_with(tmp_path: Path, rows: str, *films: str) -> Path:
 
 def test_rows_as_distributed(tmp_path: Path) -> None:
     rows = (
-        "mdb001 G CIRC B 535 425 197\nmdb002 G NORM \nmdb144 F MISC B 233 994 29\n"
-        "mdb144 F MISC M 313 540 27\nmdb059 F CIRC B\nmdb216 D CALC M *NOTE 3* \n"
+        "mdb001 G CIRC B 35 42 197\nmdb002 G NORM \nmdb144 F MISC B 23 9 29\n"
+        "mdb144 F MISC M 31 54 27\nmdb059 F CIRC B\nmdb216 D CALC M *NOTE 3* \n"
     )
     films = [f"mdb{n:03d}.pgm" for n in (1, 2, 59, 144)]
     films = {c.film_id: c for c in read_mias(folder_with(tmp_path, rows, *films, "mdb216.png"))}
@@ -58,6 +59,30 @@ def test_films_2k_minus_1_and_2k_are_one_patient() -> None:
         ("mdb001 G NORM\n", ["mdb001.pgm", "mdb002.pgm"], "the film has no row"),
         ("mdb001 G NORM\n", ["mdb001.pgm", "mdb001.png"], "film mdb001 is there twice"),
         ("", [], "holds no mdbNNN.pgm"),
+        (
+            "mdb001 G NORM\nmdb001 G CIRC B 5 4 1\n",
+            ["mdb001.pgm"],
+            "line 5: a second row of mdb001, one of them NORM",
+        ),
+        (
+            "mdb001 G CIRC B 5 4 1\nmdb001 G NORM\n",
+            ["mdb001.pgm"],
+            "line 5: a second row of mdb001, one of them NORM",
+        ),
+        ("mdb001 G NORM B 5 4 1\n", ["mdb001.pgm"], "line 4: a finding behind NORM"),
+        (
+            "mdb001 G CIRC B 5 4 1\nmdb001 F CIRC B 5 4 1\n",
+            ["mdb001.pgm"],
+            "line 5: mdb001 had the tissue fatty-glandular in line 4",
+        ),
+        (
+            "mdb001 G CIRC B 64 4 1\n",
+            ["mdb001.pgm"],
+            "the circle of mdb001 at 64, 4 with radius 1 is empty or outside of its 64x64 pixels",
+        ),
+        ("mdb001 G CIRC B 5 64 1\n", ["mdb001.pgm"], "outside of its 64x64 pixels"),
+        ("mdb001 G CIRC B 5 4 0\n", ["mdb001.pgm"], "is empty or outside"),
+        ("mdb001 G CIRC B 5 4 \u00b2\n", ["mdb001.pgm"], "x, y and radius must be three"),
     ],
 )
 def test_bad_folders(
@@ -72,6 +97,28 @@ def test_bad_folders(
         read_mias(folder)
     out = tmp_path / "study"
     assert message in fails("cv", "--data", folder, "--out", out, "--model", "resnet18")
+
+
+def test_a_byte_order_mark_hides_no_row(tmp_path: Path) -> None:
+    rows = "mdb001 G NORM\nmdb002 F NORM\n"
+    folder = folder_with(tmp_path, "", "mdb001.pgm", "mdb002.pgm")
+    (folder / "Info.txt").write_bytes(codecs.BOM_UTF8 + rows.encode())
+    assert [film.tissue for film in read_mias(folder)] == ["fatty-glandular", "fatty"]
+    (folder / "Info.txt").write_text(rows, encoding="utf-16")
+    with pytest.raises(UserError, match="Info.txt: is UTF-16; save it as plain text"):
+        read_mias(folder)
+
+
+def test_a_subset_is_read_where_it_is_allowed(tmp_path: Path) -> None:
+    rows = "mdb001 G NORM\nmdb002 G CIRC B 900 900 9\nmdb003 F NORM\n"
+    folder = folder_with(tmp_path, rows, "mdb001.pgm")
+    with pytest.raises(UserError, match="mdb002 has a row but no film .*--allow-missing"):
+        read_films(folder)
+    assert [film.film_id for film in read_films(folder, allow_missing=True)] == ["mdb001"]
+    assert missing_films(folder) == 2
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "mdb004.pgm")
+    with pytest.raises(UserError, match="mdb004.pgm: the film has no row"):
+        read_films(folder, allow_missing=True)
 
 
 def test_no_folder_and_no_info(tmp_path: Path) -> None:

@@ -199,6 +199,13 @@ def test_a_leaking_protocol_is_said_in_every_report(study: Draw, tmp_path: Path)
         write_study_reports(compare([leaking]), tmp_path, metric="auc")
 
 
+def test_a_subset_of_mias_is_said_in_every_report(study: Draw, tmp_path: Path) -> None:
+    record = study({"hmc_net": 3.0, "resnet50": 1.0})
+    record.data["missing"] = 7
+    for path in write_study_reports(compare([record]), tmp_path):
+        assert "a subset (7 films of Info.txt are missing)" in path.read_text()
+
+
 def test_latex_has_no_bare_special_character() -> None:
     assert escape_latex("a_b & 5 % ± χ² {x}") == r"a\_b \& 5 \% $\pm$ $\chi^2$ \{x\}"
 

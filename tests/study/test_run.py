@@ -29,6 +29,7 @@ from hmc_fast.study import (
     run_cross_validation,
     summarise_study,
 )
+from hmc_fast.study.run import describe_films
 from hmc_fast.training import TrainingConfig
 from hmc_fast.training.lightning import FilmClassifier
 
@@ -329,6 +330,14 @@ def test_a_film_that_vanishes_half_way_loses_nothing(
     (summary,) = run_cross_validation(["resnet18"], config, read_mias(folder), study, fold_count=2)
     assert finished.read_bytes() == before
     assert len(summary.folds) == 2
+
+
+def test_a_record_tells_of_a_subset(phantom_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    shutil.copytree(phantom_folder, folder)
+    assert "missing" not in describe_films(read_mias(folder))
+    (folder / "mdb005.pgm").unlink()
+    assert describe_films(read_mias(folder, allow_missing=True))["missing"] == 1
 
 
 def test_a_failed_job_does_not_stop_the_others(
