@@ -14,7 +14,7 @@ IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --dist loadfile
 WHEEL := build/wheel
 ON_WHEEL := PYTHONPATH=$(CURDIR)/$(WHEEL) PYTHONSAFEPATH=1
 
-.PHONY: bench study test test-systems readme-table clean
+.PHONY: bench study test test-systems fuzz readme-table clean
 
 bench: $(VENV)/installed
 	$(VENV)/bin/hmc-fast bench
@@ -34,6 +34,13 @@ test: $(VENV)/installed-dev $(WHEEL)
 # Real builders, cluster-like runs and whatever takes minutes.
 test-systems: $(VENV)/installed-dev $(WHEEL)
 	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) -m systems --ignore=tests/kernels/interpreter
+
+# Damaged files for every reader; a failure names the seed that repeats it.
+FUZZ_INPUTS := 20000
+FUZZ_SEED := $(shell date +%s)
+
+fuzz: $(VENV)/installed-dev $(WHEEL)
+	$(ON_WHEEL) OMP_NUM_THREADS=1 HMC_FAST_FUZZ_INPUTS=$(FUZZ_INPUTS) $(PYTEST) -s --hypothesis-seed=$(FUZZ_SEED) tests/fuzz
 
 # The records that README and docs show; without one of the targets its table says so.
 TARGETS_RECORD := $(firstword $(wildcard bench/results/targets-*.jsonl))

@@ -201,7 +201,7 @@ def read_record(path: Path) -> Record:
             else:
                 line_type, name = _LINE_KINDS[kind]
                 parts[name].append(_record_of(line_type, values))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             problems.append(f"{path.name} line {number}: is no line of a record ({reason})")
     if header is None:

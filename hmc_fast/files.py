@@ -108,9 +108,18 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; raises :class:`UserError` where it is missing or not JSON."""
+    """Parse a JSON file; raises :class:`UserError` where it is missing or not JSON.
+
+    NaN and infinity are no JSON, and no file of ours holds them.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except RecursionError:
+        raise UserError(f"{path}: cannot be read as JSON (it is nested too deeply)") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: cannot be read as JSON ({reason})") from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")

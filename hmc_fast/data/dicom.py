@@ -141,9 +141,7 @@ def _damage_of(path: Path) -> Iterator[None]:
 
 
 def _summary(error: Exception) -> str:
-    """The error in one line that a terminal can print."""
-    text = "".join(c if c.isprintable() else " " for c in str(error))
-    return f"{type(error).__name__}: {' '.join(text.split())}"[:200]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 def _inflated(path: Path, file: BinaryIO) -> BinaryIO:
@@ -235,9 +233,7 @@ def _check_bits(path: Path, header: Dataset) -> None:
 
 
 def _shown(header: Dataset, name: str) -> str:
-    """An attribute for a message: short, and without what a terminal would obey."""
-    text = str(header.get(name) or "absent")
-    return "".join(c for c in text if c.isprintable())[:40]
+    return str(header.get(name) or "absent")[:40]
 
 
 def _stored_pixels(path: Path, dataset: FileDataset) -> NDArray[np.integer]:

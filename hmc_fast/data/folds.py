@@ -9,6 +9,7 @@ import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -27,6 +28,7 @@ PROTOCOL_TITLES = {
     AUGMENT_FIRST: "Folds of rotated copies, films on both sides (leaks)",
 }
 PROTOCOLS = tuple(PROTOCOL_TITLES)
+_T = TypeVar("_T")
 COLUMNS = ("film", "patient", "label", "fold")
 
 
@@ -198,15 +200,28 @@ def read_folds(path: Path) -> Folds:
     values = read_json(path)
     try:
         return Folds(
-            task=str(values["task"]),
-            seed=int(values["seed"]),
-            count=int(values["count"]),
+            task=_value(values, "task", str),
+            seed=_value(values, "seed", int),
+            count=_value(values, "count", int),
             assignments=tuple(
-                Assignment(str(a["film"]), str(a["patient"]), int(a["label"]), int(a["fold"]))
-                for a in values["assignments"]
+                Assignment(
+                    _value(row, "film", str),
+                    _value(row, "patient", str),
+                    _value(row, "label", int),
+                    _value(row, "fold", int),
+                )
+                for row in _value(values, "assignments", list)
             ),
             source=str(path),
-            protocol=str(values["protocol"]),
+            protocol=_value(values, "protocol", str),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: is no fold file (problem with {error})") from None
+
+
+def _value(values: Any, name: str, kind: type[_T]) -> _T:
+    """A value of exactly this type; raises ``KeyError`` or ``TypeError`` where there is none."""
+    value = values[name]
+    if type(value) is not kind:
+        raise TypeError(f"{name} {value!r}, which is no {kind.__name__}")
+    return value

@@ -111,7 +111,11 @@ def _film(row: dict[str, str], folder: Path) -> Film:
         if not row[name]:
             raise ValueError(f"has no {name}")
     path = folder / row["path"]
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    if not there:
         raise ValueError(f"{path}: no such film")
     label = row["label"].lower()
     if label not in SEVERITIES:

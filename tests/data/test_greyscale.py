@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import STORED, mammogram, save
+from dicom_files import STORED, lut, mammogram, save
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -12,13 +12,6 @@ from pydicom.sequence import Sequence
 from hmc_fast import UserError
 from hmc_fast.data import read_pixels
 from hmc_fast.data.greyscale import greyscale
-
-
-def lut(first: int, bits: int, entries: list[int]) -> Dataset:
-    item = Dataset()
-    item.add_new(0x00283002, "US", [len(entries), first, bits])
-    item.add_new(0x00283006, "US", entries)
-    return item
 
 
 def test_without_window_the_stored_range_is_the_scale() -> None:

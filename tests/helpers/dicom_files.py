@@ -30,6 +30,14 @@ def mammogram(stored: NDArray[np.generic] = STORED, **attributes: object) -> Dat
     return dataset
 
 
+def lut(first: int, bits: int, entries: list[int]) -> Dataset:
+    """An item of a lookup table's sequence."""
+    item = Dataset()
+    item.add_new(0x00283002, "US", [len(entries), first, bits])
+    item.add_new(0x00283006, "US", entries)
+    return item
+
+
 def save(dataset: Dataset, path: Path) -> Path:
     dataset.save_as(path, enforce_file_format=True)
     return path
