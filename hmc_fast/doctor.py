@@ -9,11 +9,11 @@ from importlib.util import find_spec
 
 import psutil
 import torch
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
@@ -26,15 +26,17 @@ from hmc_fast.environment import cpu_name, installed_version
 from hmc_fast.kernels.capability import reasons_against
 from hmc_fast.kernels.geometry import self_attention_problem
 
-TRANSFER_SYNTAXES: tuple[UID, ...] = (
-    ImplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    DeflatedExplicitVRLittleEndian,
-    RLELossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEG2000Lossless,
-)
+DECODERS: dict[UID, str] = {
+    ImplicitVRLittleEndian: "pydicom",
+    ExplicitVRLittleEndian: "pydicom",
+    DeflatedExplicitVRLittleEndian: "pydicom",
+    RLELossless: "pydicom",
+    JPEGLosslessSV1: "gdcm",
+    JPEGLSLossless: "gdcm",
+    JPEG2000Lossless: "openjpeg",
+    HTJ2KLossless: "openjpeg",
+}
+"""The module that each transfer syntax needs, see :mod:`hmc_fast.data.dicom`."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,12 @@ def _compiler() -> Check:
 
 
 def _decoders() -> Iterator[Check]:
-    for syntax in TRANSFER_SYNTAXES:
-        if syntax.is_encapsulated:
-            decoder = get_decoder(syntax)
-            detail = ", ".join(decoder.available_plugins) if decoder.is_available else "no decoder"
-            available = decoder.is_available
-        else:
-            available, detail = True, "pydicom"
+    for syntax, module in DECODERS.items():
+        available = find_spec(module) is not None
         remedy = None if available else "pip install python-gdcm pylibjpeg-openjpeg"
-        yield Check(f"DICOM {syntax.name}", available, detail, remedy)
+        yield Check(
+            f"DICOM {syntax.name}", available, module if available else "no decoder", remedy
+        )
 
 
 def _extras() -> Iterator[Check]:

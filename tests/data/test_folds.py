@@ -93,6 +93,22 @@ def test_damaged_fold_files(tmp_path: Path, damage: object, message: str) -> Non
         read_folds(path)
 
 
+def test_numbers_that_are_none_and_json_without_a_bottom(tmp_path: Path) -> None:
+    path = tmp_path / "folds.json"
+    good_folds()[1].save(path)
+    text = path.read_text()
+    for damaged, message in (
+        (text.replace('"seed": 7', '"seed": Infinity'), "Infinity is no JSON number"),
+        (text.replace('"seed": 7', '"seed": 1e999'), "is no fold file .*seed inf"),
+        (text.replace('"seed": 7', '"seed": true'), "is no fold file .*seed True"),
+        ("[" * 100_000, "nested too deeply"),
+    ):
+        assert damaged != text
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=message):
+            read_folds(path)
+
+
 def test_folds_about_other_films_are_refused() -> None:
     films, folds = good_folds()
     with pytest.raises(UserError, match="is missing from the data"):

@@ -106,6 +106,8 @@ def test_two_files_of_one_name_and_what_is_no_table_are_refused(folder: Path) ->
         read_films(folder / "films.csv")
     with pytest.raises(UserError, match="cannot be read"):
         read_films(folder / "missing.csv")
+    with pytest.raises(UserError, match="line 2: .*cannot be read .File name too long"):
+        table(folder, f"{'a' * 400},p,normal", header="path,patient,label")
 
 
 def as_table(films: list[Film], path: Path) -> None:

@@ -107,7 +107,7 @@ def damaged_json(draw: st.DrawFn, seeds: Sequence[Any]) -> bytes:
         if draw(st.booleans()) and parent is not root:
             del parent[key]
         else:
-            parent[key] = draw(st.sampled_from(ODD_JSON))
+            parent[key] = copy.deepcopy(draw(st.sampled_from(ODD_JSON)))
     return json.dumps(root["root"]).encode()
 
 
