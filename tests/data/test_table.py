@@ -112,7 +112,7 @@ def test_two_files_of_one_name_and_what_is_no_table_are_refused(folder: Path) ->
 
 def as_table(films: list[Film], path: Path) -> None:
     """A MIAS folder's films as rows of a table."""
-    rows = ["path,patient,label,side,view,kind,x,y,radius,tissue"]
+    rows = ["path,patient,label,side,view,kind,x,y,radius,tissue,collection"]
     for film in films:
         for finding in film.findings or (None,):
             place = ",,,"
@@ -122,7 +122,7 @@ def as_table(films: list[Film], path: Path) -> None:
             label = finding.severity if finding else "normal"
             rows.append(
                 f"{film.path},{film.patient_id},{label},{film.side},{film.view},{place},"
-                f"{film.tissue}"
+                f'{film.tissue},"{film.collection}"'
             )
     path.write_text("\n".join(rows) + "\n")
 
