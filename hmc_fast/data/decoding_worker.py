@@ -16,6 +16,8 @@ import sys
 from typing import Any, BinaryIO
 
 MEMORY_BYTES = 6 * 2**30
+LIFE_S = 150
+"""Of one frame, where nobody is left to end a decoder that hangs."""
 COMPLAINT_BYTES = 300
 
 
@@ -37,7 +39,9 @@ def main() -> None:
         frame = requests.read(request["length"])
         os.ftruncate(complaints, 0)
         os.lseek(complaints, 0, os.SEEK_SET)
+        signal.alarm(LIFE_S)
         pixels, problem = _decode(frame, request)
+        signal.alarm(0)
         sys.stderr.flush()
         problem = problem or os.pread(complaints, COMPLAINT_BYTES, 0).decode(errors="replace")
         _answer(answers, b"" if problem else pixels, problem)

@@ -27,6 +27,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
+    JPEGExtended12Bit,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
     RLELossless,
@@ -271,4 +272,8 @@ def _encapsulated(dataset: FileDataset, syntax: UID) -> NDArray[np.integer]:
         )
     if not 2 <= codestream.bits <= int(dataset.BitsAllocated):
         raise ValueError(f"the codestream has {codestream.bits} bits, more than allocated")
+    if (syntax == JPEGExtended12Bit and codestream.bits != 8) or (
+        syntax in JPEGLSTransferSyntaxes and codestream.bits in (6, 7)
+    ):
+        raise ValueError(f"GDCM does not decode {codestream.bits} bits of it")
     return DECODER.decode(frame, codestream, str(syntax))

@@ -13,6 +13,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
@@ -249,6 +250,13 @@ def test_a_codestream_that_contradicts_its_header_is_refused(tmp_path: Path, syn
     other = JPEGLSLossless if syntax == JPEG2000Lossless else JPEG2000Lossless
     with pytest.raises(UserError, match="cannot be decoded .*the codestream is jpeg"):
         read_pixels(save(with_frame(frame, other, mammogram(NOISE)), tmp_path / "a.dcm"))
+
+
+def test_what_gdcm_decodes_wrongly_is_refused(tmp_path: Path) -> None:
+    frame = codestream(NOISE, JPEGLosslessSV1, tmp_path)
+    path = save(with_frame(frame, JPEGExtended12Bit, mammogram(NOISE)), tmp_path / "a.dcm")
+    with pytest.raises(UserError, match="GDCM does not decode 1[26] bits of it"):
+        read_pixels(path)
 
 
 @pytest.mark.parametrize("syntax", COMPRESSED)

@@ -142,7 +142,7 @@ def test_commands_take_a_table(
     assert run(["train", *arguments, "--out", str(out)]) == 0
     assert len(read_predictions(out / PREDICTIONS_FILE).films) == len(phantoms) // 3
     with (tmp_path / "films.csv").open("a") as file:
-        file.write("missing.png,p,normal,,,,,,,\n")
+        file.write("missing.png,p,normal,,,,,,,,\n")
     said = fails("train", *arguments, "--out", tmp_path / "other")
     assert f"line {len(phantoms) + 2}" in said
     assert "no such film" in said
