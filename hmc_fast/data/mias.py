@@ -49,7 +49,7 @@ def read_mias(folder: Path, *, allow_missing: bool = False) -> list[Film]:
         elif not allow_missing:
             raise UserError(
                 f"{info} line {row.line}: {film_id} has a row but no film in {folder}; "
-                "--allow-missing takes the films that are there"
+                "cv, train, evaluate and localise take a subset with --allow-missing"
             )
     for film_id, path in films.items():
         if film_id not in rows:
