@@ -7,7 +7,9 @@ import struct
 from dataclasses import dataclass
 from typing import Literal
 
-SOI, EOI, SOS, DNL, APP0, COM, LSE = 0xD8, 0xD9, 0xDA, 0xDC, 0xE0, 0xFE, 0xF8
+SOI, EOI, SOS, DNL = 0xD8, 0xD9, 0xDA, 0xDC
+END = bytes((0xFF, EOI))
+"""The last marker of JPEG, JPEG-LS and JPEG 2000; padding may follow."""
 FRAME_HEADERS: dict[int, Literal["jpeg", "jpeg-ls"]] = {
     0xC0: "jpeg",  # baseline
     0xC1: "jpeg",  # extended
@@ -74,7 +76,7 @@ def _read_jpeg(frame: bytes) -> Codestream:
         position += 2 + length
     if header is None:
         raise ValueError("no JPEG frame header before the scan")
-    if frame.rfind(bytes((0xFF, EOI))) < position:
+    if frame.rfind(END) < position:
         raise ValueError("the JPEG has no end")
     return header
 
@@ -113,5 +115,8 @@ def _check_zeros(frame: bytes) -> None:
                 return
             packets = layers * (levels + 1)
         position += 2 + length
-    if bytes(packets + SPARE_ZEROS) in frame:
+    end = frame.rfind(END)
+    if end < position:
+        raise ValueError("the JPEG 2000 has no end")
+    if bytes(packets + SPARE_ZEROS) in frame[position:end]:
         raise ValueError("the JPEG 2000 has a hole of zeros")

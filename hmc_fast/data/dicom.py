@@ -272,6 +272,8 @@ def _encapsulated(dataset: FileDataset, syntax: UID) -> NDArray[np.integer]:
         )
     if not 2 <= codestream.bits <= int(dataset.BitsAllocated):
         raise ValueError(f"the codestream has {codestream.bits} bits, more than allocated")
+    if codestream.signed and dataset.get("PixelRepresentation", 0) == 0:
+        raise ValueError("the codestream has signed values, the header unsigned ones")
     if (syntax == JPEGExtended12Bit and codestream.bits != 8) or (
         syntax in JPEGLSTransferSyntaxes and codestream.bits in (6, 7)
     ):

@@ -48,3 +48,13 @@ def test_a_jpeg_without_an_end(tmp_path: Path) -> None:
     frame = codestream(NOISE, JPEGLosslessSV1, tmp_path)
     with pytest.raises(ValueError, match="has no end"):
         read_codestream(frame[:-2])
+
+
+def test_a_jpeg_2000_with_a_hole_or_without_an_end(tmp_path: Path) -> None:
+    frame = codestream(NOISE, JPEG2000Lossless, tmp_path)
+    middle = len(frame) // 2
+    assert read_codestream(frame + bytes(300)) == read_codestream(frame)
+    with pytest.raises(ValueError, match="a hole of zeros"):
+        read_codestream(frame[:middle] + bytes(300) + frame[middle + 300 :])
+    with pytest.raises(ValueError, match="JPEG 2000 has no end"):
+        read_codestream(frame[:middle] + bytes(300))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import STORED, codestream, mammogram, save, with_frame
+from openjpeg.utils import encode_array
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
@@ -250,6 +251,16 @@ def test_a_codestream_that_contradicts_its_header_is_refused(tmp_path: Path, syn
     other = JPEGLSLossless if syntax == JPEG2000Lossless else JPEG2000Lossless
     with pytest.raises(UserError, match="cannot be decoded .*the codestream is jpeg"):
         read_pixels(save(with_frame(frame, other, mammogram(NOISE)), tmp_path / "a.dcm"))
+
+
+def test_a_signed_codestream_needs_a_signed_header(tmp_path: Path) -> None:
+    signed = NOISE.astype(np.int16) - 2048
+    frame = encode_array(signed, bits_stored=12)
+    path = save(with_frame(frame, JPEG2000Lossless, mammogram(signed)), tmp_path / "a.dcm")
+    np.testing.assert_allclose(read_pixels(path), NOISE / 4095, atol=1e-6)
+    path = save(with_frame(frame, JPEG2000Lossless, mammogram(NOISE)), tmp_path / "a.dcm")
+    with pytest.raises(UserError, match="the codestream has signed values, the header unsigned"):
+        read_pixels(path)
 
 
 def test_what_gdcm_decodes_wrongly_is_refused(tmp_path: Path) -> None:
