@@ -6,6 +6,7 @@ Files of the schemas before this one are read as well.
 """
 
 import json
+import re
 import types
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -47,7 +48,8 @@ class Measurement:
     """One peer on one case and task.
 
     ``load`` is what other processes and the hypervisor took of all cores while this was timed, in
-    per cent, in the quietest of ``attempts``; None or empty where it was not or too shortly seen.
+    per cent, in the quietest of ``attempts`` (the larger of two timings);
+    None or empty where it was not or too shortly seen.
 
     Times are of single calls, in ms, over ``samples`` of them, none left out; ``outliers`` counts
     those far beyond the median, ``repeats_ms`` holds the medians of consecutive shares of the
@@ -177,6 +179,31 @@ def write_record(path: Path, record: Record) -> None:
     for kind, (_, name) in _LINE_KINDS.items():
         lines += [{"schema": SCHEMA, "kind": kind, **line} for line in values[name]]
     write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def keep_earlier(path: Path) -> Path | None:
+    """Rename a record that lies at ``path`` after the time of its run; its new path, or None.
+
+    Raises :class:`UserError` where it cannot be renamed.
+    """
+    if not path.exists():
+        return None
+    try:
+        created = read_record(path).created
+    except UserError:
+        created = "unreadable"
+    stem = f"{path.stem}-{re.sub('[^0-9A-Za-z]', '', created.split('+')[0])}"
+    kept = path.with_stem(stem)
+    number = 2
+    while kept.exists():
+        kept = path.with_stem(f"{stem}-{number}")
+        number += 1
+    try:
+        return path.rename(kept)
+    except OSError as error:
+        raise UserError(
+            f"{path}: an earlier record, cannot be renamed ({error.strerror})"
+        ) from None
 
 
 def read_record(path: Path) -> Record:

@@ -38,7 +38,14 @@ from hmc_fast.bench.measuring.traces import annotated
 from hmc_fast.bench.parity import budget_units
 from hmc_fast.bench.peers import choose_peers, peer_names
 from hmc_fast.bench.peers.peer import Peer
-from hmc_fast.bench.record import RECORD_FILE, Measurement, Record, Status, write_record
+from hmc_fast.bench.record import (
+    RECORD_FILE,
+    Measurement,
+    Record,
+    Status,
+    keep_earlier,
+    write_record,
+)
 from hmc_fast.bench.trials import INPUT_SETS, Trial, Trials, tasks_of, trials_of
 from hmc_fast.devices import default_device, precision_dtype
 from hmc_fast.environment import environment
@@ -276,7 +283,7 @@ class CaseRun:
     ) -> dict[str, Measurement]:
         if not calls:
             return {}
-        results, load = self._sampled(calls, deadline_s)
+        results, load = sample_quietly(calls, self.device, self.clock, self.seconds, deadline_s)
         clocks = clocks_seen(self.device)
         timed = {}
         for name, row in rows.items():
@@ -287,29 +294,6 @@ class CaseRun:
                 row = replace(with_times(row, results.timings[name], clocks), load=load)
                 timed[name] = self._with_work(row, task)
         return timed
-
-    def _sampled(
-        self, calls: Mapping[str, TimedCall], deadline_s: float
-    ) -> tuple[TimingResults, dict[str, float]]:
-        """Timings and their load; on a CPU those under load are repeated, the quietest is kept.
-
-        A GPU's times are its own: what runs beside it on the host is marked, not repeated.
-        """
-        attempts: list[tuple[TimingResults, dict[str, float]]] = []
-        while len(attempts) < LOADED_ATTEMPTS:
-            before = cpu_times()
-            results = time_side_by_side(
-                calls, self.clock, input_sets=INPUT_SETS, seconds=self.seconds
-            )
-            load = load_between(before, cpu_times())
-            attempts.append((results, load))
-            if results.failures:
-                return results, load
-            in_time = time.perf_counter() + self.seconds < deadline_s
-            if not load_marks(load) or self.device.type != "cpu" or not in_time:
-                break
-        results, load = min(attempts, key=lambda attempt: sum(attempt[1].values()))
-        return results, {**load, "attempts": len(attempts)} if load else {}
 
     def _with_work(self, row: Measurement, task: Task) -> Measurement:
         """Work and floor of operators and blocks, images a second of models."""
@@ -331,6 +315,39 @@ class CaseRun:
             tflops=work.flops / row.p50_ms / 1e9,
             ceiling_share=floor_ms / row.p50_ms,
         )
+
+
+def sample_quietly(
+    calls: Mapping[str, TimedCall],
+    device: torch.device,
+    clock: Clock,
+    seconds: float,
+    deadline_s: float = float("inf"),
+) -> tuple[TimingResults, dict[str, float]]:
+    """Timings and their load; on a CPU those under load are repeated, the quietest is kept.
+
+    A GPU's times are its own: what runs beside it on the host is marked, not repeated.
+    """
+    attempts: list[tuple[TimingResults, dict[str, float]]] = []
+    while len(attempts) < LOADED_ATTEMPTS:
+        before = cpu_times()
+        results = time_side_by_side(calls, clock, input_sets=INPUT_SETS, seconds=seconds)
+        load = load_between(before, cpu_times())
+        attempts.append((results, load))
+        if results.failures:
+            return results, load
+        in_time = time.perf_counter() + seconds < deadline_s
+        if not load_marks(load) or device.type != "cpu" or not in_time:
+            break
+    results, load = min(attempts, key=lambda attempt: sum(attempt[1].values()))
+    return results, {**load, "attempts": len(attempts)} if load else {}
+
+
+def set_aside(folder: Path, on_stage: Stage) -> None:
+    """Keep the record of an earlier run into ``folder`` under another name, and say so."""
+    kept = keep_earlier(folder / RECORD_FILE)
+    if kept is not None:
+        on_stage(f"{folder / RECORD_FILE}: of an earlier run, kept as {kept.name}")
 
 
 def run_cases(runs: Iterator[CaseRun], deadline_s: float) -> Iterator[list[Measurement]]:
@@ -365,10 +382,13 @@ def run_plan(
 ) -> Record:
     """Measure ``plan`` into ``folder/record.jsonl``, which is whole after every case.
 
+    A record that lies there is kept under another name, which ``on_stage`` is told.
+
     Raises :class:`hmc_fast.errors.UserError` where the folder cannot be written.
     """
     deadline_s = time.perf_counter() + 60 * plan.minutes
     path = make_folder(folder) / RECORD_FILE
+    set_aside(folder, on_stage)
     device = default_device()
     clock = clock_for(device)
     record = start_record(plan.job, plan.to_json(), device)

@@ -1,6 +1,5 @@
 """What a result was made with: versions, device and revision, stored beside every number."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -22,6 +21,8 @@ RECORDED_PACKAGES = (
     "onnxruntime",
     "openvino",
 )
+REVISION_FILE = "revision.txt"
+"""Beside this file in a wheel, written when it was built."""
 
 
 def environment() -> dict[str, Any]:
@@ -59,14 +60,28 @@ def cpu_name() -> str:
 
 
 def git_revision() -> str | None:
-    """Commit of the git checkout in the working directory, ``-dirty`` with changes; else None."""
+    """Commit of the code that runs, ``-dirty`` with changes; None where nothing tells it.
+
+    A wheel holds that of its build. A checkout asks git about itself: what lies in the working
+    directory may be of another project.
+    """
+    package = Path(__file__).parent
+    try:
+        return (package / REVISION_FILE).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return _described(package.parent)
+
+
+def _described(checkout: Path) -> str | None:
+    if not (checkout / ".git").exists():
+        return None
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607 git is found by PATH
             capture_output=True,
             text=True,
             timeout=10,
-            cwd=os.curdir,
+            cwd=checkout,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

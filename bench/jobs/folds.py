@@ -15,14 +15,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from hmc_fast.bench.cases import Case, Task
 from hmc_fast.bench.failures import describe
 from hmc_fast.bench.jobs.fold_model import FoldModel
-from hmc_fast.bench.measuring.clock import TimedCall, clock_for, time_side_by_side
+from hmc_fast.bench.measuring.clock import TimedCall, clock_for
+from hmc_fast.bench.measuring.load import heavier
 from hmc_fast.bench.measuring.memory import child_peak_mib
 from hmc_fast.bench.parity import LogitTruth, budget_units, open_gates, parity_films
 from hmc_fast.bench.peers import peer as peer_of
 from hmc_fast.bench.peers.eager import EAGER
 from hmc_fast.bench.peers.peer import ModuleVariant, Peer
 from hmc_fast.bench.record import FoldScores, Measurement, Record, Study
-from hmc_fast.bench.run import CaseRun, Stage, finish_record, run_cases, start_record
+from hmc_fast.bench.run import (
+    CaseRun,
+    Stage,
+    finish_record,
+    run_cases,
+    sample_quietly,
+    set_aside,
+    start_record,
+)
 from hmc_fast.bench.trials import INPUT_SETS, Trial
 from hmc_fast.checkpoint import LoadedModel, load_model
 from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset, Preprocessing, read_folds
@@ -214,14 +223,15 @@ class _SizeJob:
             if row.status == "ok"
         }
         self.on_stage(f"{self.size}²: throughput of {len(calls)} peers, side by side")
-        results = time_side_by_side(
-            calls, clock_for(self.device), input_sets=INPUT_SETS, seconds=self.options.seconds
+        results, load = sample_quietly(
+            calls, self.device, clock_for(self.device), self.options.seconds
         )
         filled = []
         for row in rows:
             if row.label in results.timings:
                 rate = batch / results.timings[row.label].percentile(50) * 1e3
                 row = replace(row, throughput_per_s=rate, throughput_batch=batch)
+                row = replace(row, load=heavier(row.load, load))
             elif row.label in results.failures:
                 reason = f"in batches of {batch}: {describe(results.failures[row.label])}"
                 row = replace(row, throughput_per_s=None, throughput_batch=None, reason=reason)
@@ -282,7 +292,8 @@ def run_folds(
 ) -> Record:
     """Cross-validate into ``out/study`` (resumed if there), then measure; returns the record.
 
-    ``data`` describes the films for the record. ``on_stage`` is told what is being measured.
+    ``data`` describes the films for the record. ``on_stage`` is told what is being measured, and
+    under which name an earlier record in ``out`` is kept.
 
     Raises :class:`UserError` as the training does. A peer that cannot run, breaks or fails parity
     is a row with its reason, and the rest goes on.
@@ -297,6 +308,7 @@ def run_folds(
         on_progress=on_training,
     )
     device = default_device()
+    set_aside(out, on_stage)
     record = start_record("folds", options.to_json(), device)
     first, folds = _load_folds(study, options, films)
     checkpoint = fold_checkpoints(study, options.model)[0]

@@ -51,6 +51,13 @@ def load_between(before: CpuTimes, after: CpuTimes) -> dict[str, float]:
     }
 
 
+def heavier(first: dict[str, float] | None, second: dict[str, float] | None) -> dict[str, float]:
+    """The larger of both loads, for a row with figures of two timings."""
+    loads = [first or {}, second or {}]
+    names = dict.fromkeys(name for load in loads for name in load)
+    return {name: max(load.get(name, 0.0) for load in loads) for name in names}
+
+
 def load_marks(load: dict[str, float] | None) -> list[str]:
     """What of ``load`` is above its limit, as a table shows it."""
     limits = {

@@ -175,7 +175,9 @@ def test_what_was_timed_under_load_is_repeated_and_the_quietest_kept(
     loads = iter([{"others_percent": percent} for percent in (60.0, 30.0, 90.0)])
     monkeypatch.setattr(runner, "load_between", lambda before, after: next(loads))
     run = case_run(PLAN, PLAN.cases[0])
-    results, load = run._sampled({"a": TimedCall(lambda state: None)}, deadline_s)
+    results, load = runner.sample_quietly(
+        {"a": TimedCall(lambda state: None)}, run.device, run.clock, run.seconds, deadline_s
+    )
     assert load == {"others_percent": 30.0 if attempts == 3 else 60.0, "attempts": attempts}
     assert set(results.timings) == {"a"}
 
@@ -184,7 +186,9 @@ def test_a_quiet_timing_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loads = iter([{"others_percent": 1.0, "steal_percent": 0.0}])
     monkeypatch.setattr(runner, "load_between", lambda before, after: next(loads))
     run = case_run(PLAN, PLAN.cases[0])
-    _, load = run._sampled({"a": TimedCall(lambda state: None)}, float("inf"))
+    _, load = runner.sample_quietly(
+        {"a": TimedCall(lambda state: None)}, run.device, run.clock, run.seconds
+    )
     assert load["attempts"] == 1
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from hmc_fast.bench.measuring.load import CpuTimes, cpu_times, load_between, load_marks
+from hmc_fast.bench.measuring.load import CpuTimes, cpu_times, heavier, load_between, load_marks
 
 
 def test_the_shares_are_of_all_cores() -> None:
@@ -36,3 +36,11 @@ def test_children_that_live_are_counted_as_ours() -> None:
         spent = cpu_times().ours - before.ours
         child.kill()
     assert spent > 0.1
+
+
+def test_a_row_of_two_timings_has_the_larger_load() -> None:
+    assert heavier({"others_percent": 1.0, "steal_percent": 4.0}, {"others_percent": 30.0}) == {
+        "others_percent": 30.0,
+        "steal_percent": 4.0,
+    }
+    assert heavier(None, {}) == {}

@@ -10,7 +10,7 @@ import pytest
 
 from hmc_fast import UserError
 from hmc_fast.bench.jobs.targets import TARGETS, target_rows
-from hmc_fast.bench.record import Measurement, Record, read_record, write_record
+from hmc_fast.bench.record import Measurement, Record, keep_earlier, read_record, write_record
 from hmc_fast.bench.report.compare import compare, differences_between, has_regression, noise_band
 from hmc_fast.bench.report.pages import write_reports
 from hmc_fast.bench.report.readme import BEGIN, END, update_cpu, update_main, update_targets
@@ -72,6 +72,20 @@ def test_a_file_without_its_run_is_refused(path: Path) -> None:
             read_record(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_record(path.with_name("missing.jsonl"))
+
+
+def test_an_earlier_record_is_kept_under_the_time_of_its_run(record: Record, path: Path) -> None:
+    assert keep_earlier(path.with_name("none.jsonl")) is None
+    names = []
+    for _ in range(2):
+        write_record(path, record)
+        kept = keep_earlier(path)
+        assert not path.exists()
+        assert read_record(kept) == record
+        names.append(kept.name)
+    assert names == ["record-20260101T000000.jsonl", "record-20260101T000000-2.jsonl"]
+    path.write_text("no record")
+    assert keep_earlier(path).read_text() == "no record"
 
 
 def test_the_same_record_is_no_regression(record: Record) -> None:

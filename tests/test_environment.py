@@ -1,0 +1,81 @@
+"""The git revision that results are stored with."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from hmc_fast import environment
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package's folder in a checkout with one commit; the work goes on in another place."""
+    checkout = tmp_path / "checkout"
+    (checkout / "hmc_fast").mkdir(parents=True)
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m."]
+    for arguments in (["init", "-q"], commit):
+        subprocess.run(["git", *arguments], cwd=checkout, check=True)
+    monkeypatch.setattr(environment, "__file__", str(checkout / "hmc_fast" / "environment.py"))
+    monkeypatch.chdir(tmp_path)
+    return checkout / "hmc_fast"
+
+
+def test_a_checkout_tells_its_own_commit(package: Path) -> None:
+    described = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"],
+        cwd=package,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert environment.git_revision() == described.stdout.strip()
+
+
+def test_a_wheel_tells_the_commit_of_its_build(package: Path) -> None:
+    (package / environment.REVISION_FILE).write_text("0123456789ab-dirty\n")
+    assert environment.git_revision() == "0123456789ab-dirty"
+
+
+def test_the_commit_of_another_project_is_not_taken_for_ours(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = package.parent / "venv" / "hmc_fast"
+    monkeypatch.setattr(environment, "__file__", str(installed / "environment.py"))
+    monkeypatch.chdir(package)
+    assert environment.git_revision() is None
+
+
+@pytest.mark.systems
+def test_wheel_and_sdist_hold_the_revision(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "-q", "--depth=1", ROOT.as_uri(), checkout], check=True)
+    shutil.copy(ROOT / "setup.py", checkout)
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    code = (
+        "import sys; from setuptools import build_meta as b; out = sys.argv[1];"
+        "b.build_wheel(out); b.build_sdist(out)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=checkout, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    (source,) = tmp_path.glob("*.tar.gz")
+    texts = [zipfile.ZipFile(wheel).read("hmc_fast/revision.txt").decode()]
+    with tarfile.open(source) as archive:
+        (name,) = (name for name in archive.getnames() if name.endswith("revision.txt"))
+        member = archive.extractfile(name)
+        assert member is not None
+        texts.append(member.read().decode())
+    revision = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"],
+        cwd=checkout,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    assert {text.strip().removesuffix("-dirty") for text in texts} == {revision}
