@@ -1,10 +1,10 @@
-"""What all reports share: notices, number formats, templates and pictures inside a page."""
+"""What all reports share: notices, number formats, templates, colours and pictures in a page."""
 
 import base64
 import io
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
 PHANTOM_NOTICE = (
@@ -14,6 +14,13 @@ PHANTOM_NOTICE = (
 RESEARCH_NOTICE = "Research software, not a medical device."
 DASH = "–"
 """Stands where there is no figure."""
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; black is for axes.
+ORANGE, SKY, GREEN, YELLOW = "#e69f00", "#56b4e9", "#009e73", "#f0e442"
+BLUE, VERMILION, PURPLE, GREY = "#0072b2", "#d55e00", "#cc79a7", "#8c8c8c"
+FIGURE_WIDTH = 7.5
+"""Inches: with text of 9 points still to be read where a phone shows the figure."""
+PNG_DPI = 160
 
 
 def number(value: float | None, form: str) -> str:
@@ -29,6 +36,11 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
+def metric_title(name: str) -> str:
+    """A metric's name as tables write it."""
+    return {"auc_roc": "AUC-ROC", "f1": "F1"}.get(name, name)
+
+
 def plus_minus(mean: float | None, std: float | None) -> str:
     """Mean and standard deviation to three decimals."""
     return DASH if mean is None else f"{mean:.3f} ± {std:.3f}"
@@ -40,13 +52,15 @@ def with_interval(value: float | None, low: float | None, high: float | None) ->
 
 
 def templates(package: str, **delimiters: str) -> Environment:
-    """Jinja2 over ``package``'s folder ``templates``; HTML is escaped, a missing value is an error.
+    """Jinja2 over ``package``'s folder ``templates`` and the one that all pages share.
+
+    HTML is escaped, a missing value is an error.
 
     ``delimiters`` replace Jinja2's own, for formats that are full of braces.
     """
     options: dict[str, Any] = dict(delimiters)
     return Environment(
-        loader=PackageLoader(package),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("hmc_fast")]),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -55,8 +69,13 @@ def templates(package: str, **delimiters: str) -> Environment:
     )
 
 
-def png_base64(figure: Figure, dpi: int = 120) -> str:
-    """``figure`` as a base64 PNG, for a page that holds its own pictures."""
+def png(figure: Figure) -> bytes:
+    """``figure`` as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    figure.savefig(buffer, format="png", dpi=PNG_DPI)
+    return buffer.getvalue()
+
+
+def png_base64(figure: Figure) -> str:
+    """``figure`` as a base64 PNG, for a page that holds its own pictures."""
+    return base64.b64encode(png(figure)).decode("ascii")
