@@ -45,7 +45,7 @@ def _variants(case: Case) -> list[Variant]:
 COMPILED = Peer(
     "compiled",
     "compiled",
-    "#4c6a92",
+    "#0072b2",
     "torch.compile through the reference attention",
     operators=_variants,
     blocks=(ModuleVariant("torch.compile of the block", attend=reference_attend, build=compiled),),

@@ -29,7 +29,7 @@ def _why_not_prepared(case: Case, dtype: torch.dtype, device: torch.device) -> s
 CPU = Peer(
     "cpu",
     "ours",
-    "#2a9d8f",
+    "#009e73",
     "blocked attention for CPUs, eager PyTorch around it",
     operators=operator_variants("cpu", "blocks of queries and keys"),
     blocks=(ModuleVariant("blocked attention", "cpu"),),
@@ -39,7 +39,7 @@ CPU = Peer(
 CPU_PREPARED = Peer(
     "cpu_prepared",
     "ours",
-    "#1c6e64",
+    "#005c43",
     "blocked attention for CPUs in the prepared model: batch norms folded",
     models=(ModuleVariant("batch norms folded", "cpu", build=_prepared),),
     why_not=_why_not_prepared,

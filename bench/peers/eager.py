@@ -5,7 +5,7 @@ from hmc_fast.bench.peers.peer import ModuleVariant, Peer, operator_variants
 EAGER = Peer(
     "eager",
     "reference",
-    "#9a9a9a",
+    "#8c8c8c",
     "reference attention, eager PyTorch",
     operators=operator_variants("reference", "reference in query chunks, fp32 inside"),
     blocks=(ModuleVariant("the reference block"),),

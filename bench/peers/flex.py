@@ -63,7 +63,7 @@ _ATTEND = attend_sources(attend_by_flex, equal_head_dims=False)
 FLEX = Peer(
     "flex",
     "attention",
-    "#3a8fa8",
+    "#56b4e9",
     "compiled FlexAttention",
     operators=_variants,
     blocks=(ModuleVariant("torch.compile of the block", attend=_ATTEND, build=compiled),),

@@ -81,7 +81,7 @@ def _run_on_gpu(session: Any, images: Tensor) -> Tensor:
 ONNXRUNTIME = Peer(
     "onnxruntime",
     "runtime",
-    "#b3487a",
+    "#cc79a7",
     "ONNX Runtime on the exported graph",
     models=(ModuleVariant(GRAPH, attend=attend_in_blocks, build=_onnx_session),),
     why_not=_why_not,

@@ -59,7 +59,7 @@ def _run(graph: Any, images: Tensor) -> Tensor:
 OPENVINO = Peer(
     "openvino",
     "runtime",
-    "#6f5bb5",
+    "#7a3e65",
     "OpenVINO on the exported graph",
     models=(ModuleVariant(GRAPH, attend=attend_in_blocks, build=_compiled_graph),),
     why_not=_why_not,

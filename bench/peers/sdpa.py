@@ -123,7 +123,7 @@ SDPA_KERNELS = tuple(
     for kernel in (
         _Kernel(
             "sdpa_flash",
-            "#c0504d",
+            "#d55e00",
             "PyTorch's FlashAttention",
             SDPBackend.FLASH_ATTENTION,
             _flash_with_lse,
@@ -132,7 +132,7 @@ SDPA_KERNELS = tuple(
         ),
         _Kernel(
             "sdpa_cudnn",
-            "#8064a2",
+            "#8a3d00",
             "PyTorch's cuDNN attention",
             SDPBackend.CUDNN_ATTENTION,
             _cudnn_with_lse,
@@ -140,7 +140,7 @@ SDPA_KERNELS = tuple(
         ),
         _Kernel(
             "sdpa_efficient",
-            "#d98a3d",
+            "#e69f00",
             "PyTorch's memory-efficient attention",
             SDPBackend.EFFICIENT_ATTENTION,
             _efficient_with_lse,
@@ -148,7 +148,7 @@ SDPA_KERNELS = tuple(
         ),
         _Kernel(
             "sdpa_math",
-            "#8c6d4f",
+            "#f0e442",
             "PyTorch's attention by plain operators",
             SDPBackend.MATH,
             None,
@@ -170,7 +170,7 @@ def _why_no_model(case: Case, dtype: torch.dtype, device: torch.device) -> str |
 SDPA = Peer(
     "sdpa",
     "attention",
-    "#c0504d",
+    "#d55e00",
     "torch.compile around PyTorch's attention, by the kernel it picks",
     models=(
         ModuleVariant(

@@ -24,7 +24,7 @@ def _why_not(case: Case, dtype: torch.dtype, device: torch.device) -> str | None
 TRITON = Peer(
     "triton",
     "ours",
-    "#2f7d4f",
+    "#009e73",
     "fused Triton attention, eager PyTorch around it",
     operators=operator_variants("triton", "one launch per pass"),
     blocks=(ModuleVariant("fused attention and projection", "triton"),),
@@ -34,7 +34,7 @@ TRITON = Peer(
 TRITON_COMPILED = Peer(
     "triton_compiled",
     "ours",
-    "#7cb98f",
+    "#66d9b5",
     "fused Triton attention, the rest through torch.compile",
     models=(ModuleVariant("fused kernels, the rest compiled", "triton", build=compiled),),
     why_not=_why_not,

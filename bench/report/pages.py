@@ -29,27 +29,58 @@ class Section:
 
 
 def write_reports(records: Records, folder: Path) -> tuple[Path, Path]:
-    """Write ``report.md`` and ``report.html`` of the last record; returns their paths.
+    """Write ``report.md`` and ``report.html``; returns their paths.
 
-    Earlier records appear in the waterfall of optimisations.
+    Records that measured the same on the same device are steps of one part of the page: the last
+    one's tables, and what every step brought. Any other record has a part of its own.
     """
-    record = records[-1][1]
     markdown, html = folder / "report.md", folder / "report.html"
     environment = templates("hmc_fast.bench.report")
+    parts = [_part(steps) for steps in series_of(records)]
+    names = ", ".join(name for name, _ in records)
     context = {
-        "title": _title(record),
-        "facts": _facts(record),
-        "notice": PHANTOM_NOTICE if record.study and record.study.data["phantoms"] else None,
+        "title": parts[0]["title"] if len(parts) == 1 else f"Benchmark records: {names}",
+        "parts": parts,
         "research_notice": RESEARCH_NOTICE,
-        "command": record.environment.get("command", "unknown"),
         "ours": family_names("ours"),
-        "sections": [*result_sections(record), *_closing_sections(record)],
-        "plots": [],
     }
     write_text(markdown, environment.get_template("page.md.j2").render(context))
-    context["plots"] = _plot_sections(records)
     write_text(html, environment.get_template("page.html.j2").render(context))
     return markdown, html
+
+
+def series_of(records: Records) -> list[Records]:
+    """``records`` in groups, each with its order kept, whose last one has every row of the rest."""
+    groups: list[list[tuple[str, Record]]] = []
+    for named in records:
+        group = next((g for g in groups if _continues(g[-1][1], named[1])), None)
+        if group is None:
+            groups.append([named])
+        else:
+            group.append(named)
+    return list(groups)
+
+
+def _continues(older: Record, newer: Record) -> bool:
+    if older.study or newer.study or older.device.get("name") != newer.device.get("name"):
+        return False
+    return {row.key for row in older.measurements} <= {row.key for row in newer.measurements}
+
+
+def _part(records: Records) -> dict[str, Any]:
+    """What the templates write of one record and the steps before it."""
+    name, record = records[-1]
+    history = []
+    if len(records) > 1:
+        history = [Section("Medians step by step, ms", cells=tables.history_table(records))]
+    return {
+        "title": f"{name}: {_title(record)}",
+        "facts": _facts(record),
+        "notice": PHANTOM_NOTICE if record.study and record.study.data["phantoms"] else None,
+        "command": record.environment.get("command", "unknown"),
+        "plots": _plot_sections(records),
+        "sections": [*result_sections(record), *history, *_closing_sections(record)],
+    }
 
 
 def result_sections(record: Record) -> list[Section]:
@@ -93,15 +124,23 @@ def _facts(record: Record) -> list[str]:
         facts.append(
             f"{data['name']}: {data['films']} films of {data['patients']} patients; task "
             f"{options['training']['task']}; {record.study.protocol}-disjoint folds "
-            f"({options['folds']}), last epoch kept, nothing selected on a fold"
+            f"({options['folds']}), {_fitting(record)}, nothing selected on a fold"
         )
     return facts
 
 
+def _fitting(record: Record) -> str:
+    model = record.options["model"]
+    if tables.training_of(record).epochs_of(model):
+        return "last epoch kept"
+    return "lesion head fitted to the circles without an epoch"
+
+
 def _clock_text(before: dict[str, Any], after: dict[str, Any]) -> str:
     parts = [
-        f"{name.replace('_', ' ')} {before[name]:g}"
-        + (f" before, {after[name]:g} after" if name in after else "")
+        f"{name.removesuffix('_mhz').replace('_', ' ')} {before[name]:.4g}"
+        + (f" before, {after[name]:.4g} after" if name in after else "")
+        + (" (MHz)" if name.endswith("_mhz") else "")
         for name in before
     ]
     return "; ".join(parts) or "not readable"
@@ -115,7 +154,7 @@ def _study_lines(record: Record) -> list[str]:
     ]
     return lines + [
         "The attention operators' share of the operations (without their projections) at "
-        f"{size}²: {share * 100:.1f} %."
+        f"{tables.image_size(record, int(size))}: {share * 100:.1f} %."
         for size, share in record.study.attention_share.items()
     ]
 
@@ -166,7 +205,7 @@ def _method(record: Record) -> Section:
         "the main job all that a process of its own holds.",
     ]
     if record.study is not None:
-        lines[1:] = ["Peak memory is all that a process of its own holds."]
+        lines[2:] = ["Peak memory is all that a process of its own holds."]
     return Section("How this was measured", lines, notes=tables.variants(record))
 
 
@@ -181,7 +220,7 @@ def _plot_sections(records: Records) -> list[Section]:
         drawn = [
             ("Roofline", plots.roofline(record)),
             ("Speed over the eager reference", plots.speed_up_bars(record)),
-            ("Waterfall of optimisations", plots.waterfall(records)),
+            ("What every step brought", plots.waterfall(records)),
             ("Memory by resolution", plots.memory_by_resolution(record)),
             ("Latency by batch", plots.latency_by_batch(record)),
         ]

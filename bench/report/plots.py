@@ -1,16 +1,28 @@
 """Plots of records, as base64 PNG for the HTML report."""
 
 from collections.abc import Callable, Sequence
+from math import log2
 from operator import attrgetter
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
+from hmc_fast.bench.measuring.ceilings import Ceiling
 from hmc_fast.bench.peers import PEERS, family_names
 from hmc_fast.bench.record import Measurement, Record
-from hmc_fast.reporting import milliseconds, png_base64
+from hmc_fast.bench.report.tables import image_size
+from hmc_fast.reporting import (
+    BLUE,
+    FIGURE_WIDTH,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    milliseconds,
+    png_base64,
+)
 
 PEER_COLOURS = {peer.name: peer.colour for peer in PEERS}
 OTHER_COLOUR = "#000000"
@@ -27,35 +39,56 @@ def roofline(record: Record) -> str | None:
     ]
     if not precisions:
         return None
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
-    axes = figure.subplots(1, len(precisions), squeeze=False, sharey=True)[0]
+    figure = Figure(figsize=(FIGURE_WIDTH, 4.2 * len(precisions)), layout="constrained")
+    axes = figure.subplots(len(precisions), 1, squeeze=False)[:, 0]
     for axis, precision in zip(axes, precisions, strict=True):
         ceiling = record.ceiling(precision)
         assert ceiling is not None
-        shown = [r for r in rows if r.precision == precision]
-        intensities = [(r.flops or 0) / (r.bytes or 1) for r in shown]
-        ridge = ceiling.flops_per_s / ceiling.bytes_per_s
-        low, high = min([*intensities, ridge]) / 2, max([*intensities, ridge]) * 2
-        roof = [
-            min(x * ceiling.bytes_per_s / 1e12, ceiling.matmul_tflops) for x in (low, ridge, high)
-        ]
-        axis.plot([low, ridge, high], roof, color="#333333", linewidth=1.5)
-        for row, x in zip(shown, intensities, strict=True):
-            colour = PEER_COLOURS.get(row.peer, OTHER_COLOUR)
-            axis.plot(x, row.tflops, PASS_MARKERS[row.task], color=colour, alpha=0.8, markersize=6)
-        for case, x in _case_positions(shown, intensities).items():
-            place = axis.get_xaxis_transform()
-            axis.text(x, 0.02, case, rotation=90, ha="right", fontsize=7, transform=place)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xlabel("operations per byte that must be moved")
-        axis.set_title(
-            f"{precision}: {ceiling.matmul_tflops:.3g} TFLOP/s, {ceiling.copy_gb_per_s:.4g} GB/s"
-        )
-        axis.grid(True, which="both", color="#eeeeee")
-    axes[0].set_ylabel("TFLOP/s")
-    figure.legend(handles=_legend(rows), loc="outside lower center", ncols=6, frameon=False)
+        _draw_roof(axis, ceiling, [r for r in rows if r.precision == precision])
+    figure.legend(handles=_legend(rows), loc="outside lower center", ncols=4, frameon=False)
     return png_base64(figure)
+
+
+def _draw_roof(axis: Any, ceiling: Ceiling, rows: Sequence[Measurement]) -> None:
+    """One precision; cases are named above the axes, where no marker is."""
+    intensities = [(r.flops or 0) / (r.bytes or 1) for r in rows]
+    ridge = ceiling.flops_per_s / ceiling.bytes_per_s
+    low, high = min([*intensities, ridge]) / 2, max([*intensities, ridge]) * 2
+    roof = [min(x * ceiling.bytes_per_s / 1e12, ceiling.matmul_tflops) for x in (low, ridge, high)]
+    axis.plot([low, ridge, high], roof, color="black", linewidth=1.5)
+    for row, x in zip(rows, intensities, strict=True):
+        colour = PEER_COLOURS.get(row.peer, OTHER_COLOUR)
+        doubtful = (row.ceiling_share or 0) > 1
+        axis.plot(
+            x,
+            row.tflops,
+            PASS_MARKERS[row.task],
+            color=colour,
+            markerfacecolor="none" if doubtful else colour,
+            markersize=6,
+        )
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    for side in (axis.xaxis, axis.yaxis):
+        _plain_ticks(side)
+    cases = axis.secondary_xaxis("top")
+    places = _case_positions(rows, intensities)
+    cases.set_xticks(list(places.values()), list(places), rotation=25, ha="left", fontsize=8)
+    cases.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("operations per byte that must be moved")
+    axis.set_ylabel("TFLOP/s")
+    axis.set_title(
+        f"{ceiling.precision}: at most {ceiling.matmul_tflops:.3g} TFLOP/s, "
+        f"{ceiling.copy_gb_per_s:.4g} GB/s"
+    )
+    axis.grid(True, color="#eeeeee")
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Numbers, not powers of ten, at 1, 2 and 5 of every decade of a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _case_positions(rows: Sequence[Measurement], intensities: Sequence[float]) -> dict[str, float]:
@@ -65,8 +98,8 @@ def _case_positions(rows: Sequence[Measurement], intensities: Sequence[float]) -
         by_case[row.case] = min(x, by_case.get(row.case, x))
     by_place: dict[float, list[str]] = {}
     for case, x in by_case.items():
-        by_place.setdefault(round(x, 1), []).append(case)
-    return {", ".join(cases): x for x, cases in by_place.items()}
+        by_place.setdefault(round(5 * log2(x)), []).append(case)
+    return {", ".join(cases): by_case[cases[0]] for cases in by_place.values()}
 
 
 def _legend(rows: Sequence[Measurement]) -> list[Line2D]:
@@ -75,10 +108,14 @@ def _legend(rows: Sequence[Measurement]) -> list[Line2D]:
     lines = [
         Line2D([], [], color=PEER_COLOURS[p], marker="o", linestyle="", label=p) for p in peers
     ]
-    return lines + [
-        Line2D([], [], color="#333333", marker=PASS_MARKERS[p], linestyle="", label=p)
-        for p in passes
+    lines += [
+        Line2D([], [], color="black", marker=PASS_MARKERS[p], linestyle="", label=p) for p in passes
     ]
+    if any((r.ceiling_share or 0) > 1 for r in rows):
+        hollow = Line2D([], [], color="black", marker="o", linestyle="", markerfacecolor="none")
+        hollow.set_label("over the ceiling, doubtful")
+        lines.append(hollow)
+    return lines
 
 
 def speed_up_bars(record: Record) -> str | None:
@@ -93,7 +130,9 @@ def speed_up_bars(record: Record) -> str | None:
         return None
     peers = [p for p in PEER_COLOURS if p != "eager" and any(p in t for t in groups.values())]
     count = sum(len(times) - 1 for times in groups.values())
-    figure = Figure(figsize=(10, 0.2 * count + 0.25 * len(groups) + 1.2), layout="constrained")
+    figure = Figure(
+        figsize=(FIGURE_WIDTH, 0.2 * count + 0.25 * len(groups) + 1.2), layout="constrained"
+    )
     axis = figure.subplots()
     position, ticks = 0.0, []
     for times in groups.values():
@@ -102,51 +141,52 @@ def speed_up_bars(record: Record) -> str | None:
             if peer in times:
                 speed = times["eager"] / times[peer]
                 axis.barh(position, speed, height=0.85, color=PEER_COLOURS[peer])
-                axis.text(speed, position, f" {speed:.2f}×", va="center", fontsize=7)
+                text = axis.text(speed, position, f" {speed:.2f}×", va="center", fontsize=8)
+                text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
                 position += 1
         ticks.append((start + position - 1) / 2)
         position += 0.8
     axis.set_yticks(ticks, list(groups), fontsize=8)
-    axis.axvline(1, color="#333333", linewidth=1)
+    axis.axvline(1, color="black", linewidth=1, zorder=1)
     axis.margins(x=0.12, y=0.01)
     axis.invert_yaxis()
     axis.set_xlabel("speed over the eager reference")
     figure.legend(
         handles=[Line2D([], [], color=PEER_COLOURS[p], linewidth=6, label=p) for p in peers],
         loc="outside upper center",
-        ncols=5,
+        ncols=4,
         frameon=False,
     )
     return png_base64(figure)
 
 
 def waterfall(records: Sequence[tuple[str, Record]]) -> str | None:
-    """How a case's forward time comes down to the floor, step by step.
+    """How our forward time of a case came down to the floor, record by record, oldest first.
 
-    From one record: eager, compiled, the best other attention, ours. From several, in their order:
-    ours in each, which shows what every optimisation brought.
+    None for one record: what it compares are alternatives, which do not add up.
     """
     latest = records[-1][1]
     case = _waterfall_case(latest)
     if case is None:
         return None
-    steps = _steps(latest, case) if len(records) == 1 else _history(records, case)
-    if len(steps) < 2:
+    steps = _history(records, case)
+    floors = [r.floor_ms for r in latest.kernel_rows if _is(r, case) and r.floor_ms]
+    if len(steps) < 2 or not floors:
         return None
-    floor = next(r.floor_ms for r in latest.kernel_rows if _is(r, case) and r.floor_ms)
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    floor = floors[0]
+    figure = Figure(figsize=(FIGURE_WIDTH, 3.8), layout="constrained")
     axis = figure.subplots()
     names = [name for name, _ in steps]
     for i, (_, value) in enumerate(steps):
         previous = steps[i - 1][1] if i else value
-        axis.bar(i, value, color="#4c6a92", width=0.6)
+        axis.bar(i, value, color=BLUE, width=0.6)
         gained = previous - value
-        colour = "#a8cdb4" if gained >= 0 else "#e3a5a2"
-        axis.bar(i, abs(gained), bottom=min(value, previous), color=colour, width=0.6)
+        colour = GREEN if gained >= 0 else VERMILION
+        axis.bar(i, abs(gained), bottom=min(value, previous), color=colour, alpha=0.4, width=0.6)
         note = f"{milliseconds(value)} ms" + (f"\n{previous / value:.2f}×" if i else "")
-        axis.text(i, max(value, previous), note, ha="center", va="bottom", fontsize=8)
-    axis.bar(len(steps), floor, color="#c9a227", width=0.6)
-    axis.text(len(steps), floor, f"{milliseconds(floor)} ms", ha="center", va="bottom", fontsize=8)
+        axis.text(i, max(value, previous), note, ha="center", va="bottom", fontsize=9)
+    axis.bar(len(steps), floor, color=ORANGE, width=0.6)
+    axis.text(len(steps), floor, f"{milliseconds(floor)} ms", ha="center", va="bottom", fontsize=9)
     axis.set_xticks(range(len(steps) + 1), [*names, "floor"])
     axis.set_ylim(0, 1.2 * max(value for _, value in steps))
     axis.set_ylabel("median, ms")
@@ -156,7 +196,7 @@ def waterfall(records: Sequence[tuple[str, Record]]) -> str | None:
 
 def _waterfall_case(record: Record) -> tuple[str, str] | None:
     timed = [r for r in record.kernel_rows if r.p50_ms is not None and r.task == "forward"]
-    first = next((r for r in timed if r.peer in OURS), timed[0] if timed else None)
+    first = next((r for r in timed if r.peer in OURS), None)
     return (first.case, first.precision) if first is not None else None
 
 
@@ -167,14 +207,6 @@ def _is(row: Measurement, case: tuple[str, str]) -> bool:
 def _fastest(record: Record, case: tuple[str, str], peers: Sequence[str]) -> Measurement | None:
     rows = [r for r in record.kernel_rows if _is(r, case) and r.peer in peers]
     return min(rows, key=lambda r: r.p50_ms or 0, default=None)
-
-
-def _steps(record: Record, case: tuple[str, str]) -> list[tuple[str, float]]:
-    fastest = [
-        _fastest(record, case, peers)
-        for peers in (("eager",), ("compiled",), family_names("attention"), OURS)
-    ]
-    return [(row.peer, row.p50_ms) for row in fastest if row is not None and row.p50_ms is not None]
 
 
 def _history(
@@ -204,7 +236,7 @@ def latency_by_batch(record: Record) -> str | None:
     rows = _inferences(record)
     size = _richest(rows, by=_SIZE, count=_BATCH)
     shown = [r for r in rows if r.size == size]
-    title = f"latency of inference at {size}², ms"
+    title = f"latency of inference at {image_size(record, size)}, ms"
     return _curves(shown, _BATCH, lambda r: r.p50_ms, "batch", title)
 
 
@@ -241,7 +273,7 @@ def _curves(
     lines = {name: sorted(points) for name, points in lines.items() if len(points) > 1}
     if not lines:
         return None
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(FIGURE_WIDTH, 4.4 + 0.12 * len(lines)), layout="constrained")
     axis = figure.subplots()
     for (model, peer, precision), points in lines.items():
         plain = model.startswith("resnet")
@@ -256,13 +288,12 @@ def _curves(
     axis.set_yscale("log")
     ticks = sorted({point[0] for points in lines.values() for point in points})
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())
+    _plain_ticks(axis.yaxis)
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
     axis.grid(True, color="#eeeeee")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return png_base64(figure)
 
 
@@ -271,18 +302,19 @@ def latency_and_memory(record: Record) -> str | None:
     rows = [row for row in record.measurements if row.p50_ms is not None]
     if not rows:
         return None
-    figure, left, right = _pair_of_axes(len(rows))
-    labels, colours = [_label(row) for row in rows], [_colour(row) for row in rows]
+    figure, upper, lower = _pair_of_axes(len(rows))
+    labels, colours = [_label(record, row) for row in rows], [_colour(row) for row in rows]
     p50 = [row.p50_ms or 0 for row in rows]
     whiskers = [(row.p95_ms or 0) - (row.p50_ms or 0) for row in rows]
-    left.barh(labels, p50, xerr=[[0] * len(rows), whiskers], color=colours, capsize=3)
-    left.set_xlabel("latency of one film, ms (bar p50, whisker p95)")
+    upper.barh(labels, p50, xerr=[[0] * len(rows), whiskers], color=colours, capsize=3)
+    upper.set_xlabel("latency of one film, ms (bar p50, whisker p95)")
     # Bars tell by their length, so the axis starts at zero unless that would hide the short ones.
     if max(p50) > 20 * min(p50):
-        left.set_xscale("log")
-    right.barh(labels, [row.peak_mib or 0 for row in rows], color=colours)
-    right.set_xlabel("peak memory while inferring, MiB")
-    left.invert_yaxis()
+        upper.set_xscale("log")
+        _plain_ticks(upper.xaxis)
+    lower.barh(labels, [row.peak_mib or 0 for row in rows], color=colours)
+    lower.set_xlabel("peak memory while inferring, MiB")
+    upper.invert_yaxis()
     return png_base64(figure)
 
 
@@ -292,34 +324,36 @@ def accuracy_across_folds(record: Record) -> str | None:
     rows = [(row, scores) for row, scores in rows if scores.auc is not None]
     if not rows:
         return None
-    figure, left, right = _pair_of_axes(len(rows))
+    figure, upper, lower = _pair_of_axes(len(rows))
     for row, scores in rows:
-        label, colour = _label(row), _colour(row)
+        label, colour = _label(record, row), _colour(row)
         auc, low, high = scores.auc or 0, scores.auc_low or 0, scores.auc_high or 0
-        left.errorbar(
+        upper.errorbar(
             [auc], [label], xerr=[[auc - low], [high - auc]], fmt="o", color=colour, capsize=4
         )
         spread = scores.accuracy_std
-        right.errorbar(
+        lower.errorbar(
             [scores.accuracy_mean], [label], xerr=[spread], fmt="s", color=colour, capsize=4
         )
-    left.axvline(0.5, color="#999999", linestyle=":", linewidth=1)
-    left.set_xlim(0, 1)
-    left.set_xlabel("pooled AUC, patient-cluster bootstrap 95 % interval")
-    right.set_xlim(0, 1)
-    right.set_xlabel("accuracy, mean ± std over folds")
-    left.invert_yaxis()
+    upper.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
+    upper.set_xlim(0, 1)
+    upper.set_xlabel("pooled AUC, patient-cluster bootstrap 95 % interval (dotted: chance)")
+    lower.set_xlim(0, 1)
+    lower.set_xlabel("accuracy, mean ± std over folds")
+    upper.invert_yaxis()
     return png_base64(figure)
 
 
 def _pair_of_axes(rows: int) -> tuple[Figure, Any, Any]:
-    figure = Figure(figsize=(10, 0.45 * rows + 1.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    return figure, left, right
+    """One above the other, so that both are legible on a phone."""
+    figure = Figure(figsize=(FIGURE_WIDTH, 0.6 * rows + 2), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    lower.invert_yaxis()
+    return figure, upper, lower
 
 
-def _label(row: Measurement) -> str:
-    return f"{row.size}² {row.peer} {row.precision}"
+def _label(record: Record, row: Measurement) -> str:
+    return f"{image_size(record, row.size)} {row.peer} {row.precision}"
 
 
 def _colour(row: Measurement) -> str:

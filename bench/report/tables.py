@@ -9,7 +9,14 @@ from hmc_fast.bench.peers import family_names
 from hmc_fast.bench.record import FoldScores, Measurement, Record
 from hmc_fast.bench.report.compare import Comparison
 from hmc_fast.evaluation import METRIC_NAMES, mean_and_std
-from hmc_fast.reporting import DASH, milliseconds, number, plus_minus, with_interval
+from hmc_fast.reporting import (
+    DASH,
+    metric_title,
+    milliseconds,
+    number,
+    plus_minus,
+    with_interval,
+)
 from hmc_fast.training import TrainingConfig
 
 Cells = tuple[list[str], list[list[str]]]
@@ -45,10 +52,11 @@ def _budget(row: Measurement) -> str:
     return f"{row.budget_units:.2f} ({row.budget_tensor})"
 
 
+_LOAD: _Column = ("under load", lambda r: ", ".join(load_marks(r.load)) or DASH)
 _SPEED_UP: _Column = ("against the best other", lambda r: number(r.speed_up, "{:.2f}×"))
 _COMMON: tuple[_Column, ...] = (
     ("p20 / p50 / p80, ms", _times),
-    ("under load", lambda r: ", ".join(load_marks(r.load)) or DASH),
+    _LOAD,
     ("outliers", _outliers),
     ("host, ms", lambda r: milliseconds(r.host_p50_ms)),
 )
@@ -162,6 +170,10 @@ def variants(record: Record) -> list[tuple[str, str]]:
     return lines
 
 
+def _difference(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
 def _score(form: Callable[[FoldScores], str]) -> Callable[[Measurement], str]:
     return lambda row: DASH if row.scores is None else form(row.scores)
 
@@ -176,11 +188,12 @@ _FOLD_COLUMNS: tuple[_Column, ...] = (
             DASH if r.p50_ms is None else f"{milliseconds(r.p50_ms)} / {milliseconds(r.p95_ms)}"
         ),
     ),
+    _LOAD,
     ("films/s", lambda r: number(r.throughput_per_s, "{:.1f}")),
     ("peak memory, MiB", lambda r: number(r.peak_mib, "{:.0f}")),
     ("accuracy across folds", _score(lambda s: plus_minus(s.accuracy_mean, s.accuracy_std))),
     ("pooled AUC [95 % CI]", _score(lambda s: with_interval(s.auc, s.auc_low, s.auc_high))),
-    ("largest Δlogit", _score(lambda s: f"{s.max_logit_difference:.1e}")),
+    ("largest Δlogit", _score(lambda s: _difference(s.max_logit_difference))),
     ("flips", _score(lambda s: str(s.flipped_decisions))),
     ("ΔAUC", _score(lambda s: number(s.auc_difference, "{:+.4f}"))),
     ("error, budgets", lambda r: _budget(r) if r.status == "ok" else r.status),
@@ -190,14 +203,20 @@ _FOLD_COLUMNS: tuple[_Column, ...] = (
 def fold_table(record: Record) -> Cells:
     """The main job's one table: speed, memory and accuracy of every peer and precision."""
     header, rows = _cells(record.measurements, _FOLD_COLUMNS)
-    sizes = [_image_size(record, row.size) for row in record.measurements]
+    sizes = [image_size(record, row.size) for row in record.measurements]
     return header, [[size, *cells[1:]] for size, cells in zip(sizes, rows, strict=True)]
 
 
-def _image_size(record: Record, height: int) -> str:
-    """Rows and columns of the main job's images of a height."""
-    config = TrainingConfig(**record.options["training"])
-    image = config.preprocessing(record.options["model"]).at_height(height)
+def training_of(record: Record) -> TrainingConfig:
+    """How the main job's folds were trained."""
+    return TrainingConfig(**record.options["training"])
+
+
+def image_size(record: Record, height: int) -> str:
+    """Rows and columns of a record's images of a height: square but for the main job's films."""
+    if record.study is None:
+        return f"{height}²"
+    image = training_of(record).preprocessing(record.options["model"]).at_height(height)
     return f"{height}²" if image.width == height else f"{height}×{image.width}"
 
 
@@ -212,7 +231,15 @@ def fold_metric_table(record: Record) -> Cells:
     summary = mean_and_std(folds)
     texts = [summary[name] for name in METRIC_NAMES]
     over = [plus_minus(*text) if text else "undefined in a fold" for text in texts]
-    return ["fold", *METRIC_NAMES], [*cells, ["mean ± std", *over]]
+    return ["fold", *map(metric_title, METRIC_NAMES)], [*cells, ["mean ± std", *over]]
+
+
+def history_table(records: Sequence[tuple[str, Record]]) -> Cells:
+    """Medians of every row of the last record in all of them, in ms."""
+    medians = [{row.key: row.p50_ms for row in record.measurements} for _, record in records]
+    rows = [row for row in records[-1][1].measurements if row.p50_ms is not None]
+    cells = [[row.label, *(milliseconds(m.get(row.key)) for m in medians)] for row in rows]
+    return ["measurement", *(name for name, _ in records)], cells
 
 
 def amdahl_lines(record: Record) -> list[str]:
