@@ -39,7 +39,7 @@ def write_reports(records: Records, folder: Path) -> tuple[Path, Path]:
     parts = [_part(steps) for steps in series_of(records)]
     names = ", ".join(name for name, _ in records)
     context = {
-        "title": parts[0]["title"] if len(parts) == 1 else f"Benchmark records: {names}",
+        "title": _title(records[-1][1]) if len(parts) == 1 else f"Benchmark records: {names}",
         "parts": parts,
         "research_notice": RESEARCH_NOTICE,
         "ours": family_names("ours"),

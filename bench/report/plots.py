@@ -1,6 +1,7 @@
 """Plots of records, as base64 PNG for the HTML report."""
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from math import log2
 from operator import attrgetter
 from typing import Any
@@ -275,11 +276,14 @@ def _curves(
         return None
     figure = Figure(figsize=(FIGURE_WIDTH, 4.4 + 0.12 * len(lines)), layout="constrained")
     axis = figure.subplots()
-    for (model, peer, precision), points in lines.items():
+    for marker, ((model, peer, precision), points) in zip(
+        cycle("os^DvPX"), lines.items(), strict=False
+    ):
         plain = model.startswith("resnet")
         axis.plot(
             *zip(*points, strict=True),
-            marker="o",
+            marker=marker,
+            markerfacecolor="none",
             linestyle="--" if plain else "-",
             color=PEER_COLOURS.get(peer, OTHER_COLOUR),
             label=f"{model} {peer} {precision}",

@@ -1,48 +1,56 @@
 """Figures of a study report, each as PNG bytes."""
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.evaluation.roc import roc_band
+from hmc_fast.reporting import BLUE, FIGURE_WIDTH, GREEN, GREY, ORANGE, PURPLE, png
 from hmc_fast.study.compare import ModelResult
 
-BLUE, ORANGE, GREEN, GREY = "#4c6a92", "#c98b3a", "#5b8c5a", "#999999"
-COLUMNS = 4
+COLUMNS = 3
 
 
 def learning_curves(results: Sequence[ModelResult]) -> bytes:
     """Loss on training and held-out films and the held-out AUC, a line a fold and their mean."""
 
     def draw(axes: Axes, result: ModelResult) -> None:
-        for name, colour in (("train_loss", BLUE), ("val_loss", ORANGE), ("val_auc", GREY)):
-            curves = [[row[name] for row in h if name in row] for h in result.histories]
-            curves = [curve for curve in curves if curve]
-            for curve in curves:
-                axes.plot(range(1, len(curve) + 1), curve, color=colour, alpha=0.3, linewidth=0.8)
-            if curves:
-                mean = np.mean(curves, axis=0)
-                axes.plot(
-                    range(1, len(mean) + 1),
-                    mean,
-                    color=colour,
-                    marker="o",
-                    markersize=3,
-                    label=name,
-                )
+        right = axes.twinx()
+        curves = (
+            (axes, "train_loss", BLUE, "loss, training films"),
+            (axes, "val_loss", ORANGE, "loss, held-out films"),
+            (right, "val_auc", GREEN, "AUC, held-out films"),
+        )
+        for side, name, colour, label in curves:
+            _draw_curves(side, result, name, colour, label)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize="x-small", frameon=False)
+        axes.set_ylabel("loss, cross-entropy")
+        right.set_ylim(0, 1)
+        right.set_ylabel("AUC")
 
-    return _grid(results, draw)
+    return _grid(results, draw, columns=2, legend=True)
+
+
+def _draw_curves(axes: Axes, result: ModelResult, name: str, colour: str, label: str) -> None:
+    """A line a fold and their mean; nothing where the history lacks ``name``."""
+    curves = [[row[name] for row in history if name in row] for history in result.histories]
+    curves = [curve for curve in curves if curve]
+    for curve in curves:
+        axes.plot(range(1, len(curve) + 1), curve, color=colour, alpha=0.3, linewidth=0.8)
+    if curves:
+        mean = np.mean(curves, axis=0)
+        epochs = range(1, len(mean) + 1)
+        axes.plot(epochs, mean, color=colour, marker="o", markersize=3, label=label)
 
 
 def deletion_insertion_curves(results: Sequence[ModelResult]) -> bytes:
@@ -52,15 +60,15 @@ def deletion_insertion_curves(results: Sequence[ModelResult]) -> bytes:
         assert result.localisation is not None
         shares = result.localisation["settings"]["shares"]
         methods = result.localisation["methods"].items()
-        for colour, (method, values) in zip((BLUE, ORANGE, GREEN, GREY), methods, strict=False):
+        for colour, (method, values) in zip((BLUE, ORANGE, GREEN, PURPLE), methods, strict=False):
             axes.plot(shares, values["deletion_curve"], color=colour, label=method)
             axes.plot(shares, values["insertion_curve"], color=colour, linestyle="--")
         axes.set_xlabel("share of pixels")
-        axes.set_ylabel("probability")
+        axes.set_ylabel("probability of the class")
         axes.set_ylim(0, 1)
-        axes.legend(fontsize="x-small", frameon=False)
 
-    return _grid([result for result in results if result.localisation is not None], draw)
+    measured = [result for result in results if result.localisation is not None]
+    return _grid(measured, draw, legend=True)
 
 
 def roc_curves(results: Sequence[ModelResult]) -> bytes:
@@ -73,8 +81,11 @@ def roc_curves(results: Sequence[ModelResult]) -> bytes:
             x = band.false_positive_rate
             axes.fill_between(x, band.low, band.high, color=BLUE, alpha=0.25, linewidth=0)
             axes.plot(x, band.sensitivity, color=BLUE)
+        axes.set_title(f"{result.label}\nAUC {result.pooled_auc}", fontsize=8, wrap=True)
         axes.set_xlabel("1 - specificity")
         axes.set_ylabel("sensitivity")
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.set_aspect("equal")
 
     return _grid(results, draw)
@@ -92,44 +103,51 @@ def confusion_matrices(results: Sequence[ModelResult]) -> bytes:
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
         names = result.repeats[0].class_names
         axes.set_xticks(range(len(names)), names)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names, rotation=90, va="center")
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
 
-    return _grid(results, draw)
+    def add_colour_bar(figure: Figure, grid: Any) -> None:
+        scale = ScalarMappable(Normalize(0, 1), "Blues")
+        figure.colorbar(scale, ax=grid, label="share of the true class (row)", shrink=0.8)
+
+    return _grid(results, draw, finish=add_colour_bar)
 
 
 def critical_difference_diagram(labels: Sequence[str], test: FriedmanTest) -> bytes:
-    """Demšar's diagram: mean ranks, best at the left; bars join what cannot be told apart."""
+    """Demšar's diagram: mean ranks, best at the left; bars join what cannot be told apart.
+
+    The better half is named at the left margin, the other at the right, so that no name lies on a
+    line or a marker.
+    """
     order = np.argsort(test.mean_ranks, kind="stable")
     ranks = [test.mean_ranks[i] for i in order]
     bars = _indistinguishable(ranks, test.critical_difference)
-    figure = Figure(figsize=(8, 1.4 + 0.3 * len(ranks) + 0.15 * len(bars)), layout="constrained")
+    depth, half = len(bars) + 1, math.ceil(len(ranks) / 2)
+    height = 1.6 + 0.3 * half + 0.15 * len(bars)
+    figure = Figure(figsize=(FIGURE_WIDTH, height), layout="constrained")
     axes = figure.subplots()
-    depth = len(bars) + 1
+    right = max(len(ranks), 1 + test.critical_difference) + 0.2
     for place, (index, rank) in enumerate(zip(order, ranks, strict=True)):
-        height = -depth - place
-        axes.plot([rank, rank], [0, height], color=GREY, linewidth=0.8)
-        axes.plot([rank], [0], marker="o", color=BLUE, markersize=4)
-        axes.text(
-            rank + 0.04,
-            height,
-            f"{labels[index]} ({rank:.2f})",
-            va="center",
-            fontsize="small",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
+        on_left = place < half
+        margin = 0.8 if on_left else right
+        level = -depth - (place if on_left else len(ranks) - 1 - place)
+        axes.plot([rank, rank, margin], [0, level, level], color=GREY, linewidth=0.8)
+        axes.plot([rank], [0], marker="o", color=BLUE, markersize=5)
+        text = f"{labels[index]} ({rank:.2f})"
+        place_text = {"ha": "right", "x": margin - 0.05} if on_left else {"x": margin + 0.05}
+        axes.text(y=level, s=text, va="center", fontsize=8, clip_on=False, **place_text)
     for level, (low, high) in enumerate(bars):
         axes.plot([low - 0.03, high + 0.03], [-0.7 - level] * 2, color="black", linewidth=3)
     axes.plot([1, 1 + test.critical_difference], [1.2, 1.2], color=ORANGE, linewidth=3)
-    axes.text(1, 1.5, f"critical difference {test.critical_difference:.2f}", fontsize="small")
-    axes.set_xlim(0.9, max(len(ranks), 1 + test.critical_difference) + 1)
-    axes.set_ylim(-depth - len(ranks), 2.6)
+    axes.text(1, 1.6, f"critical difference {test.critical_difference:.2f}", fontsize=8)
+    axes.set_xlim(0.8, right)
+    axes.set_ylim(-depth - half, 2.8)
     axes.set_xticks(range(1, len(ranks) + 1))
     axes.set_xlabel("mean rank (1 is best)")
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def _indistinguishable(ranks: Sequence[float], difference: float) -> list[tuple[float, float]]:
@@ -144,20 +162,38 @@ def _indistinguishable(ranks: Sequence[float], difference: float) -> list[tuple[
     return bars
 
 
-def _grid(results: Sequence[ModelResult], draw: Callable[[Axes, ModelResult], object]) -> bytes:
-    columns = min(COLUMNS, len(results))
+def _grid(
+    results: Sequence[ModelResult],
+    draw: Callable[[Axes, ModelResult], object],
+    columns: int = COLUMNS,
+    legend: bool = False,
+    finish: Callable[[Figure, Any], object] | None = None,
+) -> bytes:
+    """One panel a model; ``legend`` once for all of them, ``finish`` gets figure and panels."""
+    columns = min(columns, len(results))
     rows = math.ceil(len(results) / columns)
-    figure = Figure(figsize=(3.2 * columns, 3.1 * rows), layout="constrained")
+    width = FIGURE_WIDTH / columns if columns > 1 else 0.6 * FIGURE_WIDTH
+    figure = Figure(figsize=(width * columns, 2.9 * rows + 0.3 * legend), layout="constrained")
     grid: Any = figure.subplots(rows, columns, squeeze=False)
     for axes, result in zip(grid.flat, results, strict=False):
+        axes.set_title(result.label, fontsize=9, wrap=True)
         draw(axes, result)
-        axes.set_title(result.label, fontsize="small", wrap=True)
     for axes in grid.flat[len(results) :]:
         axes.set_axis_off()
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    if legend:
+        handles = {
+            label: handle
+            for axes in figure.axes
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            handles.values(),
+            handles,
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+            fontsize=9,
+        )
+    if finish is not None:
+        finish(figure, grid)
+    return png(figure)

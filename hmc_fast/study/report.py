@@ -1,6 +1,7 @@
 """Study reports: Markdown with figures beside it, self-contained HTML, and LaTeX."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from hmc_fast.errors import UserError
 from hmc_fast.evaluation import METRIC_NAMES
 from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.files import make_folder, write_atomically, write_text
-from hmc_fast.reporting import PHANTOM_NOTICE, RESEARCH_NOTICE, templates
+from hmc_fast.reporting import PHANTOM_NOTICE, RESEARCH_NOTICE, metric_title, templates
 from hmc_fast.study import plots, tables
 from hmc_fast.study.compare import Comparison, Group, ModelResult
+from hmc_fast.study.conclusion import accuracy_caveat, conclusion
 from hmc_fast.study.record import StudyRecord
 from hmc_fast.study.tables import Table
+from hmc_fast.training import TrainingConfig
 
 LEAK_NOTICE = (
     "This protocol leaks: films or patients of the test side are on the training side as well. Its "
@@ -58,11 +61,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with a table, a figure, or both."""
+    """A heading with a table, a figure, or both, and a warning before them."""
 
     title: str
     table: Table | None = None
     figure: Figure | None = None
+    caveat: str | None = None
 
 
 def write_study_reports(
@@ -79,6 +83,7 @@ def write_study_reports(
     groups: list[dict[str, Any]] = [
         {
             "title": group.title,
+            "conclusion": conclusion(group),
             "leak": None if group.protocol == "patient" else LEAK_NOTICE,
             "sections": _sections(group, metric, number),
         }
@@ -87,6 +92,7 @@ def write_study_reports(
     context = {
         "groups": groups,
         "studies": [_facts(study) for study in comparison.studies],
+        "selection": _selection(comparison.studies),
         "phantoms": any(study.data["phantoms"] for study in comparison.studies),
         "phantom_notice": PHANTOM_NOTICE,
         "research_notice": RESEARCH_NOTICE,
@@ -123,37 +129,54 @@ def _sections(group: Group, metric: str, number: int) -> list[Section]:
     def figure(name: str, caption: str, png: bytes) -> Figure:
         return Figure(f"{name}-{number}.png", caption, png)
 
-    sections = [Section("Metrics over folds", tables.metrics_table(group))]
+    caveat = accuracy_caveat(group)
+    sections = [Section("Metrics over folds", tables.metrics_table(group), caveat=caveat)]
     ensembles = tables.ensemble_table(group)
     if ensembles is not None:
         sections.append(Section("Ensembles", ensembles))
     if group.pairs:
         sections.append(Section("Paired differences", tables.pairs_table(group)))
-        sections.append(Section("Friedman's test", tables.friedman_table(group)))
+        sections.append(Section("Friedman's test", tables.friedman_table(group), caveat=caveat))
     test = group.friedman[metric]
     if isinstance(test, FriedmanTest):
         diagram = plots.critical_difference_diagram(labels, test)
         sections.append(
             Section(
-                f"Nemenyi's comparisons by {metric}",
+                f"Nemenyi's comparisons by {metric_title(metric)}",
                 tables.nemenyi_table(labels, test),
-                figure("critical-difference", f"Critical-difference diagram, {metric}", diagram),
+                figure(
+                    "critical-difference",
+                    f"Critical-difference diagram of mean ranks by {metric_title(metric)}",
+                    diagram,
+                ),
             )
         )
     sections += [
         Section("Calibration", tables.calibration_table(group)),
         Section(
             "ROC curves",
-            figure=figure("roc", "Pooled ROC with pointwise 95 % bands", plots.roc_curves(results)),
+            figure=figure(
+                "roc",
+                "Pooled ROC curves with pointwise 95 % bands; dotted: chance",
+                plots.roc_curves(results),
+            ),
         ),
         Section(
             "Confusion matrices",
-            tables.confusion_table(group),
-            figure("confusion", "Confusion matrices", plots.confusion_matrices(results)),
+            figure=figure(
+                "confusion",
+                "Films by true and predicted class, all repeats together; the colour is the share "
+                "of the true class",
+                plots.confusion_matrices(results),
+            ),
         ),
         Section(
             "Learning curves",
-            figure=figure("learning", "Learning curves", plots.learning_curves(results)),
+            figure=figure(
+                "learning",
+                "Loss (left axis) and held-out AUC (right axis): a line a fold, and their mean",
+                plots.learning_curves(results),
+            ),
         ),
     ]
     localisation = tables.localisation_table(group)
@@ -163,6 +186,21 @@ def _sections(group: Group, metric: str, number: int) -> list[Section]:
         picture = figure("deletion-insertion", caption, curves)
         sections.append(Section("How good the maps are", localisation, picture))
     return sections
+
+
+def _selection(studies: Sequence[StudyRecord]) -> str:
+    """What was kept of the trainings, for all models of all studies."""
+    epochs = {
+        bool(TrainingConfig(**study.config).epochs_of(model))
+        for study in studies
+        for model in study.models
+    }
+    kept = []
+    if True in epochs:
+        kept.append("The last epoch counts")
+    if False in epochs:
+        kept.append("Lesion heads are fitted to the circles of lesions, without an epoch")
+    return f"{'. '.join(kept)}; nothing is selected on a held-out fold."
 
 
 def _facts(study: StudyRecord) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from hmc_fast.evaluation import METRIC_NAMES, Interval
 from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.evaluation.localisation import METRICS
-from hmc_fast.reporting import DASH
+from hmc_fast.reporting import DASH, metric_title, plus_minus
 from hmc_fast.study.compare import Group
 
 
@@ -25,15 +25,17 @@ def metrics_table(group: Group) -> Table:
     rows = []
     for result in group.results:
         values = [result.mean_std[name] for name in METRIC_NAMES]
-        cells = [f"{v[0]:.3f} ± {v[1]:.3f}" if v else DASH for v in values]
+        cells = [plus_minus(*v) if v else DASH for v in values]
         rows.append([result.label, *cells, str(result.pooled_auc)])
-    names = [{"auc_roc": "AUC-ROC", "f1": "F1"}.get(name, name) for name in METRIC_NAMES]
     return Table(
-        ["model", *names, "pooled AUC [95 % CI]"],
+        ["model", *map(metric_title, METRIC_NAMES), "pooled AUC [95 % CI]"],
         rows,
         "Mean ± sample standard deviation over folds; a dash where a fold leaves a metric "
-        "undefined. The pooled AUC of all held-out films with its patient-cluster bootstrap "
-        "interval is the figure to read; with repeats it is their mean.",
+        "undefined. AUC-ROC is the mean of the folds' AUCs: each ranks the few films of one "
+        "fold by one model, so it varies much and does not see whether folds score on one scale. The "
+        "pooled AUC ranks all held-out films together by their scores, whichever fold's model "
+        "gave them, and so has an interval (patient-cluster bootstrap) and is the figure to read; "
+        "with repeats it is their mean.",
     )
 
 
@@ -87,13 +89,13 @@ def friedman_table(group: Group) -> Table:
     rows = []
     for metric, test in group.friedman.items():
         if isinstance(test, str):
-            rows.append([metric, test, *[DASH] * 5])
+            rows.append([metric_title(metric), test, *[DASH] * 5])
             continue
         f = test.iman_davenport_f
         best = group.results[test.mean_ranks.index(min(test.mean_ranks))].label
         rows.append(
             [
-                metric,
+                metric_title(metric),
                 f"{test.chi2:.3f}",
                 _p(test.chi2_p),
                 DASH if f is None else f"{f:.3f}",
@@ -127,16 +129,6 @@ def detectable_gap(test: FriedmanTest) -> str:
         f"{test.critical_difference:.2f} of {test.largest_gap} possible. Smaller gaps are no "
         "evidence of a difference, nor of its absence."
     )
-
-
-def confusion_table(group: Group) -> Table:
-    """Counts of true and predicted classes, all repeats together."""
-    names = group.results[0].repeats[0].class_names
-    rows = []
-    for result in group.results:
-        for name, counts in zip(names, result.confusion, strict=True):
-            rows.append([result.label, name, *map(str, counts)])
-    return Table(["model", "true class", *(f"predicted {name}" for name in names)], rows)
 
 
 def ensemble_table(group: Group) -> Table | None:
