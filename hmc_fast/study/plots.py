@@ -33,7 +33,7 @@ def learning_curves(results: Sequence[ModelResult]) -> bytes:
             _draw_curves(side, result, name, colour, label)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.dataLim.y1 if axes.lines else 1)
         axes.set_ylabel("loss, cross-entropy")
         right.set_ylim(0, 1)
         right.set_ylabel("AUC")

@@ -32,10 +32,10 @@ def metrics_table(group: Group) -> Table:
         rows,
         "Mean ± sample standard deviation over folds; a dash where a fold leaves a metric "
         "undefined. AUC-ROC is the mean of the folds' AUCs: each ranks the few films of one "
-        "fold by one model, so it varies much and does not see whether folds score on one scale. The "
-        "pooled AUC ranks all held-out films together by their scores, whichever fold's model "
-        "gave them, and so has an interval (patient-cluster bootstrap) and is the figure to read; "
-        "with repeats it is their mean.",
+        "fold, by one model, so it varies much and does not see whether the folds' models score "
+        "on one scale. The pooled AUC ranks all held-out films together, whichever model scored "
+        "them; it has a patient-cluster bootstrap interval and is the figure to read. With "
+        "repeats it is their mean.",
     )
 
 

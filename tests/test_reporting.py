@@ -1,0 +1,121 @@
+"""Pages as a browser shows them: on a wide screen and on a phone, nothing is cut."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hmc_fast.bench.record import read_record
+from hmc_fast.bench.report.pages import write_reports
+from hmc_fast.explain.page import render_page
+from hmc_fast.reporting import metric_title, milliseconds
+from hmc_fast.study import compare, read_study, write_study_reports
+
+RESULTS = Path(__file__).parents[1] / "bench" / "results"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+MEASURE = """<script>
+const page = document.scrollingElement, cut = [];
+for (const cell of document.querySelectorAll("th, td, img")) {
+  const box = cell.getBoundingClientRect();
+  if (box.width === 0) continue;
+  if (box.left < 0 || box.right > page.clientWidth || cell.scrollWidth > Math.ceil(box.width))
+    cut.push(cell.textContent || cell.alt);
+}
+const seen = document.querySelectorAll("td").length;
+const result = {width: page.clientWidth, needed: page.scrollWidth, cells: seen, cut};
+parent.postMessage(JSON.stringify(result), "*");
+</script>"""
+# A window is never narrower than 500 pixels; a frame in it can be.
+FRAME = """<body><pre></pre><script>
+onmessage = (event) => { document.querySelector("pre").textContent = event.data; };
+</script><iframe src="measured.html" width="WIDTH" height="2000" style="border: 0"></iframe></body>
+"""
+
+
+def bench_page(*names: str) -> Callable[[Path], Path]:
+    records = [(name, read_record(RESULTS / f"{name}.jsonl")) for name in names]
+    return lambda folder: write_reports(records, folder)[1]
+
+
+def study_page(folder: Path) -> Path:
+    study = read_study(RESULTS / "study" / "mias-seven-models.jsonl")
+    return write_study_reports(compare([study]), folder)[1]
+
+
+def explain_page(folder: Path) -> Path:
+    path = folder / "explanations.html"
+    path.write_text(render_page("mias, " * 30, ["a fact " * 40], []))
+    return path
+
+
+PAGES = {
+    "main job": bench_page("mias-hmc_net_lesions-512-cpu"),
+    "kernels": bench_page("cpu-kernels"),
+    "mixed": bench_page("cpu-models", "cpu-kernels", "mias-hmc_net-224-cpu"),
+    "steps": bench_page("cpu-kernels", "cpu-kernels"),
+    "study": study_page,
+    "explain": explain_page,
+}
+
+
+def measured(page: Path, width: int) -> dict[str, Any]:
+    """Widths in CSS pixels, and the cells and pictures that are cut."""
+    assert CHROMIUM is not None
+    copy = page.with_name("measured.html")
+    copy.write_text(page.read_text().replace("</body>", f"{MEASURE}</body>"))
+    frame = page.with_name("frame.html")
+    frame.write_text(FRAME.replace("WIDTH", str(width)))
+    options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1400,2100"]
+    shown = subprocess.run(
+        [CHROMIUM, *options, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    found = re.search("<pre>(.+?)</pre>", shown.stdout)
+    assert found is not None
+    result: dict[str, Any] = json.loads(html.unescape(found[1]))
+    return result
+
+
+@pytest.mark.systems
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_cut_in_a_browser(name: str, tmp_path: Path) -> None:
+    page = PAGES[name](tmp_path)
+    for width in (1280, 400):
+        result = measured(page, width)
+        assert result["width"] == width
+        assert result["needed"] <= width
+        assert result["cut"] == []
+        assert result["cells"] > 0 or name == "explain"
+
+
+@pytest.mark.systems
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_table_too_wide_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "wide.html"
+    page.write_text(f"<body><table><tr><td>{'x' * 400}</td></tr></table></body>")
+    assert measured(page, 1280)["cut"]
+
+
+def test_figures_of_all_reports_have_one_format() -> None:
+    assert [milliseconds(value) for value in (0.1234, 1.234, 12.34, 123.4, None)] == [
+        "0.123",
+        "1.23",
+        "12.3",
+        "123",
+        "–",
+    ]
+    assert [metric_title(name) for name in ("auc_roc", "f1", "recall")] == [
+        "AUC-ROC",
+        "F1",
+        "recall",
+    ]
