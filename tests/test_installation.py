@@ -47,6 +47,8 @@ def test_a_checkout_imports_whole_where_it_lies_and_elsewhere(folder: Path) -> N
 def test_templates_and_type_marker_are_packaged() -> None:
     root = Path(hmc_fast.__file__).parent
     assert (root / "py.typed").is_file()
+    shared = {path.name for path in (root / "templates").iterdir()}
+    assert shared == {"base.html.j2", "style.css.j2", "table.html.j2"}
     assert {
         path.name
         for path in (Path(hmc_fast.bench.__file__).parent / "report" / "templates").iterdir()

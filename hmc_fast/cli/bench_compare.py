@@ -83,13 +83,17 @@ def _conclusion(regression: bool, too_noisy: bool, band: float) -> str:
 def report(
     records: Annotated[
         list[Path],
-        typer.Argument(help="A record; or several, oldest first, for the steps between them."),
+        typer.Argument(
+            help="Records, oldest first: of the same rows and device, they are steps of one part."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder; that of the last record by default.")
     ] = None,
 ) -> None:
-    """Write report.md and report.html of a record of any bench command.
+    """Write report.md and report.html of one or several records of any bench commands.
+
+    Records that measured something else have a part each on the same page.
 
     Example: [bold]hmc-fast bench report runs/bench-kernels/record.jsonl[/bold]
     """

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hmc_fast import UserError
 from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.evaluation.localisation import FIELDS, KIND, METRICS, SCHEMA
 from hmc_fast.study import StudyRecord, compare, read_study, write_study_record, write_study_reports
+from hmc_fast.study.conclusion import accuracy_caveat, conclusion
 from hmc_fast.study.plots import _indistinguishable
 from hmc_fast.study.report import comparison_json, escape_latex
 
@@ -132,13 +134,55 @@ def test_reports_in_three_formats(study: Draw, tmp_path: Path) -> None:
     assert texts[1].count("data:image/png;base64,") == 4
     assert 'src="figures' not in texts[1]
     assert r"mias\_films" in texts[2]
-    assert texts[2].count(r"\begin{tabular}") == texts[2].count(r"\end{tabular}}") == 7
+    assert texts[2].count(r"\begin{tabular}") == texts[2].count(r"\end{tabular}}") == 6
     assert "Â" not in texts[2]
     if shutil.which("pdflatex"):
         subprocess.run(
             ["pdflatex", "-interaction=batchmode", "-halt-on-error", latex.name],
             cwd=tmp_path, check=True, capture_output=True,
         )  # fmt: skip
+
+
+def test_a_report_opens_with_its_conclusion_and_has_its_caveat_twice(
+    study: Draw, tmp_path: Path
+) -> None:
+    (group,) = compare([study(SKILLS)]).groups
+    assert re.fullmatch(
+        r"Better than chance: hmc_net and vgg16; the best is hmc_net, pooled AUC .*\] *\. "
+        r"3 of 3 pairs differ .* most of all hmc_net from resnet50, which is 0\.\d{3} lower\.",
+        conclusion(group),
+    )
+    (weak,) = compare([study({"hmc_net": 0.0, "vgg16": 0.0})]).groups
+    assert conclusion(weak).startswith("No model is better than chance; the highest is ")
+    assert "No two models can be told apart" in conclusion(weak)
+    (alone,) = compare([study({"hmc_net": 2.0})]).groups
+    assert conclusion(alone).startswith("hmc_net ranks films better than chance: its pooled AUC")
+    for path in write_study_reports(compare([study(SKILLS)]), tmp_path):
+        text = path.read_text()
+        assert text.count("A model that calls everything rest has an accuracy of 0.500 here") == 2
+        assert text.index("Better than chance") < text.index("The last epoch counts")
+
+
+def test_models_that_call_everything_rest_are_named(study: Draw) -> None:
+    (group,) = compare([study({"hmc_net": 1.0, "vgg16": 0.0})]).groups
+    useful, blind = group.results
+    useful = replace(useful, confusion=[[193, 23], [34, 8]])
+    blind = replace(blind, confusion=[[216, 0], [42, 0]])
+    for result, accuracy in ((useful, 0.778), (blind, 0.837)):
+        result.mean_std["accuracy"] = (accuracy, 0.01)
+    assert accuracy_caveat(replace(group, results=[useful, blind])) == (
+        "A model that calls everything rest has an accuracy of 0.837 here, the best accuracy of "
+        "this table; vgg16 does just that. Accuracy and specificity alone say nothing of a model: "
+        "read the AUC."
+    )
+    useful.mean_std["accuracy"] = (0.9, 0.01)
+    assert "the best accuracy" not in accuracy_caveat(replace(group, results=[useful, blind]))
+
+
+def test_a_fitted_lesion_head_has_no_last_epoch(study: Draw, tmp_path: Path) -> None:
+    for path in write_study_reports(compare([study({"hmc_net_lesions": 1.0})]), tmp_path):
+        assert "Lesion heads are fitted to the circles" in path.read_text()
+        assert "last epoch" not in path.read_text()
 
 
 def map_scores(model: str) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from hmc_fast import UserError
 from hmc_fast.bench.jobs.targets import TARGETS, target_rows
 from hmc_fast.bench.record import Measurement, Record, keep_earlier, read_record, write_record
 from hmc_fast.bench.report.compare import compare, differences_between, has_regression, noise_band
-from hmc_fast.bench.report.pages import write_reports
+from hmc_fast.bench.report.pages import series_of, write_reports
+from hmc_fast.bench.report.plots import _label
 from hmc_fast.bench.report.readme import BEGIN, END, update_cpu, update_main, update_targets
+from hmc_fast.bench.report.tables import fold_table, image_size
 from hmc_fast.bench.run import with_speed_ups
 from hmc_fast.cli.app import run
 
@@ -184,16 +186,55 @@ def test_reports_hold_every_row_reason_and_plot(record: Record, path: Path, tmp_
             "line 7",
             "wgmma",
             "244",
-            "sm clock mhz 1980 before, 1755 after",
+            "sm clock 1980 before, 1755 after (MHz)",
             "free attention would make it 4.00×",
             "stretch met",
         ):
             assert expected in text
-    assert html.read_text().count("data:image/png;base64,") == 5
-    older = slowed(record, 3)
-    write_reports([("first", older), ("second", record)], tmp_path)
+    assert html.read_text().count("data:image/png;base64,") == 4
+    assert "What every step brought" not in html.read_text()
     assert run(["bench", "report", str(path), str(path), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "report.html").is_file()
+
+
+def test_records_of_the_same_rows_are_steps_of_one_part(record: Record, tmp_path: Path) -> None:
+    older = slowed(record, 3)
+    markdown, html = write_reports([("first", older), ("second", record)], tmp_path)
+    assert html.read_text().count("data:image/png;base64,") == 5
+    assert "What every step brought" in html.read_text()
+    assert "| measurement | first | second |" in markdown.read_text()
+    assert "| hsa_c3@1024x8 forward bf16 triton | 12.0 | 4.00 |" in markdown.read_text()
+
+
+def test_records_of_different_rows_have_a_part_each(record: Record, tmp_path: Path) -> None:
+    operators = replace(record, measurements=record.kernel_rows)
+    models = replace(record, measurements=record.model_rows, ceilings=[], resources=[])
+    elsewhere = replace(models, device={**models.device, "name": "NVIDIA H100"})
+    named = [("operators", operators), ("models", models), ("elsewhere", elsewhere)]
+    assert [[name for name, _ in group] for group in series_of(named)] == [
+        ["operators"],
+        ["models"],
+        ["elsewhere"],
+    ]
+    for path in write_reports(named, tmp_path):
+        text = path.read_text()
+        for expected in ("Benchmark records: operators, models, elsewhere", "wgmma", "H100"):
+            assert expected in text
+        assert "hmc_net@1024x8" in text
+        assert "hsa_c3@1024x8" in text
+
+
+def test_images_that_are_not_square_are_named_so_everywhere(tmp_path: Path) -> None:
+    results = Path(__file__).parents[3] / "bench" / "results"
+    record = read_record(results / "mias-hmc_net_lesions-512-cpu.jsonl")
+    assert image_size(record, 512) == "512×320"
+    assert _label(record, record.measurements[0]).startswith("512×320 ")
+    for path in write_reports([("main", record)], tmp_path):
+        text = path.read_text()
+        assert "512²" not in text
+        assert "at 512×320: 23.8 %" in text
+        assert "lesion head fitted to the circles without an epoch" in text
+        assert "last epoch" not in text
 
 
 def test_load_and_shares_over_the_ceiling_stand_in_the_table(
@@ -209,6 +250,16 @@ def test_load_and_shares_over_the_ceiling_stand_in_the_table(
     assert any("other processes 40 %, quietest of 3" in line for line in lines)
     (doubtful,) = (line for line in lines if "126 %" in line)
     assert "over the ceiling, doubtful" in doubtful
+
+
+def test_the_main_job_marks_load_in_its_table() -> None:
+    results = Path(__file__).parents[3] / "bench" / "results"
+    record = read_record(results / "mias-hmc_net_lesions-512-cpu.jsonl")
+    first, *rest = record.measurements
+    loaded = replace(first, load={"others_percent": 40.0, "steal_percent": 0.0, "attempts": 3})
+    header, rows = fold_table(replace(record, measurements=[loaded, *rest]))
+    marks = [row[header.index("under load")] for row in rows]
+    assert marks == ["other processes 40 %, quietest of 3", *["–"] * len(rest)]
 
 
 def test_report_of_a_main_job_record(tmp_path: Path) -> None:
