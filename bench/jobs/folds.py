@@ -222,7 +222,9 @@ class _SizeJob:
             for row in rows
             if row.status == "ok"
         }
-        self.on_stage(f"{self.size}²: throughput of {len(calls)} peers, side by side")
+        self.on_stage(
+            f"{self.options.model}@{self.size}: throughput of {len(calls)} peers, side by side"
+        )
         results, load = sample_quietly(
             calls, self.device, clock_for(self.device), self.options.seconds
         )

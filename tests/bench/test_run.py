@@ -18,7 +18,7 @@ from hmc_fast.bench.measuring.ceilings import Ceiling
 from hmc_fast.bench.measuring.clock import TimedCall, clock_for
 from hmc_fast.bench.peers import peer
 from hmc_fast.bench.peers.peer import BoundCall, Peer, Variant
-from hmc_fast.bench.record import Measurement
+from hmc_fast.bench.record import Measurement, read_record
 from hmc_fast.bench.run import CaseRun, Plan, run_cases
 from hmc_fast.bench.trials import trials_of
 from hmc_fast.devices import precision_dtype
@@ -254,3 +254,19 @@ def test_on_a_gpu_ours_is_measured_with_and_without_graphs() -> None:
     assert {row.status for row in ours} == {"ok"}, [row.reason for row in ours]
     assert {row.launch for row in ours} == {"stream", "graph"}
     assert all(row.p50_ms is not None and row.p50_ms > 0 for row in ours)
+
+
+def test_a_second_run_keeps_the_first_record_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "measure_ceiling", lambda *_, **__: Ceiling("fp32", 1, 1.0, 1, 1.0))
+    plan = replace(PLAN, peers=("eager",), minutes=0.0)
+    stages: list[str] = []
+    first = runner.run_plan(plan, tmp_path, on_stage=stages.append)
+    assert not [stage for stage in stages if "kept" in stage]
+    runner.run_plan(plan, tmp_path, on_stage=stages.append)
+    (said,) = (stage for stage in stages if "kept" in stage)
+    (kept,) = tmp_path.glob("record-*.jsonl")
+    assert kept.name in said
+    assert read_record(kept).created == first.created
+    assert (tmp_path / "record.jsonl").is_file()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from hmc_fast import UserError
 from hmc_fast.bench.jobs import folds
 from hmc_fast.bench.jobs.folds import FoldsOptions, run_folds
+from hmc_fast.bench.measuring.clock import TimingResults
 from hmc_fast.bench.peers.eager import EAGER
 from hmc_fast.bench.record import Record, read_record, write_record
 from hmc_fast.bench.report.pages import write_reports
+from hmc_fast.bench.run import sample_quietly
 from hmc_fast.data import Film
 from hmc_fast.models import attention_blocks
 from hmc_fast.training import TrainingConfig
@@ -68,6 +71,20 @@ def test_one_row_per_candidate_and_size(record: Record) -> None:
     assert triton.p50_ms is None
     assert 0 < record.study.attention_share["32"] < record.study.attention_share["64"] < 1
     assert record.study.protocol == "patient"
+
+
+def test_the_load_of_the_throughput_stands_in_its_row(
+    phantoms: list[Film], record: Record, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*arguments: Any) -> tuple[TimingResults, dict[str, float]]:
+        results, _ = sample_quietly(*arguments)
+        return results, {"others_percent": 55.0, "steal_percent": 0.0}
+
+    monkeypatch.setattr(folds, "sample_quietly", loaded)
+    options = replace(OPTIONS, extra_sizes=(), peers=("eager",))
+    (row,) = run_folds(options, phantoms, DATA, out).measurements
+    assert row.load is not None
+    assert row.load["others_percent"] == 55
 
 
 def test_no_parity_no_speed(
