@@ -23,6 +23,12 @@ from pydicom.uid import (
 
 from hmc_fast.devices import default_device
 from hmc_fast.environment import cpu_name, installed_version
+from hmc_fast.kernels.backend import (
+    ENVIRONMENT_VARIABLE,
+    BackendUnavailableError,
+    UnknownBackendError,
+    resolve_backend,
+)
 from hmc_fast.kernels.capability import reasons_against
 from hmc_fast.kernels.geometry import self_attention_problem
 
@@ -58,6 +64,7 @@ def examine() -> list[Check]:
         _gpu(),
         _reference(),
         _triton(),
+        _backend(),
         _compiler(),
         *_decoders(),
         *_extras(),
@@ -107,7 +114,20 @@ def _triton() -> Check:
     reasons = reasons_against(problem, "triton")
     if not reasons:
         return Check("Triton attention", True, f"triton {installed_version('triton')}")
-    return Check("Triton attention", False, "; ".join(reasons), "use the reference backend")
+    return Check("Triton attention", False, "; ".join(reasons), "on a CPU, auto takes backend cpu")
+
+
+def _backend() -> Check:
+    """What attention runs by where a call names no backend."""
+    problem = replace(
+        self_attention_problem("c3", 224, 1), dtype=torch.float32, device=default_device()
+    )
+    try:
+        choice = resolve_backend("auto", problem)
+    except (UnknownBackendError, BackendUnavailableError) as error:
+        remedy = f"correct {ENVIRONMENT_VARIABLE}, or unset it"
+        return Check("attention's backend", False, str(error), remedy)
+    return Check("attention's backend", True, f"{choice.name} ({choice.why})")
 
 
 def _compiler() -> Check:
