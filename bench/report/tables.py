@@ -235,10 +235,13 @@ def fold_metric_table(record: Record) -> Cells:
 
 
 def history_table(records: Sequence[tuple[str, Record]]) -> Cells:
-    """Medians of every row of the last record in all of them, in ms."""
+    """Medians in ms of every row of the last record, in all of them, where any has one."""
     medians = [{row.key: row.p50_ms for row in record.measurements} for _, record in records]
-    rows = [row for row in records[-1][1].measurements if row.p50_ms is not None]
-    cells = [[row.label, *(milliseconds(m.get(row.key)) for m in medians)] for row in rows]
+    cells = []
+    for row in records[-1][1].measurements:
+        times = [median.get(row.key) for median in medians]
+        if any(time is not None for time in times):
+            cells.append([row.label, *map(milliseconds, times)])
     return ["measurement", *(name for name, _ in records)], cells
 
 

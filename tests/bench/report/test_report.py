@@ -204,6 +204,10 @@ def test_records_of_the_same_rows_are_steps_of_one_part(record: Record, tmp_path
     assert "What every step brought" in html.read_text()
     assert "| measurement | first | second |" in markdown.read_text()
     assert "| hsa_c3@1024x8 forward bf16 triton | 12.0 | 4.00 |" in markdown.read_text()
+    first, *rest = record.measurements
+    broken = replace(record, measurements=[replace(first, status="error", p50_ms=None), *rest])
+    markdown, _ = write_reports([("first", older), ("broken", broken)], tmp_path)
+    assert "| hsa_c3@1024x8 forward bf16 triton | 12.0 | – |" in markdown.read_text()
 
 
 def test_records_of_different_rows_have_a_part_each(record: Record, tmp_path: Path) -> None:
