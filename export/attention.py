@@ -30,6 +30,9 @@ _FORWARDS = (
 )
 BLOCK_SCORES = 2**23
 """Scores a film and head that a block of queries may have: 32 MiB in fp32."""
+KERNEL_WIDTHS = (64, 256)
+"""On sm_86 the builder reports attention of width 128 as fused, and still stores its scores."""
+WIDEST_KERNEL = max(KERNEL_WIDTHS)
 LEAST_BLOCK = 128
 """Queries; smaller blocks cost more calls than they save memory."""
 
@@ -67,29 +70,37 @@ def block_rows(keys: int) -> int:
 def on_equal_widths(
     q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], scale: float
 ) -> list[Tensor]:
-    """One attention a source, as TensorRT's fused kernels want it: q, k and v of one width.
+    """Attention as TensorRT's fused kernels want it: q, k and v of one width.
 
     Zeros behind the narrower of them change no score and no output. Under the union softmax of
-    several sources each has an attention over all keys, in which the other sources' values are
-    zero.
+    several sources all keys are joined. Their values stand side by side in one attention where they
+    fit into the widest kernel, with zeros at the other sources' tokens; otherwise each source has
+    an attention.
     """
     keys = ks[0] if len(ks) == 1 else torch.cat(list(ks), dim=1)
-    before = 0
-    outs = []
-    for k, v in zip(ks, vs, strict=True):
-        after = keys.shape[1] - before - k.shape[1]
-        values = v if len(vs) == 1 else pad(v, (0, 0, 0, 0, before, after))
-        before += k.shape[1]
-        width = max(q.shape[3], v.shape[3])
-        queries, keys_wide, values = (
-            pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x
-            for x in (q * scale, keys, values)
-        )
-        scores = queries.transpose(1, 2) @ keys_wide.permute(0, 2, 3, 1)
-        shares = scores.float().softmax(dim=-1).to(v.dtype)
-        out = (shares @ values.transpose(1, 2)).transpose(1, 2)
-        outs.append(out[..., : v.shape[3]].contiguous())
-    return outs
+    widths = [v.shape[3] for v in vs]
+    values = [_among_all_tokens(vs, source) for source in range(len(vs))]
+    if sum(widths) > WIDEST_KERNEL:
+        return [_on_width(max(q.shape[3], v.shape[3]), q, keys, v, scale) for v in values]
+    needed = max(q.shape[3], sum(widths))
+    width = next((w for w in KERNEL_WIDTHS if w >= needed), needed)
+    joined = _on_width(width, q, keys, torch.cat(values, dim=3), scale)
+    return [out.contiguous() for out in torch.split(joined, widths, dim=3)]
+
+
+def _among_all_tokens(vs: Sequence[Tensor], source: int) -> Tensor:
+    """Values of a source with zeros at the tokens of those before and after it."""
+    before, after = (sum(v.shape[1] for v in part) for part in (vs[:source], vs[source + 1 :]))
+    return vs[source] if len(vs) == 1 else pad(vs[source], (0, 0, 0, 0, before, after))
+
+
+def _on_width(width: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """``[B, M, H, Dv]``, with q, k and v filled up to ``width`` with zeros."""
+    queries, keys, values = (pad(x, (0, width - x.shape[3])) for x in (q * scale, k, v))
+    scores = queries.transpose(1, 2) @ keys.permute(0, 2, 3, 1)
+    shares = scores.float().softmax(dim=-1).to(v.dtype)
+    out = (shares @ values.transpose(1, 2)).transpose(1, 2)
+    return out[..., : v.shape[3]].contiguous()
 
 
 FORMS = {
