@@ -128,7 +128,7 @@ DAMAGE: list[tuple[str, str, str]] = [
     ('"name": "hmc_net_resnet18"', '"name": "../../x"', "model.name: "),
     ('"name": "model.onnx"', '"name": "../model.onnx"', "file.name: "),
     ('"name": "model.onnx"', '"name": ""', "file.name: "),
-    ('"verified": null', '"verified": Infinity', "not JSON compliant"),
+    ('"verified": null', '"verified": Infinity', "is no JSON number"),
     ('"verified": null', f'"verified": {NESTED}', "nested too deeply"),
     ('"verified": null', '"verified": null, "extra": 1', "extra: "),
     ('"malignant"\n  ]', '"malignant", "x"\n  ]', "class_names: "),

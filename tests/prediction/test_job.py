@@ -122,7 +122,9 @@ def test_processes_read_ahead_and_their_death_is_one_line(
 ) -> None:
     ahead = job(pictures, scorer=replace(scorer, workers=2))
     assert ahead.run(no_progress) == job(pictures).run(no_progress)
-    monkeypatch.setattr(scores, "film_image", lambda *film: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(
+        scores, "film_image", lambda *film, **options: os.kill(os.getpid(), signal.SIGKILL)
+    )
     with pytest.raises(UserError, match="a process that reads films died"):
         ahead.run(no_progress)
 
