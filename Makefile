@@ -14,7 +14,7 @@ IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --dist loadfile
 WHEEL := build/wheel
 ON_WHEEL := PYTHONPATH=$(CURDIR)/$(WHEEL) PYTHONSAFEPATH=1
 
-.PHONY: bench study test test-systems fuzz readme-table clean
+.PHONY: bench study test test-systems test-exhaustive fuzz readme-table clean
 
 bench: $(VENV)/installed
 	$(VENV)/bin/hmc-fast bench
@@ -33,7 +33,11 @@ test: $(VENV)/installed-dev $(WHEEL)
 
 # Real builders, cluster-like runs and whatever takes minutes.
 test-systems: $(VENV)/installed-dev $(WHEEL)
-	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) -m systems --ignore=tests/kernels/interpreter
+	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) -m "systems and not exhaustive" --ignore=tests/kernels/interpreter
+
+# Every model, every opset, ten kills: what CI runs samples of.
+test-exhaustive: $(VENV)/installed-dev $(WHEEL)
+	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) -m "systems and exhaustive"
 
 # Damaged files for every reader; a failure names the seed that repeats it.
 FUZZ_INPUTS := 20000

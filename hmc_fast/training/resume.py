@@ -1,5 +1,6 @@
 """The state of a training between epochs, from which an interrupted run continues."""
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        state = io.BytesIO()  # into a file, torch turns a full disk into an error of its own
+        torch.save(checkpoint, state)
+        write_atomically(Path(path), lambda temporary: temporary.write_bytes(state.getbuffer()))
 
 
 def can_resume(file: Path, identity: str) -> bool:

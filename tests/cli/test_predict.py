@@ -186,8 +186,9 @@ def test_shares_that_run_at_once_make_one_table(
 
 
 @pytest.mark.systems
+@pytest.mark.parametrize("kills", [3, pytest.param(KILLS, marks=pytest.mark.exhaustive)])
 def test_kill_9_at_random_moments_and_resume(
-    checkpoint: Path, phantom_folder: Path, tmp_path: Path
+    checkpoint: Path, phantom_folder: Path, tmp_path: Path, kills: int
 ) -> None:
     def command(out: Path) -> list[str]:
         arguments = ["predict", str(phantom_folder), "--checkpoint", str(checkpoint)]
@@ -200,7 +201,7 @@ def test_kill_9_at_random_moments_and_resume(
     first_part = next((tmp_path / "whole.csv.parts").glob("part-*")).stat().st_mtime
     working = (whole.stat().st_mtime - first_part) + 1
     rng, parts = random.Random(0), tmp_path / "killed.csv.parts"
-    for kill in range(KILLS):
+    for kill in range(kills):
         before = len(list(parts.glob("part-*")))
         process = subprocess.Popen(
             command(table), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -211,7 +212,7 @@ def test_kill_9_at_random_moments_and_resume(
         else:  # after it has got further
             while len(list(parts.glob("part-*"))) == before and process.poll() is None:
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0, working / KILLS))
+            time.sleep(rng.uniform(0, working / kills))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

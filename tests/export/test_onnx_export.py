@@ -20,6 +20,8 @@ from hmc_fast.models.registry import MODEL_NAMES
 
 pytestmark = pytest.mark.systems  # a real runtime, exports of several models
 
+SAMPLED = ("hmc_net", "hmc_net_resnet18_lesions", "vgg16", "vit_b_16")
+"""Models that CI exports; the others are exhaustive."""
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 
@@ -132,7 +134,9 @@ def test_bf16_needs_a_later_opset(save_model: Callable[..., Path], tmp_path: Pat
     assert onnx.TensorProto.BFLOAT16 in {t.data_type for t in graph.graph.initializer}
 
 
-@pytest.mark.parametrize("opset", [18, 20, 23])
+@pytest.mark.parametrize(
+    "opset", [18, *(pytest.param(opset, marks=pytest.mark.exhaustive) for opset in (20, 23))]
+)
 def test_opsets_from_the_exporters_lowest_to_the_newest_that_runtimes_take(
     checkpoint: Path, opset: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +151,13 @@ def test_opsets_from_the_exporters_lowest_to_the_newest_that_runtimes_take(
     assert (run(export.content, images) - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in SAMPLED else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in MODEL_NAMES
+    ],
+)
 def test_every_model_at_224(name: str, save_model: Callable[..., Path], tmp_path: Path) -> None:
     fixed_size = {"image_size": 224} if name == "vit_b_16" else {}
     path = save_model(create_model(name, **fixed_size), tmp_path / "m.safetensors", 224)  # type: ignore[arg-type]  # one keyword
@@ -158,7 +168,7 @@ def test_every_model_at_224(name: str, save_model: Callable[..., Path], tmp_path
     torch.testing.assert_close(run(content, images), expected, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("batch", ["1,1,1", "1,4,8"])
+@pytest.mark.parametrize("batch", [pytest.param("1,1,1", marks=pytest.mark.exhaustive), "1,4,8"])
 def test_hmc_net_on_films_that_are_not_square(
     batch: str, save_model: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_processes_read_ahead_and_their_death_is_one_line(
 
 
 @pytest.mark.systems
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_with_the_archive_and_resuming_is_quick(
     job: Jobs, tmp_path: Path
 ) -> None:
