@@ -9,6 +9,7 @@ import typer
 
 from hmc_fast.cli import options
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
+from hmc_fast.errors import UserError
 
 if TYPE_CHECKING:
     from hmc_fast.data import Film
@@ -72,7 +73,7 @@ def explain(
     chosen = check_methods(method or [])
     films = list(_films(dict.fromkeys(files), annotations))
     names = _file_names(films)
-    _check_outputs(out, names, maps, [checkpoint, *files])
+    _check_outputs(out, names, maps, files, checkpoint)
     device = default_device()
     loaded = load_model(checkpoint, backend=backend, device=device)
     methods = chosen or usual_methods(loaded.model)
@@ -153,8 +154,13 @@ def _file_names(films: Sequence["Film"]) -> list[str]:
     return names
 
 
-def _check_outputs(out: Path, names: Sequence[str], maps: bool, inputs: Sequence[Path]) -> None:
-    """Raises :class:`UserError` where a file to write is one that is read."""
+def _check_outputs(
+    out: Path, names: Sequence[str], maps: bool, films: Sequence[Path], checkpoint: Path
+) -> None:
+    """Raises :class:`UserError` where a file to write is one that is read, or lies beside films.
+
+    Pictures in a folder of films would be taken for films.
+    """
     from hmc_fast.files import refuse_overwrite
 
     if not out.exists():
@@ -162,7 +168,9 @@ def _check_outputs(out: Path, names: Sequence[str], maps: bool, inputs: Sequence
     suffixes = (".png", ".npz") if maps else (".png",)
     written = [f"{name}{suffix}" for name in names for suffix in suffixes]
     for name in (*written, CONTACT_FILE, PAGE_FILE, SUMMARY_FILE):
-        refuse_overwrite(out / name, *inputs)
+        refuse_overwrite(out / name, checkpoint, *films)
+    if any(path.resolve().parent == out.resolve() for path in films):
+        raise UserError(f"--out {out}: holds the films; name a folder for the pictures alone")
 
 
 def _save_maps(path: Path, explanation: "FilmExplanation") -> None:

@@ -91,6 +91,10 @@ def test_no_picture_replaces_a_film_or_another_picture(
     (tmp_path / "link" / "a.png").hardlink_to(tmp_path / "a.png")
     assert "which is not overwritten" in fails(*explain, tmp_path / "link")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    pgm = film(phantom_folder, 1)
+    beside = ("explain", pgm, "--checkpoint", checkpoint, "--out", phantom_folder)
+    assert "holds the films; name a folder for the pictures" in fails(*beside)
+    assert not list(phantom_folder.glob("*.png"))
     out = tmp_path / "out"
     films = [str(tmp_path / name) for name in (*names, "a.png")]
     assert run(["explain", *films, *map(str, explain[2:]), str(out)]) == 0
