@@ -1,6 +1,7 @@
 """Devices, their memory and precisions by name, the same wherever a model runs."""
 
 import ctypes
+import os
 from contextlib import suppress
 
 import torch
@@ -27,6 +28,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     dtype = precision_dtype(precision)
     enabled = dtype != torch.float32
     return torch.autocast(device.type, dtype if enabled else torch.bfloat16, enabled=enabled)
+
+
+def device_count() -> int:
+    """How many processes can train side by side here: one a GPU, or one a core without any."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
 
 
 def default_device() -> torch.device:

@@ -1,6 +1,7 @@
 """Settings of a training run; stored with every result."""
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,11 @@ class TrainingConfig:
     )
 
     def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                words = setting.name.replace("_", " ")
+                raise UserError(f"{words} is {value}, needs to be a finite number")
         self._preprocessing(self.native)
         checks = (
             (self.task in TASKS, f"task {self.task!r} is none of {', '.join(TASKS)}"),

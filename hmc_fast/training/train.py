@@ -26,7 +26,7 @@ from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset
 from hmc_fast.data.folds import AUGMENT_FIRST
 from hmc_fast.data.patients import PatientKeys
-from hmc_fast.devices import default_device
+from hmc_fast.devices import default_device, device_count
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, predict_logits
@@ -92,6 +92,9 @@ def train(
             belongs to another training: other settings, films, pixels or pretrained weights.
         KeyboardInterrupt: the user interrupted; the folder can be continued.
     """
+    if isinstance(devices, int) and devices > device_count():
+        # Lightning would wait for ever for processes that do not come.
+        raise UserError(f"--devices {devices}: this machine has {device_count()}, GPUs or cores")
     make_folder(folder)
     _check(job)
     identity = _identity(job, cache)

@@ -1,5 +1,6 @@
 """Options of training that change what is learnt or predicted, and weights by trunk."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,21 @@ def test_the_lesion_loss_falls_as_attention_moves_into_the_circle() -> None:
     assert lesion_loss(moved, classifier, labels, lesions).item() == pytest.approx(0, abs=1e-5)
     nowhere = lesion_loss(features, classifier, labels, torch.zeros_like(lesions))
     assert nowhere.item() == 0
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["learning_rate", "lesion_weight", "weight_decay", "dropout"])
+def test_settings_are_finite(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{name.replace('_', ' ')} is {value}, needs to be"):
+        TrainingConfig(**{name: value})  # type: ignore[arg-type]  # one of the floats
+
+
+def test_more_devices_than_there_are_is_one_line(
+    phantom_folder: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    command = ("train", "--data", phantom_folder, "--out", tmp_path / "run", "--model", "resnet18")
+    assert "--devices 99999: this machine has" in fails(*command, "--devices", "99999")
+    assert not (tmp_path / "run").exists()
 
 
 def test_flips_are_averaged_wherever_logits_are_made(phantoms: list[Film]) -> None:
