@@ -5,13 +5,12 @@ other launcher too: ``manifest.json`` has, for every attention call of a model a
 architecture, the cubin, its entry, grid, block, shared memory and arguments in order.
 """
 
-import os
+import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,9 +19,10 @@ from hmc_fast.environment import installed_version
 from hmc_fast.errors import UserError
 from hmc_fast.export.packages import need
 from hmc_fast.export.sidecar import FileIdentity, check_file
-from hmc_fast.files import make_folder, read_json, write_json
+from hmc_fast.files import read_json, write_folder, write_json
 from hmc_fast.kernels import ops  # noqa: F401  # registers the operators that programs name
 from hmc_fast.kernels.problem import AttentionProblem
+from hmc_fast.schema import STRICT, parse_json
 
 if TYPE_CHECKING:
     from hmc_fast.kernels.fused.launch import Launch
@@ -61,6 +61,8 @@ class Argument:
     shape: tuple[str | int, ...] | None = None
     value: int | None = None
 
+    __pydantic_config__ = STRICT
+
 
 @dataclass(frozen=True)
 class ManifestKernel:
@@ -81,6 +83,8 @@ class ManifestKernel:
     scale: float
     arguments: tuple[Argument, ...]
 
+    __pydantic_config__ = STRICT
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -90,6 +94,8 @@ class Manifest:
     precision: str
     kernels: tuple[ManifestKernel, ...]
     versions: dict[str, str | None]
+
+    __pydantic_config__ = STRICT
 
 
 def attention_calls(program: torch.export.ExportedProgram) -> list[AttentionCall]:
@@ -175,7 +181,13 @@ def write_kernels(
             kernels.append(kernel)
     versions = {name: installed_version(name) for name in ("hmc-fast", "torch", "triton")}
     manifest = Manifest(FileIdentity.of(checkpoint), precision, tuple(kernels), versions)
-    _write_folder(folder, contents, {"format": FORMAT, **asdict(manifest)})
+
+    def fill(new: Path) -> None:
+        for name, content in contents.items():
+            (new / name).write_bytes(content)
+        write_json(new / MANIFEST_FILE, {"format": FORMAT, **asdict(manifest)})
+
+    write_folder(folder, fill, replace=True)
     return manifest
 
 
@@ -219,28 +231,6 @@ def _is_ours(folder: Path) -> bool:
     )
 
 
-def _write_folder(folder: Path, contents: dict[str, bytes], manifest: dict[str, Any]) -> None:
-    """Write beside ``folder`` and exchange them, so that no half of an export is ever there."""
-    make_folder(folder.parent)
-    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("new", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        for name, content in contents.items():
-            (partial / name).write_bytes(content)
-        write_json(partial / MANIFEST_FILE, manifest)
-        if folder.exists():
-            folder.replace(old)
-        partial.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{folder}: could not be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.replace(folder)
-
-
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder, after checking every cubin against it.
 
@@ -249,18 +239,9 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     values = read_json(path)
-    try:
-        if values.pop("format") != FORMAT:
-            raise UserError(f"{path}: has another format than {FORMAT}; export the kernels again")
-        kernels = tuple(_parse_kernel(kernel) for kernel in values.pop("kernels"))
-        manifest = Manifest(
-            **{**values, "checkpoint": FileIdentity(**values["checkpoint"]), "kernels": kernels}
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: is no manifest of ours or is damaged (problem with {error}); export the "
-            "kernels again"
-        ) from None
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise UserError(f"{path}: has another format than {FORMAT}; export the kernels again")
+    manifest = parse_json(Manifest, json.dumps(values), str(path))
     for kernel in manifest.kernels:
         cubin = folder / kernel.file.name
         if cubin.parent != folder or not cubin.is_file():
@@ -286,14 +267,3 @@ def _arguments(launch: "Launch") -> list[Argument]:
         else:
             arguments.append(Argument(name, "int32", value=value))
     return arguments
-
-
-def _parse_kernel(values: dict[str, Any]) -> ManifestKernel:
-    arguments = tuple(
-        Argument(**{**a, "shape": a["shape"] and tuple(a["shape"])}) for a in values["arguments"]
-    )
-    grid = tuple(int(side) for side in values["grid_per_image"])
-    if len(grid) != 3:
-        raise ValueError(f"grid_per_image {grid}")
-    fields = {"file": FileIdentity(**values["file"]), "grid_per_image": grid}
-    return ManifestKernel(**{**values, **fields, "arguments": arguments})

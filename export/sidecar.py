@@ -62,15 +62,11 @@ class Profile:
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """Which file is meant: its name, size and SHA-256; raises ``TypeError`` for other types."""
+    """Which file is meant: its name, size and SHA-256."""
 
     name: str
     size_bytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-    def __post_init__(self) -> None:
-        if tuple(map(type, (self.name, self.size_bytes, self.sha256))) != (str, int, str):
-            raise TypeError("the name, size or SHA-256 of a file")
 
     @classmethod
     def of(cls, path: Path, name: str | None = None) -> "FileIdentity":

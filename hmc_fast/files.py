@@ -55,24 +55,34 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
                 temporary.unlink(missing_ok=True)
 
 
-def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let ``fill`` write into a new folder beside ``path``, then rename it; ``path`` may be empty.
+def write_folder(path: Path, fill: Callable[[Path], object], *, replace: bool = False) -> None:
+    """Let ``fill`` write into a new folder beside ``path``, then rename it.
 
-    Raises :class:`UserError` where the disk refuses, or ``path`` holds something.
+    ``path`` may be an empty folder; with ``replace``, what it holds goes once the new is there.
+
+    Raises :class:`UserError` where the disk refuses, or ``path`` holds something that may not go.
     """
     path = path.resolve()
-    temporary: Path | None = None
+    aside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(mkdtemp(prefix=f".{path.name[:NAME_START]}.", dir=path.parent))
-        fill(temporary)
-        temporary.chmod(0o777 & ~_umask())
-        temporary.replace(path)
+        aside = Path(mkdtemp(prefix=f".{path.name[:NAME_START]}.", dir=path.parent))
+        new, old = aside / "new", aside / "old"
+        new.mkdir()
+        fill(new)
+        if replace and path.exists():
+            path.replace(old)
+        try:
+            new.replace(path)
+        except OSError:
+            if old.exists():
+                old.replace(path)
+            raise
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror or error})") from None
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def refuse_overwrite(output: Path, *inputs: Path) -> None:

@@ -27,15 +27,20 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return checkout / "hmc_fast"
 
 
-def test_a_checkout_tells_its_own_commit(package: Path) -> None:
-    described = subprocess.run(
+def head(checkout: Path) -> str:
+    """The commit that git tells of a checkout."""
+    done = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"],
-        cwd=package,
+        cwd=checkout,
         check=True,
         capture_output=True,
         text=True,
     )
-    assert environment.git_revision() == described.stdout.strip()
+    return done.stdout.strip()
+
+
+def test_a_checkout_tells_its_own_commit(package: Path) -> None:
+    assert environment.git_revision() == head(package)
 
 
 def test_a_wheel_tells_the_commit_of_its_build(package: Path) -> None:
@@ -71,11 +76,4 @@ def test_wheel_and_sdist_hold_the_revision(tmp_path: Path) -> None:
         member = archive.extractfile(name)
         assert member is not None
         texts.append(member.read().decode())
-    revision = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"],
-        cwd=checkout,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    assert {text.strip().removesuffix("-dirty") for text in texts} == {revision}
+    assert {text.strip().removesuffix("-dirty") for text in texts} == {head(checkout)}

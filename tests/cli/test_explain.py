@@ -7,26 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from hmc_fast import create_model
-from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.cli.app import run
-from hmc_fast.data import Preprocessing
 from hmc_fast.evaluation.localisation import read_localisation
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    model = create_model("hmc_net_resnet18")
-    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
-    metadata = CheckpointMetadata(
-        model.config, "malignant", ("rest", "malignant"), Preprocessing.square(64), {}, {}
-    )
-    save_checkpoint(path, model, metadata)
-    return path
 
 
 def film(folder: Path, number: int) -> str:

@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmc_fast import create_model, load_model
-from hmc_fast.checkpoint import CheckpointMetadata, OperatingPoint, save_checkpoint
+from hmc_fast import load_model
+from hmc_fast.checkpoint import OperatingPoint, save_checkpoint
 from hmc_fast.cli.app import run
-from hmc_fast.data import Preprocessing
 
 SMALL_CHUNKS = """
 from hmc_fast.cli.app import main
@@ -28,18 +27,6 @@ manifest.CHUNK_FILMS = 2
 main()
 """
 KILLS = 10
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    model = create_model("hmc_net_resnet18")
-    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
-    metadata = CheckpointMetadata(
-        model.config, "malignant", ("rest", "malignant"), Preprocessing.square(64), {}, {}
-    )
-    save_checkpoint(path, model, metadata)
-    return path
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """The commands as their users run them."""
 
 import json
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import room_for
 
 from hmc_fast import UserError, create_model
 from hmc_fast.cli.app import run
@@ -129,17 +128,6 @@ def test_nothing_of_others_is_overwritten(
     evaluation = ("evaluate", "--checkpoint", checkpoint, "--data", phantom_folder, "--out")
     for out in (checkpoint, phantom_folder / "Info.txt", phantom_folder / "mdb001.pgm"):
         assert "is, or belongs to, the input" in fails(*evaluation, out)
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """No file may grow larger, as on a disk that runs full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.systems

@@ -2,17 +2,16 @@
 
 import csv
 import os
-import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from full_disk import room_for
 
 from hmc_fast import UserError
 from hmc_fast.data import read_pixels
@@ -214,17 +213,6 @@ def test_doubles_and_damaged_parts_are_refused(pictures: Path, job: Jobs, tmp_pa
     module._refuse_doubles(first, seen)
     with pytest.raises(UserError, match="has two scores"):
         module._refuse_doubles(first, seen)
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """No file may grow larger, as on a disk that runs full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("size", [100, 300, 1500])
