@@ -25,7 +25,7 @@ class QuerySide:
     """What the backward pass needs of ``M`` queries of ``G`` heads, in fp32."""
 
     queries: Tensor
-    """Scaled, ``[G, M, Dqk]``."""
+    """``[G, M, Dqk]``."""
     lse: Tensor
     """``[G, M, 1]``."""
     d_outs: list[Tensor]
@@ -43,7 +43,6 @@ class QuerySide:
         d_outs: Sequence[Tensor],
         d_lse: Tensor,
         d_weights: Tensor,
-        scale: float,
     ) -> "QuerySide":
         """From ``q [G, M, Dqk]``, ``outs [G, M, Dv_s]``, ``lse [G, M]``, ``weights [G, M, S]``."""
         delta = (weights * d_weights).sum(dim=2)
@@ -51,7 +50,7 @@ class QuerySide:
             delta += row_products(d_out, out)
         full = [d_out.float() for d_out in d_outs]
         row_terms = d_weights + (d_lse - delta).unsqueeze(2)
-        return cls(q.float() * scale, lse.unsqueeze(2), full, row_terms)
+        return cls(q.float(), lse.unsqueeze(2), full, row_terms)
 
 
 def differentiate(
@@ -76,12 +75,12 @@ def differentiate(
             dk_sum, dv_sum = ProductSum(dks[s][:, columns]), ProductSum(dvs[s][:, columns])
             for rows, dq_sum in zip(row_spans, dq_sums, strict=True):
                 q, d_out = side.queries[:, rows], side.d_outs[s][:, rows]
-                probabilities = product("probabilities", q, k.transpose(1, 2))
+                probabilities = product("probabilities", q, k.transpose(1, 2), scale)
                 probabilities.sub_(side.lse[:, rows]).exp_()
                 dv_sum.add(probabilities.transpose(1, 2), d_out)
                 d_scores = product("scores", d_out, v.transpose(1, 2))
                 d_scores.add_(side.row_terms[:, rows, s, None]).mul_(probabilities)
-                dk_sum.add(d_scores.transpose(1, 2), q)
+                dk_sum.add(d_scores.transpose(1, 2), q, scale)
                 dq_sum.add(d_scores, k, scale)
             dk_sum.store()
             dv_sum.store()

@@ -8,6 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from hmc_fast.kernels.cpu.precision import rounds_products
+
 VECTOR = 16
 """Numbers in a vector register: blocks are whole multiples of it where they can be."""
 SCORES_AT_ONCE = 2**19
@@ -31,9 +33,17 @@ class BlockShape:
 
 
 # Measured at N = 784 and 4,096, d_qk 64, d_v 256, on two idle cores with 2 MiB of L2 each, among
-# 256 to 1,024 queries and keys and one or two heads a block: the best or within a point of it.
+# 256 to 2,048 queries, 512 to 1,024 keys and one or two heads a block: the best or within a point
+# of it. bf16 products are converted from fp32 by each call, so larger blocks pay, but for the
+# backward pass, which holds more of them.
 FORWARD = BlockShape(queries=1024, keys=512)
+ROUNDED_FORWARD = BlockShape(queries=2048, keys=1024)
 BACKWARD = BlockShape(queries=1024, keys=512)
+
+
+def forward_block(dtype: torch.dtype) -> BlockShape:
+    """For inputs of ``dtype``."""
+    return ROUNDED_FORWARD if rounds_products(dtype) else FORWARD
 
 
 @dataclass(frozen=True)
@@ -86,9 +96,19 @@ class _Workspace(threading.local):
 _workspace = _Workspace()
 
 
-def product(name: str, a: Tensor, b: Tensor) -> Tensor:
-    """``a b [G, R, C]`` of fp32 ``a [G, R, K]`` and ``b [G, K, C]``, until ``name`` comes again."""
-    return torch.bmm(a, b, out=_workspace.take(name, *a.shape[:2], b.shape[2]))
+def product(name: str, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+    """``scale · a b [G, R, C]`` of fp32 ``a [G, R, K]`` and ``b [G, K, C]``.
+
+    It stays until ``name`` comes again.
+    """
+    return _accumulate(_workspace.take(name, *a.shape[:2], b.shape[2]), a, b, 0.0, scale)
+
+
+def _accumulate(target: Tensor, a: Tensor, b: Tensor, beta: float, scale: float) -> Tensor:
+    """``target ← beta · target + scale · a b``; ``beta`` is 0 or 1, and 0 overwrites anything."""
+    if scale == 0.0:  # a rounded product would leave the target undefined
+        return target if beta else target.zero_()
+    return torch.baddbmm(target, a, b, beta=beta, alpha=scale, out=target)
 
 
 def full_precision(name: str, x: Tensor) -> Tensor:
@@ -119,8 +139,7 @@ class ProductSum:
 
     def add(self, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
         """Add ``scale · a b``."""
-        beta = 0.0 if self._empty else 1.0
-        torch.baddbmm(self.value, a, b, beta=beta, alpha=scale, out=self.value)
+        _accumulate(self.value, a, b, 0.0 if self._empty else 1.0, scale)
         self._empty = False
 
     def store(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels.cpu.blocks import FORWARD, ProductSum, full_precision, product, spans
+from hmc_fast.kernels.cpu.blocks import ProductSum, forward_block, full_precision, product, spans
 
 SUM_LIMIT = 2.0**32
 """Exponentials of a block add up to at most this, and those of the first to at least its inverse:
@@ -32,10 +32,11 @@ def attend(
     ``keys[s] [G, N_s, Dqk]``, ``values[s] [G, N_s, Dv_s]`` and ``outs[s] [G, M, Dv_s]`` may be of
     any dtype; ``lse [G, M]`` and ``weights [G, M, S]`` are fp32.
     """
-    for span in spans(q.shape[1], FORWARD.queries):
-        rows = _Rows(q[:, span].float() * scale, [out[:, span] for out in outs])
+    block = forward_block(q.dtype)
+    for span in spans(q.shape[1], block.queries):
+        rows = _Rows(q[:, span].float(), scale, [out[:, span] for out in outs])
         for s, (key, value) in enumerate(zip(keys, values, strict=True)):
-            for columns in spans(key.shape[1], FORWARD.keys):
+            for columns in spans(key.shape[1], block.keys):
                 k = full_precision("keys", key[:, columns])
                 rows.add(s, k, full_precision("values", value[:, columns]))
         rows.store(lse[:, span], weights[:, span])
@@ -44,8 +45,9 @@ def attend(
 class _Rows:
     """What is known so far of ``R`` queries of ``G`` heads."""
 
-    def __init__(self, queries: Tensor, outs: Sequence[Tensor]) -> None:
+    def __init__(self, queries: Tensor, scale: float, outs: Sequence[Tensor]) -> None:
         self._queries = queries
+        self._scale = scale
         self._reference: Tensor | None = None
         """``[G, R, 1]``; None stands for zero."""
         self._sums: list[Tensor] = []
@@ -75,7 +77,7 @@ class _Rows:
         return not (least < 1 / SUM_LIMIT or most > SUM_LIMIT)
 
     def _scores(self, keys: Tensor) -> Tensor:
-        scores = product("scores", self._queries, keys.transpose(1, 2))
+        scores = product("scores", self._queries, keys.transpose(1, 2), self._scale)
         return scores if self._reference is None else scores.sub_(self._reference)
 
     def _move_reference(self, maximum: Tensor) -> Tensor:

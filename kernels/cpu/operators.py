@@ -1,8 +1,9 @@
 """Blocked attention on a CPU behind the contract of :mod:`hmc_fast.kernels.reference`.
 
-Products, softmax and sums are computed in fp32. Memory beside inputs and outputs is a block of
-scores and an fp32 copy of what belongs to a few heads of one film, whatever the number of tokens
-squared.
+Softmax and sums are computed in fp32. So are products, but for those of bf16 inputs on processors
+with fast bf16 products (:mod:`hmc_fast.kernels.cpu.precision`). Memory beside inputs and outputs is
+a block of scores and an fp32 copy of what belongs to a few heads of one film, whatever the number
+of tokens squared.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hmc_fast.kernels.cpu.backward import QuerySide, differentiate
-from hmc_fast.kernels.cpu.blocks import BACKWARD, FORWARD, head_groups
+from hmc_fast.kernels.cpu.blocks import BACKWARD, forward_block, head_groups
 from hmc_fast.kernels.cpu.forward import attend
+from hmc_fast.kernels.cpu.precision import products_of
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -29,16 +31,17 @@ def multi_scale_attention(
     outs = [q.new_empty(batch, queries, heads, v.shape[3]) for v in vs]
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     weights = lse.new_empty(batch, heads, queries, len(vs))
-    for group in head_groups(q, max(k.shape[1] for k in ks), FORWARD):
-        attend(
-            group.tokens(q),
-            [group.tokens(k) for k in ks],
-            [group.tokens(v) for v in vs],
-            scale,
-            [group.tokens(out) for out in outs],
-            lse[group.film, group.heads],
-            weights[group.film, group.heads],
-        )
+    with products_of(q.dtype):
+        for group in head_groups(q, max(k.shape[1] for k in ks), forward_block(q.dtype)):
+            attend(
+                group.tokens(q),
+                [group.tokens(k) for k in ks],
+                [group.tokens(v) for v in vs],
+                scale,
+                [group.tokens(out) for out in outs],
+                lse[group.film, group.heads],
+                weights[group.film, group.heads],
+            )
     return outs, lse, weights
 
 
@@ -76,24 +79,24 @@ def multi_scale_attention_backward(
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dks = [torch.empty_like(k, memory_format=torch.contiguous_format) for k in ks]
     dvs = [torch.empty_like(v, memory_format=torch.contiguous_format) for v in vs]
-    for group in head_groups(q, max(k.shape[1] for k in ks), BACKWARD):
-        side = QuerySide.of(
-            group.tokens(q),
-            [group.tokens(out) for out in outs],
-            lse[group.film, group.heads],
-            weights[group.film, group.heads],
-            [group.tokens(d_out) for d_out in d_outs],
-            d_lse[group.film, group.heads],
-            d_weights[group.film, group.heads],
-            scale,
-        )
-        differentiate(
-            side,
-            [group.tokens(k) for k in ks],
-            [group.tokens(v) for v in vs],
-            scale,
-            group.tokens(dq),
-            [group.tokens(dk) for dk in dks],
-            [group.tokens(dv) for dv in dvs],
-        )
+    with products_of(q.dtype):
+        for group in head_groups(q, max(k.shape[1] for k in ks), BACKWARD):
+            side = QuerySide.of(
+                group.tokens(q),
+                [group.tokens(out) for out in outs],
+                lse[group.film, group.heads],
+                weights[group.film, group.heads],
+                [group.tokens(d_out) for d_out in d_outs],
+                d_lse[group.film, group.heads],
+                d_weights[group.film, group.heads],
+            )
+            differentiate(
+                side,
+                [group.tokens(k) for k in ks],
+                [group.tokens(v) for v in vs],
+                scale,
+                group.tokens(dq),
+                [group.tokens(dk) for dk in dks],
+                [group.tokens(dv) for dv in dvs],
+            )
     return dq, dks, dvs

@@ -2,13 +2,13 @@
 
 import pytest
 
-from hmc_fast.kernels.cpu import backward, blocks, forward, operators
+from hmc_fast.kernels.cpu import backward, blocks, operators
 
 
 @pytest.fixture
 def _tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (forward, operators):
-        monkeypatch.setattr(module, "FORWARD", blocks.BlockShape(queries=32, keys=16))
+    for name in ("FORWARD", "ROUNDED_FORWARD"):
+        monkeypatch.setattr(blocks, name, blocks.BlockShape(queries=32, keys=16))
     for module in (backward, operators):
         monkeypatch.setattr(module, "BACKWARD", blocks.BlockShape(queries=16, keys=48))
     monkeypatch.setattr(blocks, "SCORES_AT_ONCE", 1024)

@@ -10,9 +10,10 @@ Run = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 CHECK = """
 from hmc_fast.kernels.cpu import backward, blocks, forward
+from hmc_fast.kernels.cpu.precision import products_of
 from hmc_fast.kernels.testing import textbook_attention
 
-forward.FORWARD = blocks.BlockShape(queries=32, keys=16)
+blocks.FORWARD = blocks.ROUNDED_FORWARD = blocks.BlockShape(queries=32, keys=16)
 backward.BACKWARD = blocks.BlockShape(queries=16, keys=48)
 torch.manual_seed(0)
 for at_end in (False, True):
@@ -32,19 +33,21 @@ for at_end in (False, True):
             outs = [blank(1, queries, d) for d in value_widths]
             lse = blank(1, queries, dtype=torch.float32)
             weights = blank(1, queries, len(lengths), dtype=torch.float32)
-            forward.attend(q, ks, vs, 0.25, outs, lse, weights)
+            with products_of(dtype):
+                forward.attend(q, ks, vs, 0.25, outs, lse, weights)
             expected = textbook_attention(
                 q[:, :, None].double(), [k[:, :, None].double() for k in ks],
                 [v[:, :, None].double() for v in vs], 0.25,
             )
             for out, e in zip(outs, expected[0]):
                 torch.testing.assert_close(out.double(), e[:, :, 0], rtol=1e-2, atol=1e-2)
-            side = backward.QuerySide.of(q, outs, lse, weights, outs, lse, weights, 0.25)
+            side = backward.QuerySide.of(q, outs, lse, weights, outs, lse, weights)
             gradients = [torch.empty_like(t) for t in (q, *ks, *vs)]
             placed = [blank(*g.shape) for g in gradients]
             n = len(ks)
             for dq, *others in (gradients, placed):
-                backward.differentiate(side, ks, vs, 0.25, dq, others[:n], others[n:])
+                with products_of(dtype):
+                    backward.differentiate(side, ks, vs, 0.25, dq, others[:n], others[n:])
             for a, b in zip(gradients, placed):
                 assert torch.equal(a, b)
 print("untouched")

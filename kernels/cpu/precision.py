@@ -1,0 +1,63 @@
+"""At which precision products are computed: exact fp32, or bf16 where inputs hold no more.
+
+Processors with tile instructions (Intel AMX) multiply bf16 several times faster than fp32 and add
+up in fp32. Products of two bf16 inputs then lose nothing; probabilities and their gradients are
+rounded to bf16 before they multiply, as in every fused kernel. PyTorch offers this as a setting of
+the whole process. It is on only while such a call runs, and no call of ours that wants exact
+products runs meanwhile; fp32 products of *other* code in other threads may be rounded as well.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def rounds_products(dtype: torch.dtype) -> bool:
+    """Whether products of inputs of ``dtype`` are computed in bf16 on this processor."""
+    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+
+
+class _Turns:
+    """Lets calls of one kind run side by side, and those of the other kind wait for them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self._rounding = False
+        self._setting = "none"
+        """PyTorch's setting while nothing rounds."""
+
+    def enter(self, rounding: bool) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._running == 0 or self._rounding == rounding)
+            if self._running == 0 and rounding:
+                self._setting = torch.backends.mkldnn.matmul.fp32_precision
+                torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+            self._rounding = rounding
+            self._running += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._running -= 1
+            if self._running == 0:
+                if self._rounding:
+                    torch.backends.mkldnn.matmul.fp32_precision = self._setting
+                self._changed.notify_all()
+
+
+_turns = _Turns()
+
+
+@contextmanager
+def products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, products are rounded or exact, as :func:`rounds_products` says for ``dtype``."""
+    if not torch.cpu._is_amx_tile_supported():
+        yield
+        return
+    _turns.enter(rounds_products(dtype))
+    try:
+        yield
+    finally:
+        _turns.leave()
