@@ -13,6 +13,7 @@ from torch import Tensor
 from hmc_fast.kernels.cpu.blocks import (
     BACKWARD,
     ProductSum,
+    exact_factor,
     full_precision,
     product,
     row_products,
@@ -25,7 +26,7 @@ class QuerySide:
     """What the backward pass needs of ``M`` queries of ``G`` heads, in fp32."""
 
     queries: Tensor
-    """``[G, M, Dqk]``."""
+    """Times ``exact_factor(scale)``, ``[G, M, Dqk]``."""
     lse: Tensor
     """``[G, M, 1]``."""
     d_outs: list[Tensor]
@@ -43,6 +44,7 @@ class QuerySide:
         d_outs: Sequence[Tensor],
         d_lse: Tensor,
         d_weights: Tensor,
+        scale: float,
     ) -> "QuerySide":
         """From ``q [G, M, Dqk]``, ``outs [G, M, Dv_s]``, ``lse [G, M]``, ``weights [G, M, S]``."""
         delta = (weights * d_weights).sum(dim=2)
@@ -50,7 +52,7 @@ class QuerySide:
             delta += row_products(d_out, out)
         full = [d_out.float() for d_out in d_outs]
         row_terms = d_weights + (d_lse - delta).unsqueeze(2)
-        return cls(q.float(), lse.unsqueeze(2), full, row_terms)
+        return cls(q.float() * exact_factor(scale), lse.unsqueeze(2), full, row_terms)
 
 
 def differentiate(
@@ -66,6 +68,7 @@ def differentiate(
 
     ``keys``, ``values`` and the gradients may be of any dtype.
     """
+    rest = scale / exact_factor(scale)
     row_spans = spans(dq.shape[1], BACKWARD.queries)
     dq_sums = [ProductSum(dq[:, rows]) for rows in row_spans]
     for s, (key, value) in enumerate(zip(keys, values, strict=True)):
@@ -75,14 +78,14 @@ def differentiate(
             dk_sum, dv_sum = ProductSum(dks[s][:, columns]), ProductSum(dvs[s][:, columns])
             for rows, dq_sum in zip(row_spans, dq_sums, strict=True):
                 q, d_out = side.queries[:, rows], side.d_outs[s][:, rows]
-                probabilities = product("probabilities", q, k.transpose(1, 2), scale)
+                probabilities = product("probabilities", q, k.transpose(1, 2), rest)
                 probabilities.sub_(side.lse[:, rows]).exp_()
                 dv_sum.add(probabilities.transpose(1, 2), d_out)
                 d_scores = product("scores", d_out, v.transpose(1, 2))
                 d_scores.add_(side.row_terms[:, rows, s, None]).mul_(probabilities)
-                dk_sum.add(d_scores.transpose(1, 2), q, scale)
-                dq_sum.add(d_scores, k, scale)
-            dk_sum.store()
+                dk_sum.add(d_scores.transpose(1, 2), q)
+                dq_sum.add(d_scores, k)
+            dk_sum.store(rest)
             dv_sum.store()
     for dq_sum in dq_sums:
-        dq_sum.store()
+        dq_sum.store(scale)

@@ -1,5 +1,6 @@
 """How the work is cut into blocks that stay in a core's caches, and the memory blocks use."""
 
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -101,14 +102,16 @@ def product(name: str, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
 
     It stays until ``name`` comes again.
     """
-    return _accumulate(_workspace.take(name, *a.shape[:2], b.shape[2]), a, b, 0.0, scale)
+    result = _workspace.take(name, *a.shape[:2], b.shape[2])
+    if scale == 0.0:  # rounded products leave their result undefined
+        return result.zero_()
+    return torch.baddbmm(result, a, b, beta=0.0, alpha=scale, out=result)
 
 
-def _accumulate(target: Tensor, a: Tensor, b: Tensor, beta: float, scale: float) -> Tensor:
-    """``target ← beta · target + scale · a b``; ``beta`` is 0 or 1, and 0 overwrites anything."""
-    if scale == 0.0:  # a rounded product would leave the target undefined
-        return target if beta else target.zero_()
-    return torch.baddbmm(target, a, b, beta=beta, alpha=scale, out=target)
+def exact_factor(scale: float) -> float:
+    """A power of two ``p`` with ``scale / p`` in [1, 2): inputs can take it without rounding."""
+    mantissa, exponent = math.frexp(scale)
+    return math.ldexp(1.0, exponent - 1) if mantissa else 1.0
 
 
 def full_precision(name: str, x: Tensor) -> Tensor:
@@ -137,12 +140,15 @@ class ProductSum:
         in_place = target.dtype == torch.float32
         self.value = target if in_place else torch.empty(target.shape, dtype=torch.float32)
 
-    def add(self, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
-        """Add ``scale · a b``."""
-        _accumulate(self.value, a, b, 0.0 if self._empty else 1.0, scale)
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Add ``a b``."""
+        beta = 0.0 if self._empty else 1.0
+        torch.baddbmm(self.value, a, b, beta=beta, out=self.value)
         self._empty = False
 
-    def store(self) -> None:
-        """Bring the sum into the target."""
+    def store(self, scale: float = 1.0) -> None:
+        """Bring ``scale`` times the sum into the target."""
+        if scale != 1.0:
+            self.value.mul_(scale)
         if self.value is not self._target:
             self._target.copy_(self.value)

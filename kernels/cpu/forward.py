@@ -11,7 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels.cpu.blocks import ProductSum, forward_block, full_precision, product, spans
+from hmc_fast.kernels.cpu.blocks import (
+    ProductSum,
+    exact_factor,
+    forward_block,
+    full_precision,
+    product,
+    spans,
+)
 
 SUM_LIMIT = 2.0**32
 """Exponentials of a block add up to at most this, and those of the first to at least its inverse:
@@ -46,8 +53,8 @@ class _Rows:
     """What is known so far of ``R`` queries of ``G`` heads."""
 
     def __init__(self, queries: Tensor, scale: float, outs: Sequence[Tensor]) -> None:
-        self._queries = queries
-        self._scale = scale
+        self._queries = queries * exact_factor(scale)
+        self._scale = scale / exact_factor(scale)
         self._reference: Tensor | None = None
         """``[G, R, 1]``; None stands for zero."""
         self._sums: list[Tensor] = []

@@ -89,6 +89,7 @@ def multi_scale_attention_backward(
                 [group.tokens(d_out) for d_out in d_outs],
                 d_lse[group.film, group.heads],
                 d_weights[group.film, group.heads],
+                scale,
             )
             differentiate(
                 side,

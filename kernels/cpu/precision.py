@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
+_SETTING = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # of the module's class
+
 
 def rounds_products(dtype: torch.dtype) -> bool:
     """Whether products of inputs of ``dtype`` are computed in bf16 on this processor."""
@@ -33,8 +35,8 @@ class _Turns:
         with self._changed:
             self._changed.wait_for(lambda: self._running == 0 or self._rounding == rounding)
             if self._running == 0 and rounding:
-                self._setting = torch.backends.mkldnn.matmul.fp32_precision
-                torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+                self._setting = _SETTING.fp32_precision
+                _SETTING.fp32_precision = "bf16"
             self._rounding = rounding
             self._running += 1
 
@@ -43,7 +45,7 @@ class _Turns:
             self._running -= 1
             if self._running == 0:
                 if self._rounding:
-                    torch.backends.mkldnn.matmul.fp32_precision = self._setting
+                    _SETTING.fp32_precision = self._setting
                 self._changed.notify_all()
 
 

@@ -1,5 +1,7 @@
 """Blocks cover everything once and stay within their limits."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from hmc_fast.kernels.cpu.blocks import (
     SCORES_AT_ONCE,
     BlockShape,
     ProductSum,
+    exact_factor,
     head_groups,
     row_products,
     spans,
@@ -41,8 +44,8 @@ def test_a_product_sum_in_a_strided_target(dtype: torch.dtype) -> None:
     pairs = [(torch.randn(2, 5, n), torch.randn(2, n, 8)) for n in (3, 1, 16)]
     total = ProductSum(target)
     for a, b in pairs:
-        total.add(a, b, scale=0.5)
-    total.store()
+        total.add(a, b)
+    total.store(0.5)
     expected = sum(0.5 * a @ b for a, b in pairs)
     torch.testing.assert_close(target, expected.to(dtype), rtol=1e-2, atol=1e-2)
 
@@ -51,3 +54,11 @@ def test_a_product_sum_in_a_strided_target(dtype: torch.dtype) -> None:
 def test_row_products(dtype: torch.dtype) -> None:
     a, b = (torch.randn(700, 3, 512, dtype=dtype).transpose(0, 1) for _ in range(2))
     torch.testing.assert_close(row_products(a, b), (a.float() * b.float()).sum(2))
+
+
+@pytest.mark.parametrize("scale", [0.125, 0.1, 3.0, -0.7, 0.0, 1e-30])
+def test_the_exact_factor_is_a_power_of_two_that_leaves_little(scale: float) -> None:
+    factor = exact_factor(scale)
+    assert math.frexp(factor)[0] == 0.5
+    assert scale == 0.0 or 1.0 <= abs(scale / factor) < 2.0
+    assert factor * (scale / factor) == scale

@@ -41,7 +41,7 @@ for at_end in (False, True):
             )
             for out, e in zip(outs, expected[0]):
                 torch.testing.assert_close(out.double(), e[:, :, 0], rtol=1e-2, atol=1e-2)
-            side = backward.QuerySide.of(q, outs, lse, weights, outs, lse, weights)
+            side = backward.QuerySide.of(q, outs, lse, weights, outs, lse, weights, 0.25)
             gradients = [torch.empty_like(t) for t in (q, *ks, *vs)]
             placed = [blank(*g.shape) for g in gradients]
             n = len(ks)
