@@ -60,7 +60,7 @@ def explain(
 
     Example: [bold]hmc-fast explain mias/mdb028.pgm --checkpoint runs/a/model.safetensors[/bold]
     """
-    from hmc_fast.checkpoint import load_model
+    from hmc_fast.checkpoint import LoadedModel, load_model
     from hmc_fast.devices import default_device
     from hmc_fast.explain import ScoreOptions, explain_film
     from hmc_fast.explain.film import check_methods, usual_methods
@@ -68,6 +68,7 @@ def explain(
     from hmc_fast.explain.page import PageEntry, render_page
     from hmc_fast.explain.pictures import contact_sheet, film_figure, save_png
     from hmc_fast.files import make_folder, write_json, write_text
+    from hmc_fast.inference import folded
     from hmc_fast.reporting import png_base64
 
     chosen = check_methods(method or [])
@@ -75,7 +76,8 @@ def explain(
     names = _file_names(films)
     _check_outputs(out, names, maps, files, checkpoint)
     device = default_device()
-    loaded = load_model(checkpoint, backend=backend, device=device)
+    model, metadata = load_model(checkpoint, backend=backend, device=device)
+    loaded = LoadedModel(folded(model, keep=[layer] if layer else []), metadata)
     methods = chosen or usual_methods(loaded.model)
     make_folder(out)
     explanations: list[FilmExplanation] = []

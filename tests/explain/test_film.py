@@ -15,6 +15,7 @@ from hmc_fast.explain import METHODS, ScoreOptions, explain_film
 from hmc_fast.explain.film import check_methods, lesion_in
 from hmc_fast.explain.page import PageEntry, render_page
 from hmc_fast.explain.pictures import contact_sheet, film_figure, save_png
+from hmc_fast.inference import folded
 from hmc_fast.reporting import png_base64
 
 FEW = ScoreOptions(channels=4)
@@ -45,6 +46,19 @@ def test_prediction_and_maps_belong_together(loaded: LoadedModel, malignant: Fil
     for row in values["maps"]:
         assert 0 <= row["energy_in_lesion"] <= 1
         assert 0 <= row["pointing_game"] <= 1
+
+
+def test_folded_batch_norms_change_no_map(loaded: LoadedModel, malignant: Film) -> None:
+    """``layer4.1.conv2`` is asked for itself, so it keeps its batch norm."""
+    for layer in (None, "layer4.1.conv2"):
+        folding = LoadedModel(folded(loaded.model, keep=[layer] if layer else []), loaded.metadata)
+        ours, expected = (
+            explain_film(each, malignant, ["gradcam", "scorecam"], score=FEW, layer=layer)
+            for each in (folding, loaded)
+        )
+        assert ours.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+        for a, b in zip(ours.maps, expected.maps, strict=True):
+            np.testing.assert_allclose(a.values, b.values, atol=1e-3)
 
 
 def metadata_image(loaded: LoadedModel, film: Film) -> np.ndarray:
