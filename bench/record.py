@@ -7,16 +7,16 @@ Files of the schemas before this one are read as well.
 
 import json
 import re
-import types
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from hmc_fast.bench.cases import PASSES
 from hmc_fast.bench.measuring.ceilings import Ceiling
 from hmc_fast.bench.measuring.resources import KernelResources
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_text
+from hmc_fast.schema import STRICT, parse_json
 
 SCHEMA = "hmc-fast-bench/2"
 OLD_FOLDS_SCHEMA = "hmc-fast-bench/1"
@@ -33,6 +33,7 @@ class FoldScores:
     The AUC has its 95 % interval. Differences are from the eager fp32 reference.
     """
 
+    __pydantic_config__ = STRICT
     accuracy_mean: float | None
     accuracy_std: float | None
     auc: float | None
@@ -62,6 +63,7 @@ class Measurement:
     bound are None for models, ``scores`` for everything but the main job.
     """
 
+    __pydantic_config__ = STRICT
     case: str
     peer: str
     precision: str
@@ -128,6 +130,7 @@ class Study:
     ``fold_metrics`` are those of the eager fp32 reference.
     """
 
+    __pydantic_config__ = STRICT
     data: dict[str, Any]
     protocol: str
     attention_share: dict[str, float]
@@ -168,7 +171,22 @@ _LINE_KINDS: dict[str, tuple[type[Any], str]] = {
     "measurement": (Measurement, "measurements"),
     "resources": (KernelResources, "resources"),
 }
-_HEADER = ("job", "created", "environment", "device", "options", "study")
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The ``run`` line."""
+
+    __pydantic_config__ = STRICT
+    job: str
+    created: str
+    environment: dict[str, Any]
+    device: dict[str, Any]
+    options: dict[str, Any]
+    study: Study | None
+
+
+_HEADER = tuple(f.name for f in fields(_Header))
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -221,14 +239,14 @@ def read_record(path: Path) -> Record:
     problems = []
     for number, line in enumerate(lines, start=1):
         try:
-            values = json.loads(line, parse_constant=_no_constant)
+            values = parse_json(dict[str, Any], line, "JSON")
             kind, values = _current(values, header)
             if kind == "run":
-                header = _checked_header(values)
+                header = vars(_as(_Header, values))
             else:
                 line_type, name = _LINE_KINDS[kind]
-                parts[name].append(_record_of(line_type, values))
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+                parts[name].append(_as(line_type, values))
+        except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             problems.append(f"{path.name} line {number}: is no line of a record ({reason})")
     if header is None:
@@ -298,49 +316,6 @@ def _of_old_row(values: dict[str, Any], model: str) -> dict[str, Any]:
     }
 
 
-def _checked_header(values: dict[str, Any]) -> dict[str, Any]:
-    if set(values) != set(_HEADER):
-        raise ValueError(f"a run has {', '.join(_HEADER)}")
-    for name in ("job", "created"):
-        if not isinstance(values[name], str):
-            raise ValueError(f"{name} is no text")
-    for name in ("environment", "device", "options"):
-        if not isinstance(values[name], dict):
-            raise ValueError(f"{name} is no object")
-    study = values["study"]
-    return {**values, "study": None if study is None else _record_of(Study, study)}
-
-
-def _record_of(line_type: type[Any], values: dict[str, Any]) -> Any:
-    """``values`` as a record of ``line_type``; raises ``ValueError`` where a field does not fit."""
-    hints = get_type_hints(line_type)
-    unknown = set(values) - {f.name for f in fields(line_type)}
-    if unknown:
-        raise ValueError(f"unknown field {min(unknown)}")
-    values = dict(values)
-    if values.get("scores") is not None:
-        values["scores"] = _record_of(FoldScores, values["scores"])
-    for name, value in values.items():
-        if not _fits(value, hints[name]):
-            raise ValueError(f"{name} is {value!r}")
-    return line_type(**values)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of a field's type; a whole number is also a float."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin in (dict, list):
-        return isinstance(value, origin)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+def _as(line_type: type[Any], values: dict[str, Any]) -> Any:
+    """``values`` as a record of ``line_type``; raises ``UserError`` where a field does not fit."""
+    return parse_json(line_type, json.dumps(values), "its content")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Iterable
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -67,6 +68,25 @@ def templates(package: str, **delimiters: str) -> Environment:
         lstrip_blocks=True,
         **options,
     )
+
+
+def markdown_templates(package: str) -> Environment:
+    """:func:`templates` for Markdown, in which HTML would be obeyed: values bring none.
+
+    The filter ``cells`` makes a row of a table.
+    """
+    environment = templates(package)
+    environment.finalize = _without_tags
+    environment.filters["cells"] = _cells
+    return environment
+
+
+def _without_tags(value: Any) -> Any:
+    return value.replace("<", "&lt;") if isinstance(value, str) else value
+
+
+def _cells(values: Iterable[object]) -> str:
+    return " | ".join(str(value).replace("|", "\\|").replace("\n", " ") for value in values)
 
 
 def png(figure: Figure) -> bytes:

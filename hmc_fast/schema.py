@@ -3,7 +3,11 @@
 Fields have the types that the class says, without conversion: ``"no"`` is no bool, ``1.5`` no int.
 """
 
-from typing import Any, TypeVar
+import json
+from collections.abc import Hashable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -11,17 +15,30 @@ from hmc_fast.errors import UserError
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """``__pydantic_config__`` of dataclasses that are read from files."""
+PART = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+"""The same for dataclasses that describe a part of what a file holds."""
 Kind = TypeVar("Kind")
+
+
+def read_json_as(kind: type[Kind], path: Path) -> Kind:
+    """A JSON file as ``kind``; raises :class:`UserError` as :func:`parse_json`, or unreadable."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error.strerror})") from None
+    return parse_json(kind, text, str(path))
 
 
 def parse_json(kind: type[Kind], text: str | bytes, source: str) -> Kind:
     """A JSON document as ``kind``, a dataclass or any other type that pydantic knows.
 
+    NaN and infinity are no JSON, and no file of ours holds them.
+
     Raises :class:`UserError` with ``source``, the field and what is wrong with it.
     """
-    adapter: TypeAdapter[Any] = TypeAdapter(kind)
     try:
-        parsed: Kind = adapter.validate_json(text, strict=True)
+        json.loads(text, parse_constant=_no_constant)
+        parsed: Kind = _adapter(cast("Hashable", kind)).validate_json(text, strict=True)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     except ValidationError as error:
@@ -31,4 +48,17 @@ def parse_json(kind: type[Kind], text: str | bytes, source: str) -> Kind:
         raise UserError(
             f"{source}: is damaged or of another release ({place + ': ' if place else ''}{reason})"
         ) from None
+    except RecursionError:
+        raise UserError(f"{source}: cannot be read as JSON (it is nested too deeply)") from None
+    except ValueError as error:
+        raise UserError(f"{source}: cannot be read as JSON ({error})") from None
     return parsed
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")

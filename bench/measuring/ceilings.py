@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hmc_fast.bench.measuring.clock import Clock, TimedCall, time_side_by_side
+from hmc_fast.schema import STRICT
 
 MATMUL_SIDE = {"cuda": 8192, "cpu": 2048}
 COPY_BYTES = {"cuda": 2**31, "cpu": 2**28}
@@ -16,6 +17,7 @@ MATMUL_INPUTS = 2
 class Ceiling:
     """The rates that this machine reached for one dtype, medians; neither is a datasheet's."""
 
+    __pydantic_config__ = STRICT
     precision: str
     matmul_side: int
     matmul_tflops: float

@@ -9,6 +9,7 @@ import torch
 from hmc_fast.bench.cases import Case
 from hmc_fast.bench.failures import describe
 from hmc_fast.devices import precision_dtype
+from hmc_fast.schema import STRICT
 
 if TYPE_CHECKING:
     from hmc_fast.kernels.fused.launch import Launch, Target
@@ -25,6 +26,7 @@ class KernelResources:
     ``stack_bytes`` above zero are spilled registers. Where it did not compile, ``fault`` says why.
     """
 
+    __pydantic_config__ = STRICT
     case: str
     precision: str
     task: str

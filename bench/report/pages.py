@@ -11,7 +11,7 @@ from hmc_fast.bench.record import Record
 from hmc_fast.bench.report import plots, tables
 from hmc_fast.bench.report.tables import Cells
 from hmc_fast.files import write_text
-from hmc_fast.reporting import PHANTOM_NOTICE, RESEARCH_NOTICE, templates
+from hmc_fast.reporting import PHANTOM_NOTICE, RESEARCH_NOTICE, markdown_templates, templates
 
 Records = Sequence[tuple[str, Record]]
 """Named records, oldest first."""
@@ -35,7 +35,7 @@ def write_reports(records: Records, folder: Path) -> tuple[Path, Path]:
     one's tables, and what every step brought. Any other record has a part of its own.
     """
     markdown, html = folder / "report.md", folder / "report.html"
-    environment = templates("hmc_fast.bench.report")
+    package = "hmc_fast.bench.report"
     parts = [_part(steps) for steps in series_of(records)]
     names = ", ".join(name for name, _ in records)
     context = {
@@ -44,8 +44,8 @@ def write_reports(records: Records, folder: Path) -> tuple[Path, Path]:
         "research_notice": RESEARCH_NOTICE,
         "ours": family_names("ours"),
     }
-    write_text(markdown, environment.get_template("page.md.j2").render(context))
-    write_text(html, environment.get_template("page.html.j2").render(context))
+    write_text(markdown, markdown_templates(package).get_template("page.md.j2").render(context))
+    write_text(html, templates(package).get_template("page.html.j2").render(context))
     return markdown, html
 
 

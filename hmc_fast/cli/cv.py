@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmc_fast.cli import options, training_options
-from hmc_fast.cli.output import console, print_json, print_table, progress_bar
+from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.data.folds import PROTOCOL, PROTOCOL_TITLES, PROTOCOLS
 from hmc_fast.errors import UserError
 from hmc_fast.training import TrainingConfig
 
 if TYPE_CHECKING:
+    from hmc_fast.data import Film
     from hmc_fast.study import StudySummary
+
+MOST_NAMED = 5
+"""Pairs of films that look like copies; more are counted."""
 
 
 @training_options.takes_training()
@@ -59,6 +63,7 @@ def cv(
     """
     from hmc_fast.data import read_films
     from hmc_fast.study import plan_study, run_cross_validation
+    from hmc_fast.study.folder import STUDY_FILE
 
     names = _model_names(model, models)
     films = read_films(data, allow_missing=allow_missing)
@@ -77,6 +82,8 @@ def cv(
         ]
         _print_jobs(listed, as_json)
         return
+    if not job and protocol == PROTOCOL and not (out / STUDY_FILE).exists():
+        _warn_of_copies(films)
     with progress_bar("films") as report:
         summaries = run_cross_validation(
             names, training, films, out, only_jobs=job or None, on_progress=report, **partition
@@ -89,6 +96,23 @@ def cv(
     if len(summaries) < len(names):
         console.print("other jobs of this study are not finished yet", style="yellow")
     console.print(f"study {out}", markup=False)
+
+
+def _warn_of_copies(films: list["Film"]) -> None:
+    from hmc_fast.study.split_check import copies_across_patients
+
+    with progress_bar("films") as report:
+        copies = copies_across_patients(films, report)
+    for pair in copies[:MOST_NAMED]:
+        errors.print(
+            f"films {pair.first} and {pair.second} look like copies of one film (correlation "
+            f"{pair.correlation:.2f}) but are of patients {pair.first_side} and "
+            f"{pair.second_side}: if they are, give both one patient",
+            style="yellow",
+            markup=False,
+        )
+    if len(copies) > MOST_NAMED:
+        errors.print(f"and {len(copies) - MOST_NAMED} more such pairs", style="yellow")
 
 
 def _model_names(single: list[str] | None, listed: str) -> list[str]:

@@ -9,14 +9,14 @@ import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from hmc_fast.data.films import Film
 from hmc_fast.data.tasks import Task
 from hmc_fast.errors import UserError
-from hmc_fast.files import read_json, write_json, write_text
+from hmc_fast.files import write_json, write_text
+from hmc_fast.schema import STRICT, read_json_as
 
 PROTOCOL = "patient"
 """Folds that never put films of one patient on both sides."""
@@ -28,7 +28,6 @@ PROTOCOL_TITLES = {
     AUGMENT_FIRST: "Folds of rotated copies, films on both sides (leaks)",
 }
 PROTOCOLS = tuple(PROTOCOL_TITLES)
-_T = TypeVar("_T")
 COLUMNS = ("film", "patient", "label", "fold")
 
 
@@ -36,6 +35,7 @@ COLUMNS = ("film", "patient", "label", "fold")
 class Assignment:
     """The fold in which one film is held out."""
 
+    __pydantic_config__ = STRICT
     film: str
     patient: str
     label: int
@@ -197,31 +197,19 @@ def _check_enough_patients(films: list[Film], labels: list[int], task: Task, cou
 
 def read_folds(path: Path) -> Folds:
     """Reread saved folds; raises :class:`UserError` where they are damaged or not disjoint."""
-    values = read_json(path)
-    try:
-        return Folds(
-            task=_value(values, "task", str),
-            seed=_value(values, "seed", int),
-            count=_value(values, "count", int),
-            assignments=tuple(
-                Assignment(
-                    _value(row, "film", str),
-                    _value(row, "patient", str),
-                    _value(row, "label", int),
-                    _value(row, "fold", int),
-                )
-                for row in _value(values, "assignments", list)
-            ),
-            source=str(path),
-            protocol=_value(values, "protocol", str),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: is no fold file (problem with {error})") from None
+    stored = read_json_as(_Stored, path)
+    return Folds(
+        stored.task, stored.seed, stored.count, stored.assignments, str(path), stored.protocol
+    )
 
 
-def _value(values: Any, name: str, kind: type[_T]) -> _T:
-    """A value of exactly this type; raises ``KeyError`` or ``TypeError`` where there is none."""
-    value = values[name]
-    if type(value) is not kind:
-        raise TypeError(f"{name} {value!r}, which is no {kind.__name__}")
-    return value
+@dataclass(frozen=True)
+class _Stored:
+    """The JSON file of :meth:`Folds.save`."""
+
+    __pydantic_config__ = STRICT
+    protocol: str
+    task: str
+    seed: int
+    count: int
+    assignments: tuple[Assignment, ...]

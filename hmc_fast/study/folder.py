@@ -10,15 +10,17 @@ summary.json
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
+from pydantic import Field
 
 from hmc_fast.data import Folds, read_folds
 from hmc_fast.errors import UserError
-from hmc_fast.files import make_folder, read_json, write_json
+from hmc_fast.files import make_folder, write_json
+from hmc_fast.schema import STRICT, read_json_as
 from hmc_fast.training.config import TrainingConfig
 from hmc_fast.training.train import MODEL_FILE
 
@@ -53,6 +55,24 @@ class StudySettings:
             "repeats": self.repeats,
             "copies": self.copies,
         }
+
+
+@dataclass(frozen=True)
+class StoredSettings:
+    """The file :data:`STUDY_FILE`: :meth:`StudySettings.to_json`, and what the films are."""
+
+    __pydantic_config__ = STRICT
+    config: dict[str, Any]
+    protocol: str
+    folds: Annotated[int, Field(ge=2)]
+    repeats: Annotated[int, Field(ge=1)]
+    copies: int
+    data: dict[str, Any]
+
+
+def read_settings(folder: Path) -> StoredSettings:
+    """Raises :class:`UserError` where they are missing or damaged."""
+    return read_json_as(StoredSettings, folder / STUDY_FILE)
 
 
 def fold_folder(folder: Path, model: str, fold: int, repeat: int = 0) -> Path:
@@ -122,7 +142,7 @@ def _open(folder: Path, settings: StudySettings, folds: list[Folds], data: dict[
             partition.save(folds_path(folder, repeat))
         write_json(path, {**settings.to_json(), "data": data})
         return
-    changed = _changes(read_json(path), settings.to_json())
+    changed = _changes(asdict(read_settings(folder)), settings.to_json())
     if changed:
         raise UserError(
             f"{folder}: holds a study with other settings ({'; '.join(changed)}); "

@@ -1,22 +1,27 @@
 """A study's numbers without its films and weights: read from its folder, kept as JSON lines."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from hmc_fast.data import TASKS, Folds, read_folds
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, pool, read_predictions
-from hmc_fast.evaluation.localisation import FIELDS, LOCALISATION_FILE, read_localisation
-from hmc_fast.files import read_json, write_text
+from hmc_fast.evaluation.localisation import (
+    LOCALISATION_FILE,
+    check_localisation,
+    read_localisation,
+)
+from hmc_fast.files import write_text
 from hmc_fast.models.registry import MODEL_NAMES
-from hmc_fast.study.folder import STUDY_FILE, fold_folder, folds_path
+from hmc_fast.schema import PART, STRICT, parse_json
+from hmc_fast.study.folder import STUDY_FILE, fold_folder, folds_path, read_settings
 from hmc_fast.training import TrainingConfig
-from hmc_fast.training.train import PREDICTIONS_FILE, RESULT_FILE
+from hmc_fast.training.train import PREDICTIONS_FILE, RESULT_FILE, read_result
 
 SCHEMA = "hmc-fast-study/1"
 LOCALISATION = "localisation"
@@ -127,26 +132,25 @@ def write_study_record(path: Path, record: StudyRecord) -> None:
 
 
 def _read_folder(folder: Path) -> StudyRecord:
-    settings = read_json(folder / STUDY_FILE)
+    settings = asdict(read_settings(folder))
+    data = settings.pop("data")
+    try:
+        settings["config"]["weights"] = TrainingConfig(**settings["config"]).weights_label()
+    except TypeError as error:
+        raise UserError(f"{folder / STUDY_FILE}: its config is of no training ({error})") from None
     jobs: list[JobRecord] = []
     environment: dict[str, Any] = {}
-    try:
-        data = settings.pop("data")
-        config = TrainingConfig(**settings["config"])
-        settings["config"]["weights"] = config.weights_label()
-        folds_of = [read_folds(folds_path(folder, r)) for r in range(settings["repeats"])]
-        for model in sorted(child.name for child in folder.iterdir() if child.is_dir()):
-            for repeat in range(settings["repeats"]):
-                for fold in range(settings["folds"]):
-                    job_folder = fold_folder(folder, model, fold, repeat)
-                    if not (job_folder / RESULT_FILE).is_file():
-                        continue
-                    result = read_json(job_folder / RESULT_FILE)
-                    environment = result["environment"]
-                    predictions = _held_out(job_folder / PREDICTIONS_FILE, folds_of[repeat], fold)
-                    jobs.append(JobRecord(model, repeat, fold, predictions, result["history"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}: is a damaged study (problem with {error})") from None
+    folds_of = [read_folds(folds_path(folder, r)) for r in range(settings["repeats"])]
+    for model in sorted(child.name for child in folder.iterdir() if child.is_dir()):
+        for repeat in range(settings["repeats"]):
+            for fold in range(settings["folds"]):
+                job_folder = fold_folder(folder, model, fold, repeat)
+                if not (job_folder / RESULT_FILE).is_file():
+                    continue
+                result = read_result(job_folder)
+                environment = result["environment"]
+                predictions = _held_out(job_folder / PREDICTIONS_FILE, folds_of[repeat], fold)
+                jobs.append(JobRecord(model, repeat, fold, predictions, result["history"]))
     if not jobs:
         raise UserError(f"{folder}: no job of this study is finished yet")
     class_names = jobs[0].predictions.class_names
@@ -193,43 +197,95 @@ def _read_localisation(
     return scores
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What of a study's settings a record must have."""
+
+    __pydantic_config__ = PART
+    config: dict[str, Any]
+    protocol: str
+    folds: Annotated[int, Field(ge=2)]
+    repeats: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The first line of a record."""
+
+    __pydantic_config__ = STRICT
+    schema: Literal["hmc-fast-study/1"]
+    name: str
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _JobLine:
+    """The line of one job; its metrics follow from the logits."""
+
+    __pydantic_config__ = STRICT
+    model: str
+    repeat: Annotated[int, Field(ge=0)]
+    fold: Annotated[int, Field(ge=0)]
+    metrics: dict[str, float | None]
+    history: list[dict[str, float]]
+    films: tuple[str, ...]
+    patients: tuple[str, ...]
+    labels: list[int]
+    logits: list[list[float]]
+
+    def __post_init__(self) -> None:
+        lengths = {len(x) for x in (self.films, self.patients, self.labels, self.logits)}
+        if len(lengths) > 1:
+            raise UserError("films, patients, labels and logits are not equally many")
+
+
+@dataclass(frozen=True)
+class _MapsLine:
+    """The line of one model's maps."""
+
+    __pydantic_config__ = STRICT
+    localisation: dict[str, Any]
+
+
 def _read_file(path: Path) -> StudyRecord:
     try:
-        first, *lines = path.read_text(encoding="utf-8").splitlines()
-        header = json.loads(first)
-        if header["schema"] != SCHEMA:
-            raise ValueError(f"the schema is not {SCHEMA}")
-        class_names = tuple(header["class_names"])
-        rows = [json.loads(line) for line in lines]
-        maps = [row[LOCALISATION] for row in rows if LOCALISATION in row]
-        if any(set(result) != {*FIELDS} - {PER_FILM} for result in maps):
-            raise ValueError("scores of maps lack fields")
-        return StudyRecord(
-            header["name"],
-            header["settings"],
-            header["data"],
-            header["environment"],
-            class_names,
-            [_job(row, class_names) for row in rows if LOCALISATION not in row],
-            {result["model"]: result for result in maps},
-        )
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is neither a study folder nor a study record ({error})") from None
-
-
-def _job(values: dict[str, Any], class_names: Sequence[str]) -> JobRecord:
-    films = tuple(values["films"])
-    return JobRecord(
-        values["model"],
-        int(values["repeat"]),
-        int(values["fold"]),
-        Predictions(
-            films,
-            tuple(values["patients"]),
-            (int(values["fold"]),) * len(films),
-            np.array(values["labels"], np.int64),
-            np.array(values["logits"], np.float64),
-            tuple(class_names),
-        ),
-        list(values["history"]),
+    header = parse_json(_Header, first, f"{path}, a study record, line 1")
+    parse_json(_Settings, json.dumps(header.settings), f"{path} line 1, settings")
+    jobs, maps = [], {}
+    for number, line in enumerate(lines, start=2):
+        source = f"{path}, a study record, line {number}"
+        if line.startswith(f'{{"{LOCALISATION}"'):
+            result = parse_json(_MapsLine, line, source).localisation
+            check_localisation({**result, PER_FILM: []}, source)
+            maps[str(result["model"])] = result
+        else:
+            jobs.append(_job(parse_json(_JobLine, line, source), header.class_names, source))
+    return StudyRecord(
+        header.name,
+        header.settings,
+        header.data,
+        header.environment,
+        header.class_names,
+        jobs,
+        maps,
     )
+
+
+def _job(line: _JobLine, class_names: tuple[str, ...], source: str) -> JobRecord:
+    if any(len(row) != len(class_names) for row in line.logits):
+        raise UserError(f"{source}: has not {len(class_names)} logits for each film")
+    predictions = Predictions(
+        line.films,
+        line.patients,
+        (line.fold,) * len(line.films),
+        np.array(line.labels, np.int64),
+        np.array(line.logits, np.float64),
+        class_names,
+    )
+    return JobRecord(line.model, line.repeat, line.fold, predictions, line.history)

@@ -12,7 +12,13 @@ from hmc_fast.errors import UserError
 from hmc_fast.evaluation import METRIC_NAMES
 from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.files import make_folder, write_atomically, write_text
-from hmc_fast.reporting import PHANTOM_NOTICE, RESEARCH_NOTICE, metric_title, templates
+from hmc_fast.reporting import (
+    PHANTOM_NOTICE,
+    RESEARCH_NOTICE,
+    markdown_templates,
+    metric_title,
+    templates,
+)
 from hmc_fast.study import plots, tables
 from hmc_fast.study.compare import Comparison, Group, ModelResult
 from hmc_fast.study.conclusion import accuracy_caveat, conclusion
@@ -225,6 +231,8 @@ def _write_figure(path: Path, png: bytes) -> None:
 
 def _templates(suffix: str) -> Environment:
     """LaTeX has its own delimiters: its braces are many."""
+    if suffix == "md":
+        return markdown_templates("hmc_fast.study")
     latex = {
         "block_start_string": "<%",
         "block_end_string": "%>",

@@ -2,14 +2,18 @@
 
 import csv
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hmc_fast.data import Film, Preprocessing, film_image
 from hmc_fast.data.mias import patient_in_name
 from hmc_fast.errors import UserError
-from hmc_fast.files import read_json
 from hmc_fast.progress import Progress, no_progress
+from hmc_fast.schema import PART, read_json_as
 from hmc_fast.study.near_duplicates import SIDE, near_duplicates
 
 FILM_COLUMNS = ("film", "file", "path", "image")
@@ -77,11 +81,7 @@ def check_split(
             sides_of[film.patient].add(film.side)
     if len(counts) < 2:
         raise UserError(f"{path}: all films are on one side; a split needs at least two")
-    preprocessing = Preprocessing.square(SIDE)
-    pixels = []
-    for film in split:
-        pixels.append(film_image(film.path, preprocessing).image[0].numpy())
-        on_progress("comparing films", 1, len(split))
+    pixels = _small([film.path for film in split], on_progress)
     pairs = near_duplicates(pixels, [film.side for film in split])
     return SplitReport(
         dict(counts),
@@ -100,6 +100,37 @@ def check_split(
     )
 
 
+def copies_across_patients(
+    films: Sequence[Film], on_progress: Progress = no_progress
+) -> list[Duplicate]:
+    """Films of different patients that look like copies of one film, the most alike first.
+
+    Folds may put them on different sides, so that a model is tested on what it was trained on. The
+    sides of a :class:`Duplicate` are the patients.
+    """
+    pixels = _small([film.path for film in films], on_progress)
+    return [
+        Duplicate(
+            films[pair.first].film_id,
+            films[pair.first].patient_id,
+            films[pair.second].film_id,
+            films[pair.second].patient_id,
+            pair.correlation,
+        )
+        for pair in near_duplicates(pixels, [film.patient_id for film in films])
+    ]
+
+
+def _small(paths: Sequence[Path], on_progress: Progress) -> list[NDArray[np.floating]]:
+    """The films as :func:`near_duplicates` compares them."""
+    preprocessing = Preprocessing.square(SIDE)
+    pixels = []
+    for path in paths:
+        pixels.append(film_image(path, preprocessing).image[0].numpy())
+        on_progress("comparing films", 1, len(paths))
+    return pixels
+
+
 def read_split(path: Path, folder: Path, films: list[Film]) -> list[SplitFilm]:
     """The rows of a split file with the films that they name."""
     by_id = {film.film_id: film for film in films}
@@ -116,13 +147,18 @@ def read_split(path: Path, folder: Path, films: list[Film]) -> list[SplitFilm]:
     return split
 
 
+@dataclass(frozen=True)
+class _SplitFile:
+    """A fold file of ours, or any JSON file with such rows."""
+
+    __pydantic_config__ = PART
+    assignments: list[dict[str, str | int]]
+
+
 def _rows(path: Path) -> list[dict[str, str]]:
     if path.suffix.lower() == ".json":
-        values = read_json(path)
-        try:
-            return [{key: str(value) for key, value in a.items()} for a in values["assignments"]]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: is no fold file (problem with {error})") from None
+        rows = read_json_as(_SplitFile, path).assignments
+        return [{key: str(value) for key, value in row.items()} for row in rows]
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return [

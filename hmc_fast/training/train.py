@@ -30,8 +30,9 @@ from hmc_fast.devices import default_device, device_count
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, predict_logits
-from hmc_fast.files import make_folder, read_json, write_json, write_text
+from hmc_fast.files import make_folder, write_json, write_text
 from hmc_fast.models import HMCNet, create_model, model_entry
+from hmc_fast.schema import PART, read_json_as
 from hmc_fast.training.config import TrainingConfig
 from hmc_fast.training.interrupt import InterruptGuard
 from hmc_fast.training.lesion_training import LesionFit, train_lesion_head
@@ -101,8 +102,7 @@ def train(
     _check_disjoint(job, identity["films"])
     _claim(folder, identity)
     if (folder / RESULT_FILE).is_file():
-        result: dict[str, Any] = read_json(folder / RESULT_FILE)
-        return result
+        return read_result(folder)
     torch.manual_seed(job.config.seed)
     task = TASKS[job.config.task]
     model = create_model(
@@ -218,6 +218,25 @@ def _check_disjoint(job: TrainingJob, digests: dict[str, dict[str, str]]) -> Non
             )
 
 
+@dataclass(frozen=True)
+class _StoredResult:
+    """What of ``result.json`` is read again."""
+
+    __pydantic_config__ = PART
+    metrics: dict[str, float | None] | None
+    history: list[dict[str, float]]
+    environment: dict[str, Any]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What a finished training left in its folder: metrics, history, environment and more.
+
+    Raises :class:`UserError` where it is missing or damaged.
+    """
+    read_json_as(_StoredResult, folder / RESULT_FILE)
+    return read_json_as(dict[str, Any], folder / RESULT_FILE)
+
+
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
     path = folder / JOB_FILE
     if not path.is_file():
@@ -229,8 +248,10 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
                 )
         write_json(path, identity)
         return
-    previous = read_json(path)
-    previous["config"] = {**TrainingConfig().to_json(), **previous.get("config", {})}
+    previous = read_json_as(dict[str, Any], path)
+    if not isinstance(previous.get("config"), dict):
+        raise UserError(f"{path}: is damaged (it has no config); use another folder")
+    previous["config"] = {**TrainingConfig().to_json(), **previous["config"]}
     changed = [key for key, value in identity.items() if previous.get(key) != value]
     if changed:
         raise UserError(

@@ -13,6 +13,8 @@ from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     JPEG2000Lossless,
     JPEGExtended12Bit,
     JPEGLosslessSV1,
@@ -162,6 +164,8 @@ def test_a_header_that_does_not_touch_the_pixels_does_not_stop_them(tmp_path: Pa
         "PatientSize": ("1.70", "tall"),
     }
     dataset = mammogram(**{name: good for name, (good, _) in values.items()})
+    # A random UID may hold the digits of a time.
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     path = save(dataset, tmp_path / "a.dcm")
     whole, content = read_pixels(path), path.read_bytes()
     for good, bad in values.values():
@@ -287,3 +291,12 @@ def test_a_jpeg_ls_header_of_65535_a_side_leaves_the_process_alive(tmp_path: Pat
     path = save(with_frame(bytes(frame), JPEGLSLossless, mammogram(NOISE)), tmp_path / "a.dcm")
     with pytest.raises(UserError, match="codestream has 65535x65535 pixels"):
         read_pixels(path)
+
+
+@pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2KLosslessRPCL], ids=str)
+def test_htj2k_is_decoded_to_the_bit(syntax: str, tmp_path: Path) -> None:
+    """The codestream is :data:`STORED`, losslessly compressed by OpenJPH 0.26.3."""
+    frame = (Path(__file__).parents[1] / "golden" / "htj2k.j2c").read_bytes()
+    compressed = save(with_frame(frame, syntax), tmp_path / "htj2k.dcm")
+    plain = save(mammogram(), tmp_path / "plain.dcm")
+    np.testing.assert_array_equal(read_pixels(compressed), read_pixels(plain))

@@ -73,7 +73,7 @@ def test_saved_folds_are_reread_as_they_were_and_repeat_with_the_seed(tmp_path: 
         (lambda a: a.append(dict(a[0])), "film f0_0 is assigned twice"),
         (lambda a: a[0].update(fold=1 - a[1]["fold"]), "patient p0 is in folds"),
         (lambda a: a[0].update(fold=9), "is in fold 9 of 2"),
-        (lambda a: a[0].pop("patient"), "is no fold file"),
+        (lambda a: a[0].pop("patient"), "folds.json: is damaged .*patient"),
         (
             lambda a: a.clear() or a.append({"film": "x", "patient": "y", "label": 0, "fold": 0}),
             "does not hold every class",
@@ -99,8 +99,8 @@ def test_numbers_that_are_none_and_json_without_a_bottom(tmp_path: Path) -> None
     text = path.read_text()
     for damaged, message in (
         (text.replace('"seed": 7', '"seed": Infinity'), "Infinity is no JSON number"),
-        (text.replace('"seed": 7', '"seed": 1e999'), "is no fold file .*seed inf"),
-        (text.replace('"seed": 7', '"seed": true'), "is no fold file .*seed True"),
+        (text.replace('"seed": 7', '"seed": 1e999'), "folds.json: is damaged .*seed"),
+        (text.replace('"seed": 7', '"seed": true'), "folds.json: is damaged .*seed"),
         ("[" * 100_000, "nested too deeply"),
     ):
         assert damaged != text

@@ -46,11 +46,14 @@ def test_a_record_is_reread_as_it_was(record: Record, path: Path) -> None:
     [
         (lambda line: line[:-9], "line 3: is no line of a record"),
         (lambda line: line.replace("bench/2", "bench/9"), "its schema is hmc-fast-bench/9"),
-        (lambda line: line.replace('"status": "ok"', '"status": "fine"'), "status is 'fine'"),
-        (lambda line: line.replace('"p50_ms": 4.0', '"p50_ms": "4"'), "p50_ms is '4'"),
+        (
+            lambda line: line.replace('"status": "ok"', '"status": "fine"'),
+            "status: Input",
+        ),
+        (lambda line: line.replace('"p50_ms": 4.0', '"p50_ms": "4"'), "p50_ms: Input"),
         (lambda line: line.replace('"p50_ms": 4.0', '"p50_ms": NaN'), "NaN is no JSON number"),
-        (lambda line: line.replace('"samples": 10', '"samples": 10.5'), "samples is 10.5"),
-        (lambda line: line.replace('"samples"', '"sample"'), "unknown field sample"),
+        (lambda line: line.replace('"samples": 10', '"samples": 10.5'), "samples: Input"),
+        (lambda line: line.replace('"samples"', '"sample"'), "sample: Unexpected"),
         (lambda line: "[]", "line 3"),
     ],
 )
@@ -308,3 +311,14 @@ def test_the_readme_shows_the_record_and_nothing_else(path: Path, tmp_path: Path
     readme.write_text(f"{BEGIN}\n{END}\n")
     with pytest.raises(UserError, match="is no line of a record"):
         update_targets(readme, path)
+
+
+def test_markdown_brings_no_tags_and_no_cells_of_its_own(record: Record, tmp_path: Path) -> None:
+    hostile = "<img src=x onerror=alert(1)> | x"
+    device = {**record.device, "name": hostile}
+    refused = replace(record.measurements[0], status="error", reason=hostile, peer="p|q")
+    changed = replace(record, device=device, measurements=[*record.measurements, refused])
+    for path in write_reports([("now", changed)], tmp_path):
+        text = path.read_text()
+        assert "<img src=x" not in text
+        assert "&lt;img src=x" in text
