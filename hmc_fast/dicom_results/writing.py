@@ -1,0 +1,51 @@
+"""A film's results as DICOM files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from hmc_fast.data.film_image import FilmImage
+from hmc_fast.data.pixels import pixel_digest
+from hmc_fast.dicom_results.overlay import secondary_capture
+from hmc_fast.dicom_results.reading import Reading
+from hmc_fast.dicom_results.report import measurement_report
+from hmc_fast.dicom_results.source import read_source
+from hmc_fast.explain.methods import ActivationMap
+from hmc_fast.files import make_folder, write_atomically
+
+REPORT_SUFFIX = "report"
+
+
+def write_results(
+    folder: Path,
+    name: str,
+    path: Path,
+    film: FilmImage,
+    reading: Reading,
+    maps: Sequence[ActivationMap],
+) -> list[Path]:
+    """Write ``NAME.report.dcm``, and ``NAME.METHOD.dcm`` for every map, into ``folder``.
+
+    Args:
+        folder: made where it is not there.
+        name: what the files' names begin with.
+        path: the film's DICOM file, whose study the results join.
+        film: the film as it was read.
+        reading: what the model says of it.
+        maps: of the film.
+
+    Raises:
+        UserError: the film's header cannot be referred to, or the disk refuses.
+    """
+    source, pixels = read_source(path), pixel_digest(film.pixels)
+    results = {REPORT_SUFFIX: measurement_report(source, pixels, reading)}
+    for heat in maps:
+        results[heat.method] = secondary_capture(source, pixels, reading, film, heat)
+    make_folder(folder)
+    return [_write(folder / f"{name}.{suffix}.dcm", d) for suffix, d in results.items()]
+
+
+def _write(path: Path, dataset: Dataset) -> Path:
+    write_atomically(path, lambda temporary: dataset.save_as(temporary, enforce_file_format=True))
+    return path
