@@ -190,8 +190,9 @@ def _check_outputs(
 
 def _check_dicom_out(folder: Path, films: Sequence[Path]) -> None:
     """Raises :class:`UserError` where films have no study, or results would lie beside them."""
-    from hmc_fast.dicom_results.source import check_is_dicom
+    from hmc_fast.dicom_results.source import check_is_dicom, check_libraries
 
+    check_libraries()
     for path in films:
         check_is_dicom(path)
     if any(path.resolve().parent == folder.resolve() for path in films):
@@ -208,7 +209,7 @@ def _write_dicom(
     """The film's report and an overlay of each of its maps; see :mod:`hmc_fast.dicom_results`."""
     from hmc_fast.data import film_image
     from hmc_fast.dicom_results.reading import Reading
-    from hmc_fast.dicom_results.writing import write_results
+    from hmc_fast.dicom_results.writing import results_of, write_results
     from hmc_fast.evaluation.bilateral import OWN_RULE
     from hmc_fast.prediction.decision import decide
     from hmc_fast.prediction.manifest import file_digest
@@ -225,7 +226,7 @@ def _write_dicom(
     )
     path = explanation.film.path
     film = film_image(path, metadata.preprocessing)
-    write_results(folder, name, path, film, reading, explanation.maps)
+    write_results(folder, name, results_of(path, film, reading, explanation.maps))
 
 
 def _save_maps(path: Path, explanation: "FilmExplanation") -> None:

@@ -8,7 +8,6 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
-from pydicom.uid import RLELossless
 from scipy.ndimage import map_coordinates
 
 from hmc_fast.data.breast import breast_mask
@@ -90,7 +89,6 @@ def secondary_capture(
         coordinate_system="PATIENT",
         laterality=source.side or None,
         patient_orientation=("A", "F"),
-        transfer_syntax_uid=RLELossless,
         **placed(
             kind, SERIES_NUMBER, source, pixels, reading, heat.layer, explained, _digest(heat)
         ),

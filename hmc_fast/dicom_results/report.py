@@ -1,6 +1,6 @@
 """A film's reading as a structured report by template TID 1500 (DICOM PS3.16)."""
 
-from highdicom import CodingSchemeIdentificationItem
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import (
     AlgorithmIdentification,
     CodedConcept,

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from pydicom import config, dcmread
@@ -51,6 +52,13 @@ class SourceFilm:
     side: str
     orientation: tuple[str, ...]
     number: int
+
+
+def check_libraries() -> None:
+    """Raises :class:`UserError` where what writes results is not installed."""
+    for library in ("highdicom", "pynetdicom"):
+        if find_spec(library) is None:
+            raise UserError(f"DICOM results need {library}; pip install 'hmc-fast[dicom]'")
 
 
 def check_is_dicom(path: Path) -> None:
