@@ -93,9 +93,7 @@ class _Handler(RequestHandler):
         association = super()._create_association()
         # The plain socket has announced the connection; the guarded one does so again.
         association.dul.event_queue.get_nowait()
-        association.dul.socket = GuardedSocket(
-            association, self.request, self.server.message_bytes
-        )
+        association.dul.socket = GuardedSocket(association, self.request, self.server.message_bytes)
         return association
 
 
@@ -150,12 +148,3 @@ class GuardedServer(ThreadedAssociationServer):
         """Stop listening; the base class expects a server that its AE has started."""
         BaseServer.shutdown(self)
         self.server_close()
-
-    def end_orphans(self) -> None:
-        """End associations whose reactor has died of what it got; they would stay for ever."""
-        for association in self.active_associations:
-            started = association.dul.ident is not None
-            if started and not association.dul.is_alive():
-                if association.dul.socket is not None:
-                    association.dul.socket._shutdown_socket()
-                association._kill = True

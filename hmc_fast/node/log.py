@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import warnings
 
 LOGGER = logging.getLogger("hmc_fast.node")
@@ -17,6 +18,7 @@ def start_logging() -> None:
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+    threading.excepthook = _end_of_thread
     for library in ("pynetdicom", "pydicom", "highdicom"):
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     for module in ("pydicom", "pynetdicom", "highdicom"):
@@ -30,3 +32,8 @@ def short(key: str) -> str:
 def said(text: object) -> str:
     """Text from a peer as a line may hold it."""
     return "".join(c if c.isprintable() else "?" for c in str(text))[:LINE_LENGTH].strip()
+
+
+def _end_of_thread(what: threading.ExceptHookArgs) -> None:
+    """One line for a thread that a peer's bytes have ended; a traceback might repeat them."""
+    LOGGER.error("an association's thread ended by %s", what.exc_type.__name__)

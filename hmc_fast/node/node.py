@@ -17,7 +17,6 @@ from hmc_fast.node.spool import Spool, Waiting
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """Between attempts to send, doubled each time."""
 DISK_PAUSE_S = 10.0
-WATCH_S = 1.0
 RESULT_NAME = "film"
 
 
@@ -50,8 +49,7 @@ class Node:
             for thread in threads:
                 thread.start()
             on_ready(receiver.server.server_address[1])
-            while not self._stop.wait(WATCH_S):
-                receiver.server.end_orphans()
+            self._stop.wait()
             receiver.close()
             for event in (self._new_film, self._new_result):
                 event.set()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from dicom_phantoms import NAME, PATIENT, phantom, phantom_file
-from nodes import OBJECT_BYTES, encoded, settings
+from nodes import OBJECT_BYTES, encoded, settings, wait_until_gone
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom.association import Association
@@ -44,17 +44,6 @@ def program(name: str) -> str:
     if found is None:
         pytest.skip(f"needs {name} of Debian's dcmtk")
     return found
-
-
-def wait_until_gone(receiver: Receiver) -> None:
-    """Until no association is left, for 15 s at most."""
-    pause = threading.Event()
-    for _ in range(150):
-        receiver.server.end_orphans()
-        if not receiver.server.active_associations:
-            return
-        pause.wait(0.1)
-    pytest.fail("associations are left")
 
 
 def test_films_are_taken_once_until_the_queue_is_full(
@@ -142,8 +131,15 @@ def test_the_limit_is_for_each_object_of_an_association(associate: Associate) ->
     assert [status(association, film) for _ in range(5)] == [0] * 5
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that is made after this waits a second for what a peer owes, and has less room."""
+    monkeypatch.setattr(guard, "CONNECTIONS", 4)
+    monkeypatch.setattr("hmc_fast.node.receiver.REQUEST_S", 1.0)
+
+
 def test_a_pdu_of_absurd_length_is_dropped_unread(
-    port: int, receiver: Receiver, lines: Callable[[], str]
+    impatient: None, port: int, receiver: Receiver, lines: Callable[[], str]
 ) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(struct.pack(">BBL", 1, 0, 2**32 - 1))
@@ -153,7 +149,11 @@ def test_a_pdu_of_absurd_length_is_dropped_unread(
 
 
 def test_a_slow_pdu_is_dropped(
-    port: int, receiver: Receiver, lines: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    impatient: None,
+    port: int,
+    receiver: Receiver,
+    lines: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(guard, "PDU_S", 0.3)
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
@@ -164,7 +164,11 @@ def test_a_slow_pdu_is_dropped(
 
 
 def test_more_connections_than_may_be_are_closed_at_once(
-    port: int, receiver: Receiver, associate: Associate, monkeypatch: pytest.MonkeyPatch
+    impatient: None,
+    port: int,
+    receiver: Receiver,
+    associate: Associate,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept = [socket.create_connection(("127.0.0.1", port)) for _ in range(guard.CONNECTIONS)]
     threading.Event().wait(0.5)

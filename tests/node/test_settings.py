@@ -40,7 +40,13 @@ def test_tls_is_whole_or_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("host", "exposed"),
-    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("pacs", True)],
+    [
+        ("127.0.0.1", False),
+        ("::1", False),
+        ("localhost", False),
+        ("192.168.1.2", True),
+        ("pacs", True),
+    ],
 )
 def test_a_node_knows_whether_others_reach_it(tmp_path: Path, host: str, exposed: bool) -> None:
     assert settings(tmp_path, host=host).exposed == exposed
