@@ -33,9 +33,9 @@ from hmc_fast.files import make_folder, write_folder, write_text
 PARTIAL, RECEIVED, SCORED, DONE, FAILED = "partial", "received", "scored", "done", "failed"
 STATES = (PARTIAL, RECEIVED, SCORED, DONE, FAILED)
 LOCK_FILE = "lock"
-MOST_ATTEMPTS = 5
-"""A film that ended the process so often, be it by chance, is given up."""
 PIXELS = 0x7FE00010
+OWNER_ALONE = 0o700
+"""Films and results are patient data."""
 
 
 class Admission(Enum):
@@ -64,6 +64,8 @@ class Spool:
         self.capacity = capacity
         self._changing = threading.Lock()
         self._arriving = 0
+        if not folder.exists():
+            make_folder(folder).chmod(OWNER_ALONE)
         for state in STATES:
             make_folder(folder / state)
         self._owner = FileLock(folder / LOCK_FILE)
@@ -108,17 +110,17 @@ class Spool:
                 partial.unlink(missing_ok=True)
 
     def take(self) -> Waiting | None:
-        """The film that has waited longest, its attempt counted; None where none waits.
+        """The film that was begun the least often, then the oldest; None where none waits.
 
-        Films that were begun too often go to the failed ones.
+        Its attempt is counted before it is begun: a film that ends the process, each time that it
+        is scored, does not stop the others, and one that a kill has hit by chance is not lost.
         """
-        for path in sorted(self._received(), key=lambda path: path.stat().st_mtime_ns):
-            key, attempts = _name_of(path)
-            if attempts >= MOST_ATTEMPTS:
-                self.fail(Waiting(key, path), f"ended the process {attempts} times")
-                continue
-            return Waiting(key, self._rename(path, path.with_name(f"{key}.{attempts + 1}.dcm")))
-        return None
+        films = [(_name_of(path)[1], path.stat().st_mtime_ns, path) for path in self._received()]
+        if not films:
+            return None
+        attempts, _, path = min(films)
+        key = _name_of(path)[0]
+        return Waiting(key, self._rename(path, path.with_name(f"{key}.{attempts + 1}.dcm")))
 
     def put_back(self, film: Waiting) -> None:
         """A film that could not be finished for a reason of the machine's, its attempt not counted.

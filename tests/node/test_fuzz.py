@@ -24,8 +24,8 @@ from hmc_fast.node.spool import Spool
 
 SEED = 20261126
 ANSWER_S = 0.2
-CLIENTS = 24
-QUICK, THOROUGH = 24, 1100
+CLIENTS = 32
+QUICK, THOROUGH = 24, 1000
 
 
 @pytest.fixture
