@@ -77,9 +77,17 @@ class Node:
             self._broken = True
             self._stop.set()
 
+    def _goes_on(self, news: threading.Event) -> bool:
+        """Whether to look for work, with ``news`` of more to come.
+
+        They are cleared before the stop is looked for, since :meth:`run` sets them after it: in the
+        other order, a stop between the two would be slept through.
+        """
+        news.clear()
+        return not self._stop.is_set()
+
     def _score_films(self) -> None:
-        while not self._stop.is_set():
-            self._new_film.clear()
+        while self._goes_on(self._new_film):
             film = self._spool.take()
             if film is None:
                 self._new_film.wait()
@@ -109,8 +117,7 @@ class Node:
 
     def _send_results(self) -> None:
         sender, pause = Sender(self._settings, self._spool), FIRST_PAUSE_S
-        while not self._stop.is_set():
-            self._new_result.clear()
+        while self._goes_on(self._new_result):
             if sender.send_all():
                 pause = FIRST_PAUSE_S
                 self._new_result.wait()
