@@ -152,6 +152,8 @@ def _extras() -> Iterator[Check]:
         ("tensorrt_rtx", "tensorrt-rtx-cu13", "TensorRT for RTX", "tensorrt-rtx"),
         ("tensorrt", "tensorrt", "full TensorRT", "tensorrt"),
         ("tritonclient", "tritonclient", "Triton Inference Server's schema", "serving"),
+        ("highdicom", "highdicom", "DICOM results", "dicom"),
+        ("pynetdicom", "pynetdicom", "DICOM node", "dicom"),
         ("pytorch_grad_cam", "grad-cam", "Grad-CAM", "explain"),
     ):
         if find_spec(module) is None:

@@ -41,6 +41,7 @@ COMMANDS = (
     Command("bench", "bench_group:group", "Latency, memory and accuracy across folds, by peer."),
     Command("study", "study:study", "Reports and records of studies; the lesion study."),
     Command("export", "export:export", "ONNX files, engines, kernels, model repositories."),
+    Command("serve", "serve:group", "A DICOM node: films in, reports and overlays back."),
     Command("kernels", "kernels:app", "The fused kernels: their resources, and tuning."),
 )
 """Groups come last, as in the list that is shown."""

@@ -12,6 +12,7 @@ from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
 if TYPE_CHECKING:
+    from hmc_fast.checkpoint import LoadedModel
     from hmc_fast.data import Film
     from hmc_fast.explain import FilmExplanation
 
@@ -50,6 +51,12 @@ def explain(
         int | None, typer.Option(min=1, help="Masked films a forward pass of Score-CAM.")
     ] = None,
     maps: Annotated[bool, typer.Option(help="Save the maps as FILM.npz as well.")] = False,
+    dicom_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for DICOM results of DICOM films: a structured report and overlays."
+        ),
+    ] = None,
     backend: Annotated[str, typer.Option(help="auto, reference or triton.")] = "auto",
     as_json: options.AsJson = False,
 ) -> None:
@@ -64,7 +71,7 @@ def explain(
     from hmc_fast.devices import default_device
     from hmc_fast.explain import ScoreOptions, explain_film
     from hmc_fast.explain.film import check_methods, usual_methods
-    from hmc_fast.explain.methods import TITLES
+    from hmc_fast.explain.methods import SCALE, TITLES
     from hmc_fast.explain.page import PageEntry, render_page
     from hmc_fast.explain.pictures import contact_sheet, film_figure, save_png
     from hmc_fast.files import make_folder, write_json, write_text
@@ -75,10 +82,14 @@ def explain(
     films = list(_films(dict.fromkeys(files), annotations))
     names = _file_names(films)
     _check_outputs(out, names, maps, files, checkpoint)
+    if dicom_out is not None:
+        _check_dicom_out(dicom_out, files)
     device = default_device()
     model, metadata = load_model(checkpoint, backend=backend, device=device)
     loaded = LoadedModel(folded(model, keep=[layer] if layer else []), metadata)
     methods = chosen or usual_methods(loaded.model)
+    if dicom_out is not None and set(methods) <= {SCALE}:
+        raise UserError("--dicom-out: the scale map has no overlay; name another --method as well")
     make_folder(out)
     explanations: list[FilmExplanation] = []
     entries = []
@@ -98,6 +109,8 @@ def explain(
             entries.append(PageEntry(explanation, png_base64(figure)))
             if maps:
                 _save_maps(out / f"{name}.npz", explanation)
+            if dicom_out is not None:
+                _write_dicom(dicom_out, name, loaded, checkpoint, explanation)
             explanations.append(explanation)
             if not scored:
                 report("explaining", 1, len(films))
@@ -126,6 +139,8 @@ def explain(
     for note in dict.fromkeys(note for e in explanations for note in e.notes):
         console.print(note, style="yellow", markup=False)
     console.print(f"pictures {out}\npage     {out / PAGE_FILE}", markup=False, highlight=False)
+    if dicom_out is not None:
+        console.print(f"DICOM    {dicom_out}", markup=False, highlight=False)
     console.print("Research software: these are no diagnoses.", style="dim")
 
 
@@ -173,6 +188,47 @@ def _check_outputs(
         refuse_overwrite(out / name, checkpoint, *films)
     if any(path.resolve().parent == out.resolve() for path in films):
         raise UserError(f"--out {out}: holds the films; name a folder for the pictures alone")
+
+
+def _check_dicom_out(folder: Path, films: Sequence[Path]) -> None:
+    """Raises :class:`UserError` where films have no study, or results would lie beside them."""
+    from hmc_fast.dicom_results.source import check_is_dicom, check_libraries
+
+    check_libraries()
+    for path in films:
+        check_is_dicom(path)
+    if any(path.resolve().parent == folder.resolve() for path in films):
+        raise UserError(f"--dicom-out {folder}: holds the films; name a folder for the results")
+
+
+def _write_dicom(
+    folder: Path,
+    name: str,
+    loaded: "LoadedModel",
+    checkpoint: Path,
+    explanation: "FilmExplanation",
+) -> None:
+    """The film's report and an overlay of each of its maps; see :mod:`hmc_fast.dicom_results`."""
+    from hmc_fast.data import film_image
+    from hmc_fast.dicom_results.reading import Reading
+    from hmc_fast.dicom_results.writing import results_of, write_results
+    from hmc_fast.evaluation.bilateral import OWN_RULE
+    from hmc_fast.prediction.decision import decide
+    from hmc_fast.prediction.manifest import file_digest
+
+    metadata = loaded.metadata
+    reading = Reading(
+        model=metadata.model.name,
+        checkpoint=file_digest(checkpoint),
+        task=metadata.task,
+        class_names=metadata.class_names,
+        probabilities=explanation.probabilities,
+        decision=decide([metadata], None, compare=False),
+        rule=OWN_RULE,
+    )
+    path = explanation.film.path
+    film = film_image(path, metadata.preprocessing)
+    write_results(folder, name, results_of(path, film, reading, explanation.maps))
 
 
 def _save_maps(path: Path, explanation: "FilmExplanation") -> None:

@@ -107,6 +107,13 @@ def save_png(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
 
 
+def opacity_of(activation: ActivationMap) -> NDArray[np.floating]:
+    """How opaque a map lies over its film ``[H, W]``, in 0…1: as strong as its evidence is."""
+    undecided = UNDECIDED if activation.method == LESIONS else 0.0
+    evidence = np.clip((activation.values - undecided) / (1 - undecided), 0, 1)
+    return np.asarray(OVERLAY_STRENGTH * evidence)
+
+
 def _layers(explanation: FilmExplanation, scale_spread: float | None = None) -> list[_Layer]:
     """The maps as they are drawn; ``scale_spread`` is how far the scale map's colours reach."""
     names = explanation.class_names
@@ -118,13 +125,12 @@ def _layers(explanation: FilmExplanation, scale_spread: float | None = None) -> 
 
 
 def _heat_layer(activation: ActivationMap, explained: str) -> _Layer:
-    undecided = UNDECIDED if activation.method == LESIONS else 0.0
     return _Layer(
         title=f"{TITLES[activation.method]} for “{explained}”",
         values=activation.values,
         colours=HEAT_COLOURS,
         norm=Normalize(0, 1),
-        opacity=OVERLAY_STRENGTH * np.clip((activation.values - undecided) / (1 - undecided), 0, 1),
+        opacity=opacity_of(activation),
         bar_label="evidence for a malignant lesion, 0.5 undecided"
         if activation.method == LESIONS
         else "evidence, relative to the film's maximum",

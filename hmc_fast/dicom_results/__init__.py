@@ -1,0 +1,1 @@
+"""Results as DICOM objects that join a film's study: a measurement report and overlays."""

@@ -1,0 +1,248 @@
+"""Films and results that wait, as files that are renamed from state to state.
+
+A kill at any moment leaves each film in one state, or in two of which the later one counts::
+
+    partial/    being received; emptied at the start
+    received/   KEY.ATTEMPTS.dcm: to be scored; ATTEMPTS counts the times that it was begun
+    scored/     KEY/: results that wait to be sent
+    done/       KEY, empty: the results have arrived
+    failed/     KEY.txt: why there are none
+
+KEY is a digest of SOPInstanceUID and pixels, so that a film that is sent again is not scored again.
+Films and results are deleted as soon as they are not needed any more.
+"""
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from tempfile import mkstemp
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+from pydicom import dcmread
+
+from hmc_fast.data.dicom import dicom_header
+from hmc_fast.errors import UserError
+from hmc_fast.files import make_folder, write_folder, write_text
+
+PARTIAL, RECEIVED, SCORED, DONE, FAILED = "partial", "received", "scored", "done", "failed"
+STATES = (PARTIAL, RECEIVED, SCORED, DONE, FAILED)
+LOCK_FILE = "lock"
+PIXELS = 0x7FE00010
+OWNER_ALONE = 0o700
+"""Films and results are patient data."""
+
+
+class Admission(Enum):
+    """What became of a film that was offered."""
+
+    TAKEN = "taken"
+    KNOWN = "known"
+    FULL = "full"
+
+
+class Waiting(NamedTuple):
+    """A film that is to be scored."""
+
+    key: str
+    path: Path
+
+
+class Spool:
+    """The queue in ``folder``, for one process at a time.
+
+    Raises :class:`UserError` where the folder cannot be used, or another process uses it.
+    """
+
+    def __init__(self, folder: Path, capacity: int) -> None:
+        self.folder = folder
+        self.capacity = capacity
+        self._changing = threading.Lock()
+        self._arriving = 0
+        if not folder.exists():
+            make_folder(folder).chmod(OWNER_ALONE)
+        for state in STATES:
+            make_folder(folder / state)
+        self._owner = FileLock(folder / LOCK_FILE)
+        try:
+            self._owner.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"--queue {folder}: another node uses it") from None
+        self._recover()
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._owner.release()
+
+    def __len__(self) -> int:
+        """Films that wait, those whose results wait included."""
+        return len(list(self._received())) + len(self.scored())
+
+    def offer(self, encoded: bytes, uid: str) -> tuple[Admission, str]:
+        """Take a film as a DICOM file's bytes; returns what became of it, and its key.
+
+        The film is on the disk when this returns.
+
+        Raises:
+            UserError: it is no mammogram, damaged, or not the instance ``uid``.
+            OSError: the disk refuses.
+        """
+        with self._place() as free:
+            if not free:
+                return Admission.FULL, ""
+            partial = self._write(encoded)
+            try:
+                dicom_header(partial)
+                key = film_key(partial, uid)
+                with self._changing:
+                    if self._state_of(key) is not None:
+                        return Admission.KNOWN, key
+                    self._rename(partial, self.folder / RECEIVED / f"{key}.0.dcm")
+                return Admission.TAKEN, key
+            except UserError as error:
+                raise UserError(str(error).removeprefix(f"{partial}: ")) from None
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def take(self) -> Waiting | None:
+        """The film that was begun the least often, then the oldest; None where none waits.
+
+        Its attempt is counted before it is begun: a film that ends the process, each time that it
+        is scored, does not stop the others, and one that a kill has hit by chance is not lost.
+        """
+        films = [(_name_of(path)[1], path.stat().st_mtime_ns, path) for path in self._received()]
+        if not films:
+            return None
+        attempts, _, path = min(films)
+        key = _name_of(path)[0]
+        return Waiting(key, self._rename(path, path.with_name(f"{key}.{attempts + 1}.dcm")))
+
+    def put_back(self, film: Waiting) -> None:
+        """A film that could not be finished for a reason of the machine's, its attempt not counted.
+
+        It is taken after the others.
+        """
+        key, attempts = _name_of(film.path)
+        os.utime(self._rename(film.path, film.path.with_name(f"{key}.{attempts - 1}.dcm")))
+
+    def finish(self, film: Waiting, write: Callable[[Path], object]) -> None:
+        """Keep the results that ``write`` puts into a folder, and forget the film.
+
+        Raises :class:`UserError` where the disk refuses.
+        """
+        write_folder(self.folder / SCORED / film.key, write)
+        _sync(self.folder / SCORED)
+        film.path.unlink()
+
+    def fail(self, film: Waiting, reason: str) -> None:
+        """Forget a film without results, but not that it was here."""
+        write_text(self.folder / FAILED / f"{film.key}.txt", f"{reason}\n")
+        film.path.unlink()
+
+    def scored(self) -> list[str]:
+        """Keys of films whose results wait to be sent, by age."""
+        folders = [p for p in (self.folder / SCORED).iterdir() if not p.name.startswith(".")]
+        return [p.name for p in sorted(folders, key=lambda p: p.stat().st_mtime_ns)]
+
+    def results(self, key: str) -> list[Path]:
+        """The results of a scored film."""
+        return sorted((self.folder / SCORED / key).iterdir())
+
+    def sent(self, key: str) -> None:
+        """Forget results that have arrived, but not that they have."""
+        (self.folder / DONE / key).touch()
+        _sync(self.folder / DONE)
+        shutil.rmtree(self.folder / SCORED / key)
+
+    @contextmanager
+    def _place(self) -> Iterator[bool]:
+        """Whether there is a place for one more film; it is kept until the film has come."""
+        with self._changing:
+            free = len(self) + self._arriving < self.capacity
+            self._arriving += free
+        try:
+            yield free
+        finally:
+            with self._changing:
+                self._arriving -= free
+
+    def _write(self, encoded: bytes) -> Path:
+        descriptor, name = mkstemp(dir=self.folder / PARTIAL, suffix=".dcm")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(encoded)
+                file.flush()
+                os.fsync(descriptor)
+        except OSError:
+            Path(name).unlink()
+            raise
+        return Path(name)
+
+    def _rename(self, path: Path, target: Path) -> Path:
+        path.rename(target)
+        _sync(target.parent)
+        return target
+
+    def _received(self) -> Iterator[Path]:
+        return (self.folder / RECEIVED).glob("*.dcm")
+
+    def _state_of(self, key: str) -> str | None:
+        """The latest state of a film."""
+        for state, pattern in ((DONE, key), (FAILED, f"{key}.txt"), (SCORED, key)):
+            if (self.folder / state / pattern).exists():
+                return state
+        return RECEIVED if any((self.folder / RECEIVED).glob(f"{key}.*.dcm")) else None
+
+    def _recover(self) -> None:
+        """Drop what a kill has left behind: half-written files, and what a later state ends."""
+        for path in (self.folder / PARTIAL).iterdir():
+            path.unlink()
+        for state in (SCORED, FAILED):
+            for path in (self.folder / state).glob(".*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in list(self._received()):
+            if self._state_of(_name_of(path)[0]) != RECEIVED:
+                path.unlink()
+        for key in self.scored():
+            if self._state_of(key) != SCORED:
+                shutil.rmtree(self.folder / SCORED / key)
+
+
+def film_key(path: Path, uid: str) -> str:
+    """A digest of the SOPInstanceUID and the pixels as they are encoded.
+
+    Raises :class:`UserError` where the file cannot be read, is another instance or has no pixels.
+    """
+    try:
+        film = dcmread(path, specific_tags=["SOPInstanceUID", "PixelData"])
+        pixels = film.get_item(PIXELS)
+        given = str(film.get("SOPInstanceUID") or "")
+    except Exception as error:  # a damaged file can break the parser anywhere
+        raise UserError(f"{path}: is damaged ({type(error).__name__})") from None
+    if not uid or given != uid:
+        raise UserError(f"{path}: is another instance than the one announced")
+    if pixels is None or not isinstance(pixels.value, bytes):
+        raise UserError(f"{path}: has no pixels (no PixelData element)")
+    digest = hashlib.sha256(uid.encode() + b"\0")
+    digest.update(pixels.value)
+    return digest.hexdigest()
+
+
+def _name_of(path: Path) -> tuple[str, int]:
+    """Key and attempts of a received film."""
+    key, _, attempts = path.stem.partition(".")
+    return key, int(attempts)
+
+
+def _sync(folder: Path) -> None:
+    """Names on the disk too, where a file system does that."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
