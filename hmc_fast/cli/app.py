@@ -18,7 +18,9 @@ from hmc_fast.cli import output
 from hmc_fast.cli.commands import COMMANDS, register
 from hmc_fast.cli.output import errors
 from hmc_fast.errors import UserError
+from hmc_fast.files import no_empty_folders
 
+NAME = "hmc-fast"
 INTERRUPTED = 130
 VERBOSE = "--verbose"
 GLOBAL = ("--quiet", VERBOSE)
@@ -33,7 +35,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 def application(chosen: str | None = None) -> typer.Typer:
     """The command line, with the ``chosen`` command; with all of them where None is chosen."""
     app = typer.Typer(
-        name="hmc-fast",
+        name=NAME,
         help="HMC-Net for mammograms: train, evaluate and benchmark. Research software, not a "
         "medical device.",
         no_args_is_help=True,
@@ -77,7 +79,8 @@ def run(arguments: Sequence[str]) -> int:
     words = _global_first(arguments)
     try:
         app = application(_chosen_command(words))
-        code = app(words, standalone_mode=False)
+        with no_empty_folders():
+            code = app(words, prog_name=NAME, standalone_mode=False)
         if code == INTERRUPTED:  # some releases of typer turn Ctrl-C into this result
             raise KeyboardInterrupt
         return int(code or 0)
