@@ -23,7 +23,7 @@ from hmc_fast.study.summary import StudySummary, summarise_study
 from hmc_fast.training.config import TrainingConfig
 from hmc_fast.training.loggers import check_loggers
 from hmc_fast.training.progress import TrainingProgress
-from hmc_fast.training.train import FEATURES_FOLDER, train
+from hmc_fast.training.train import FEATURES_FOLDER, check_job, train
 
 
 def run_cross_validation(
@@ -82,6 +82,8 @@ def run_cross_validation(
     )
     chosen = _choose(plan.jobs, only_jobs)
     check_loggers(loggers)
+    for job in chosen:
+        check_job(job.training)
     open_study(folder, plan.settings, plan.folds, describe_films(plan.jobs[0].training.films))
     _run_jobs(chosen, folder, wait=only_jobs is None, loggers=loggers, on_progress=on_progress)
     finished = [

@@ -101,7 +101,7 @@ def train(
     if isinstance(devices, int) and devices > device_count():
         # Lightning would wait for ever for processes that do not come.
         raise UserError(f"--devices {devices}: this machine has {device_count()}, GPUs or cores")
-    _check(job)
+    check_job(job)
     check_loggers(loggers)
     make_folder(folder)
     identity = _identity(job, cache)
@@ -172,7 +172,7 @@ def train(
     return _conclude(job, folder, cache, model, device, curve.rows, fit)
 
 
-def _check(job: TrainingJob) -> None:
+def check_job(job: TrainingJob) -> None:
     """Raises :class:`UserError` for settings that the model cannot be trained with."""
     entry = model_entry(job.model_name)
     if job.config.lesion_weight and not entry.is_resnet:

@@ -90,7 +90,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path, fails: Callable[..., st
     assert "needs lines such as" in line("- epochs")
     assert "is no YAML" in line("epochs: [1")
     assert "is no YAML" in line("epochs: !!python/object/apply:os.getcwd []")
-    assert "unknown task 'age'" in line("task: age")
+    assert "unknown task 'age'" in line(f"task: age\ndata: {tmp_path}\nout: {tmp_path}")
     assert "cannot be read (No such file" in fails("train", "--config", tmp_path / "none.yaml")
     file.write_bytes(b"\xff\xfe")
     assert "cannot be read (it is no text)" in fails("train", "--config", file)

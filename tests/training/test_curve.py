@@ -56,7 +56,8 @@ def test_a_warm_up_without_end_is_refused(
     for model, settings in (("resnet18", {"epochs": 2}), ("resnet18_lesions", {"head_epochs": 1})):
         chosen = replace(config, warmup_epochs=2, **settings)
         with pytest.raises(UserError, match="--warmup-epochs 2: need to be fewer than the"):
-            run_cross_validation([model], chosen, phantoms, tmp_path, fold_count=2, only_jobs=[0])
+            run_cross_validation([model], chosen, phantoms, tmp_path / "a", fold_count=2)
+        assert not (tmp_path / "a").exists()
     with pytest.raises(UserError, match="schedule 'step' is none of cosine, constant"):
         replace(config, schedule="step")
 
