@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from tempfile import mkdtemp, mkstemp
 from typing import Any
@@ -15,10 +16,32 @@ NAME_START = 60
 """Characters of a file's name that its temporary one begins with; names end at 255 bytes."""
 
 
+_made: ContextVar[list[Path] | None] = ContextVar("made", default=None)
+
+
+@contextmanager
+def no_empty_folders() -> Iterator[None]:
+    """Where the block fails, the folders that it made and left empty go with it."""
+    made: list[Path] = []
+    token = _made.set(made)
+    try:
+        yield
+    except BaseException:
+        for folder in reversed(made):
+            with suppress(OSError):  # not empty: somebody needs it
+                folder.rmdir()
+        raise
+    finally:
+        _made.reset(token)
+
+
 def make_folder(path: Path) -> Path:
     """Create ``path`` and its parents; raises :class:`UserError` where that is not possible."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if (made := _made.get()) is not None:
+            made += reversed(missing)
         if not os.access(path, os.W_OK):
             raise PermissionError(13, "no permission to write")
     except OSError as error:

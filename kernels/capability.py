@@ -139,6 +139,17 @@ CAPABILITIES: tuple[Limit, ...] = (
     ),
 )
 
+_NO_MASK = "no backend has masks; leave the tokens out instead"
+NOWHERE = {
+    "key_padding_mask": _NO_MASK,
+    "attn_mask": _NO_MASK,
+    "is_causal": "no backend is causal; every query sees every key",
+    "dropout": "no backend drops attention out; use 0, and drop features out elsewhere",
+    "add_bias_kv": "no backend adds a token to keys and values; add it to them yourself",
+    "add_zero_attn": "no backend adds a token to keys and values; add it to them yourself",
+}
+"""What other attention does and no backend here, by the argument that asks for it, and why not."""
+
 
 def why_not(
     q: Tensor,

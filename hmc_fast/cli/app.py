@@ -4,19 +4,27 @@ Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage, 130 int
 ``bench compare`` has 3 for a regression and 4 where noise could hide one.
 """
 
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
 
+from hmc_fast.cli import output
 from hmc_fast.cli.commands import COMMANDS, register
 from hmc_fast.cli.output import errors
 from hmc_fast.errors import UserError
+from hmc_fast.files import no_empty_folders
 
+NAME = "hmc-fast"
 INTERRUPTED = 130
+VERBOSE = "--verbose"
+GLOBAL = ("--quiet", VERBOSE)
+"""Options of every command, before its name or behind it."""
 COMPLETED_LINES = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 """Where bash, and the other shells, put the line that is to be completed."""
 
@@ -27,7 +35,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 def application(chosen: str | None = None) -> typer.Typer:
     """The command line, with the ``chosen`` command; with all of them where None is chosen."""
     app = typer.Typer(
-        name="hmc-fast",
+        name=NAME,
         help="HMC-Net for mammograms: train, evaluate and benchmark. Research software, not a "
         "medical device.",
         no_args_is_help=True,
@@ -43,7 +51,17 @@ def application(chosen: str | None = None) -> typer.Typer:
 
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Say nothing of progress: results and errors alone.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(VERBOSE, help="Also what libraries log, and the traceback of an error."),
+    ] = False,
 ) -> None:
+    output.progress.quiet = quiet
+    if verbose:
+        logging.basicConfig(level=logging.INFO)
     if version:
         from hmc_fast import __version__
 
@@ -58,13 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns its exit code."""
+    words = _global_first(arguments)
     try:
-        app = application(_chosen_command(arguments))
-        code = app(list(arguments), standalone_mode=False)
+        app = application(_chosen_command(words))
+        with no_empty_folders():
+            code = app(words, prog_name=NAME, standalone_mode=False)
         if code == INTERRUPTED:  # some releases of typer turn Ctrl-C into this result
             raise KeyboardInterrupt
         return int(code or 0)
     except UserError as error:
+        if VERBOSE in words:
+            traceback.print_exc()
         return _complain(str(error))
     except typer.Exit as exit_request:
         return exit_request.exit_code
@@ -89,6 +111,13 @@ def run(arguments: Sequence[str]) -> int:
         if _is_about_backends(error):
             return _complain(str(error))
         raise
+
+
+def _global_first(arguments: Sequence[str]) -> list[str]:
+    """The line with the options of every command in front, where the command line wants them."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    moved = [word for word in arguments[:end] if word in GLOBAL]
+    return [*moved, *(word for word in arguments[:end] if word not in GLOBAL), *arguments[end:]]
 
 
 def _chosen_command(arguments: Sequence[str]) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmc_fast.cli import bench_options, options, training_options
-from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
-from hmc_fast.errors import UserError
+from hmc_fast.cli.choices import choice
+from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.output import console, print_json, print_table, progress, progress_bar
 
 if TYPE_CHECKING:
     from hmc_fast.bench.record import Record
@@ -37,6 +38,7 @@ PHANTOM_PATIENTS = 24
 PHANTOM_SIZE = 256
 
 
+@takes_config
 def bench(
     context: typer.Context,
     data: Annotated[
@@ -44,9 +46,9 @@ def bench(
     ] = None,
     out: bench_options.BenchOut = None,
     preset: Annotated[
-        str, typer.Option(help=f"Defaults of the options below: {', '.join(PRESETS)}.")
+        str, choice("preset", tuple(PRESETS), help="Defaults of model, size, folds and epochs.")
     ] = "quick",
-    model: Annotated[str | None, typer.Option(help="Model to measure.")] = None,
+    model: training_options.OptionalModel = None,
     size: Annotated[int | None, typer.Option(help="Rows of the image, a multiple of 32.")] = None,
     also_size: Annotated[
         list[int] | None, typer.Option(help="A further size, for speed and memory; repeatable.")
@@ -67,6 +69,8 @@ def bench(
     ] = 5.0,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Latency, throughput, memory and accuracy across folds, a row per peer and precision.
 
@@ -87,8 +91,8 @@ def bench(
     from hmc_fast.models import model_entry
     from hmc_fast.training import TrainingConfig
 
-    defaults = _preset(preset)
-    name = training_options.model_name(model or defaults.model)
+    defaults = PRESETS[preset]
+    name = model or defaults.model
     lesion_head = model_entry(name).config.lesion_head
     passes = defaults.epochs if epochs is None else epochs
     chosen = FoldsOptions(
@@ -123,6 +127,7 @@ def bench(
             chosen, films, description, folder, on_training=report, on_stage=say_stage
         )
     write_record(folder / RECORD_FILE, record)
+    effective.keep(folder)
     show(record, "bench", folder, as_json=as_json)
 
 
@@ -155,13 +160,7 @@ def show(record: "Record", name: str, folder: Path, *, as_json: bool) -> None:
 
 def say_stage(stage: str) -> None:
     """Tell on stderr what is being done."""
-    errors.print(stage, style="dim", highlight=False)
-
-
-def _preset(name: str) -> Preset:
-    if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    progress.print(stage, style="dim", highlight=False)
 
 
 def _phantoms(folder: Path) -> list[Any]:

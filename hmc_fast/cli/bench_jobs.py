@@ -8,6 +8,8 @@ import typer
 
 from hmc_fast.cli import bench_options, options
 from hmc_fast.cli.bench import bench_folder, say_stage, show
+from hmc_fast.cli.choices import choice
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -15,7 +17,11 @@ if TYPE_CHECKING:
 
 PresetName = Annotated[
     str | None,
-    typer.Option("--preset", help="cpu, gpu or targets; what fits this machine by default."),
+    choice(
+        "preset",
+        ("cpu", "gpu", "targets"),
+        help="What is measured; by default what fits this machine.",
+    ),
 ]
 Seconds = Annotated[
     float | None, typer.Option(min=0.01, help="Time for each measurement of all peers.")
@@ -29,6 +35,7 @@ ListOnly = Annotated[
 Graphs = Annotated[bool, typer.Option(help="Time fast calls as CUDA graphs too (on a GPU).")]
 
 
+@takes_config
 def kernels(
     case: Annotated[
         list[str] | None,
@@ -37,7 +44,8 @@ def kernels(
     peer: bench_options.OperatorPeers = None,
     precision: bench_options.Precisions = None,
     only_pass: Annotated[
-        list[str] | None, typer.Option("--pass", help="forward, backward or both; repeatable.")
+        list[str] | None,
+        choice("pass", ("forward", "backward", "both"), help="What is timed; repeatable."),
     ] = None,
     preset: PresetName = None,
     graphs: Graphs = True,
@@ -52,6 +60,8 @@ def kernels(
     out: bench_options.BenchOut = None,
     list_only: ListOnly = False,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Time the attention operators and blocks against every peer, parity first.
 
@@ -79,13 +89,14 @@ def kernels(
     passes = check_passes(only_pass or PASSES)
     if only_pass:
         plan = replace(plan, cases=tuple(replace(c, tasks=passes) for c in plan.cases))
-    folder = _run(plan, out, list_only=list_only, as_json=as_json)
+    folder = _run(plan, out, effective, list_only=list_only, as_json=as_json)
     if folder is not None and profile:
         commands = write_traces(plan, folder, on_stage=say_stage)
         for command in () if as_json else commands:
             console.print(command, markup=False, highlight=False, soft_wrap=True)
 
 
+@takes_config
 def model(
     case: Annotated[
         list[str] | None,
@@ -100,6 +111,8 @@ def model(
     out: bench_options.BenchOut = None,
     list_only: ListOnly = False,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Time whole models, inference and training step, over image sizes and batches.
 
@@ -122,9 +135,10 @@ def model(
         minutes=minutes,
         list_only=list_only,
     )
-    _run(plan, out, list_only=list_only, as_json=as_json)
+    _run(plan, out, effective, list_only=list_only, as_json=as_json)
 
 
+@takes_config
 def targets(
     preset: PresetName = None,
     seconds: Seconds = None,
@@ -132,6 +146,8 @@ def targets(
     out: bench_options.BenchOut = None,
     list_only: ListOnly = False,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Measure everything that the speed targets name: operators, block and models in one record.
 
@@ -145,10 +161,12 @@ def targets(
     plan = make_plan(
         "targets", preset or "targets", seconds=seconds, minutes=minutes, list_only=list_only
     )
-    _run(plan, out, list_only=list_only, as_json=as_json)
+    _run(plan, out, effective, list_only=list_only, as_json=as_json)
 
 
-def _run(plan: "Plan", out: Path | None, *, list_only: bool, as_json: bool) -> Path | None:
+def _run(
+    plan: "Plan", out: Path | None, effective: Effective, *, list_only: bool, as_json: bool
+) -> Path | None:
     """Measure ``plan`` and return its folder, or list it and return None."""
     from hmc_fast.bench.run import run_plan
 
@@ -162,5 +180,6 @@ def _run(plan: "Plan", out: Path | None, *, list_only: bool, as_json: bool) -> P
     folder = bench_folder(out, f"bench-{plan.job}")
     with progress_bar("cases") as report:
         record = run_plan(plan, folder, on_stage=say_stage, on_case=report)
+    effective.keep(folder)
     show(record, plan.job, folder, as_json=as_json)
     return folder

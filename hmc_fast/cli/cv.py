@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmc_fast.cli import options, training_options
+from hmc_fast.cli.choices import choice
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.data.folds import PROTOCOL, PROTOCOL_TITLES, PROTOCOLS
 from hmc_fast.errors import UserError
@@ -19,19 +21,18 @@ MOST_NAMED = 5
 """Pairs of films that look like copies; more are counted."""
 
 
+@takes_config
 @training_options.takes_training()
 def cv(
     data: options.Data,
     out: options.Out,
     *,
-    model: Annotated[
-        list[str] | None, typer.Option(help="Model to train; repeatable, or use --models.")
-    ] = None,
+    model: training_options.ModelNames = None,
     models: Annotated[str, typer.Option(help="Models to train, separated by commas.")] = "",
     folds: options.FoldCount = 5,
     repeats: Annotated[int, typer.Option(help="Repeat everything with other folds and seeds.")] = 1,
     protocol: Annotated[
-        str, typer.Option(help=f"{', '.join(PROTOCOLS)}; all but the first leak.")
+        str, choice("protocol", PROTOCOLS, help="How folds are made; all but the first leak.")
     ] = PROTOCOL,
     copies: Annotated[
         int | None, typer.Option(help="Rotated copies a film; by default 45 under augment-first.")
@@ -48,7 +49,9 @@ def cv(
     ),
     allow_missing: options.AllowMissing = False,
     training: TrainingConfig,
+    logger: training_options.Loggers = None,
     as_json: options.AsJson = False,
+    effective: Effective,
 ) -> None:
     """Train every model on every fold; the same command continues an interrupted study.
 
@@ -86,8 +89,16 @@ def cv(
         _warn_of_copies(films)
     with progress_bar("films") as report:
         summaries = run_cross_validation(
-            names, training, films, out, only_jobs=job or None, on_progress=report, **partition
+            names,
+            training,
+            films,
+            out,
+            only_jobs=job or None,
+            loggers=logger or (),
+            on_progress=report,
+            **partition,
         )
+    effective.keep(out)
     if as_json:
         print_json([summary.to_json() for summary in summaries])
         return

@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from hmc_fast.cli import options
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
 
+@takes_config
 def evaluate(
     checkpoint: options.Checkpoints,
     data: options.Data,
@@ -19,11 +21,13 @@ def evaluate(
     ] = False,
     allow_missing: options.AllowMissing = False,
     allow_raw: options.AllowRaw = False,
-    backend: Annotated[str, typer.Option(help="auto, reference or triton.")] = "auto",
+    backend: options.Backend = "auto",
     precision: options.Precision = "fp32",
     batch_size: options.BatchSize = 8,
     out: Annotated[Path | None, typer.Option(help="CSV file for the predictions.")] = None,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Metrics and pooled AUC with its interval, on patients the model was not trained on.
 
@@ -92,6 +96,7 @@ def evaluate(
     predictions = parts[0] if len(parts) == 1 else ensemble(parts)
     if out is not None:
         predictions.save(out)
+        effective.keep(out)
     interval = predictions.auc_interval()
     result = {
         "checkpoints": [str(path) for path in checkpoint],

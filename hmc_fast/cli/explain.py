@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hmc_fast.cli import options
+from hmc_fast.cli.choices import choice
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
@@ -22,15 +24,18 @@ CONTACT_FILE = "contact_sheet.png"
 SUMMARY_FILE = "explanations.json"
 
 
+@takes_config
 def explain(
     files: Annotated[list[Path], typer.Argument(help="PGM, PNG or DICOM films.")],
     checkpoint: options.Checkpoint,
     out: options.Out = Path("explanations"),
     method: Annotated[
         list[str] | None,
-        typer.Option(
-            help="gradcam, gradcam++, scorecam, lesions, scale or all; may be repeated; by default "
-            "the lesion map of a model that has one, else gradcam."
+        choice(
+            "method",
+            options.METHODS,
+            help="Map to draw; repeatable; by default the lesion map of a model that has one, else "
+            "gradcam.",
         ),
     ] = None,
     layer: Annotated[
@@ -57,8 +62,10 @@ def explain(
             help="Folder for DICOM results of DICOM films: a structured report and overlays."
         ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, reference or triton.")] = "auto",
+    backend: options.Backend = "auto",
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Maps of films: lesions, Grad-CAM, Grad-CAM++, Score-CAM, the scales that attention looked at.
 
@@ -131,6 +138,7 @@ def explain(
         "films": [explanation.to_json() for explanation in explanations],
     }
     write_json(out / SUMMARY_FILE, result)
+    effective.keep(out)
     if as_json:
         print_json(result)
         return

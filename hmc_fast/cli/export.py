@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hmc_fast.cli import options
+from hmc_fast.cli.choices import choice
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
@@ -20,20 +22,33 @@ export = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 Checkpoint = Annotated[Path, typer.Argument(help="A model.safetensors of ours.")]
 Precision = Annotated[
-    str, typer.Option(help="fp32, fp16 or bf16: the types in the graph, softmax and logits fp32.")
+    str,
+    choice(
+        "precision", options.PRECISIONS, help="Types in the graph; softmax and logits are fp32."
+    ),
 ]
-Batch = Annotated[str, typer.Option(help="Smallest, best and largest batch: min,opt,max.")]
+Batch = Annotated[
+    str,
+    typer.Option("--batch-sizes", "--batch", help="Smallest, best and largest batch: min,opt,max."),
+]
 Size = Annotated[int | None, typer.Option(help="Rows of the image; by default as trained.")]
 Runtime = Annotated[
     str,
-    typer.Option(
-        help="onnxruntime, openvino or tensorrt: whose form of attention the graph has. For an "
-        "engine use export tensorrt."
+    choice(
+        "runtime",
+        ("onnxruntime", "openvino", "tensorrt"),
+        help="Whose form of attention the graph has. For an engine use export tensorrt.",
     ),
 ]
 OutFile = Annotated[Path | None, typer.Option(help="By default named after the checkpoint.")]
 Quantise = Annotated[
-    str | None, typer.Option(help="int8 or fp8, with Q/DQ pairs calibrated on --calibration.")
+    str | None,
+    choice(
+        "format",
+        ("int8", "fp8"),
+        "--quantise",
+        help="Number format of Q/DQ pairs, calibrated on --calibration.",
+    ),
 ]
 Calibration = Annotated[
     Path | None,
@@ -48,6 +63,7 @@ def _group() -> None:
 
 
 @export.command()
+@takes_config
 def onnx(
     checkpoint: Checkpoint,
     out: OutFile = None,
@@ -59,6 +75,8 @@ def onnx(
     calibration: Calibration = None,
     calibration_films: CalibrationFilms = 64,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Checkpoint to an ONNX file with a dynamic batch, and its sidecar.
 
@@ -76,22 +94,26 @@ def onnx(
     make_folder(target.parent)
     graph = _graph(checkpoint, precision, batch, size, quantise, films, runtime=runtime)
     sidecar = write_onnx(graph, checkpoint, target)
+    effective.keep(target)
     _print(sidecar, target, as_json)
 
 
 @export.command()
+@takes_config
 def tensorrt(
     checkpoint: Checkpoint,
     out: OutFile = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, fp16 or bf16; by default fp16, and fp32 under --quantise."),
+        choice("precision", options.PRECISIONS, help="By default fp16, and fp32 under --quantise."),
     ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
-            help="Smallest, best and largest batch: min,opt,max; by default what is likely to fit "
-            "--gpu-memory, or 8 GiB without it."
+            "--batch-sizes",
+            "--batch",
+            help="Smallest, best and largest batch: min,opt,max; by default what is "
+            "likely to fit --gpu-memory, or 8 GiB without it.",
         ),
     ] = None,
     size: Size = None,
@@ -103,7 +125,9 @@ def tensorrt(
         str | None,
         typer.Option(help="Architectures, for example sm_86,sm_89; by default all from sm_80 on."),
     ] = None,
-    flavour: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx or auto.")] = "auto",
+    flavour: Annotated[
+        str, choice("flavour", ("auto", "tensorrt", "tensorrt-rtx"), help="Which TensorRT builds.")
+    ] = "auto",
     timing_cache: Annotated[
         Path | None, typer.Option(help="Reused and updated by the full TensorRT.")
     ] = None,
@@ -120,6 +144,8 @@ def tensorrt(
     calibration: Calibration = None,
     calibration_films: CalibrationFilms = 64,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Checkpoint to a strongly typed engine, its ONNX graph beside it, and their sidecars.
 
@@ -142,14 +168,16 @@ def tensorrt(
     graph = _graph(checkpoint, precision, batch, size, quantise, films, engine=chosen)
     with progress_bar("percent") as report:
         sidecar = write_engine(graph, checkpoint, path, chosen, on_progress=report)
+    effective.keep(path)
     _print(sidecar, path, as_json)
 
 
 @export.command()
+@takes_config
 def kernels(
     checkpoint: Checkpoint,
     out: options.Out,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp16",
+    precision: options.Precision = "fp16",
     size: Size = None,
     target: Annotated[
         str, typer.Option(help="Architectures, for example sm_86,sm_90.")
@@ -158,6 +186,8 @@ def kernels(
         bool, typer.Option("--check", help="Launch those for this GPU and compare with fp64.")
     ] = False,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """The attention kernels of a checkpoint as cubins, and a manifest for any launcher.
 
@@ -174,6 +204,7 @@ def kernels(
         traced = trace_checkpoint(checkpoint, precision=precision, size=size, on_progress=report)
         calls = attention_calls(traced.program)
         manifest = write_kernels(calls, targets, checkpoint, precision, out)
+    effective.keep(out)
     uses = check_kernels(out, read_manifest(out)) if check else []
     if as_json:
         print_json(
@@ -205,13 +236,16 @@ def kernels(
 
 
 @export.command(name="triton-server")
+@takes_config
 def triton_server(
     source: Annotated[Path, typer.Argument(help="A checkpoint, an ONNX file or an engine.")],
     out: options.Out,
     name: Annotated[str | None, typer.Option(help="Of the model; by default its own.")] = None,
     version: Annotated[int, typer.Option(help="Of the model in the repository.")] = 1,
     instances: Annotated[int, typer.Option(help="Copies of the model on each device.")] = 1,
-    device: Annotated[str, typer.Option(help="gpu or cpu.")] = "gpu",
+    device: Annotated[
+        str, choice("device", ("gpu", "cpu"), help="What the server runs it on.")
+    ] = "gpu",
     max_queue_delay: Annotated[
         int, typer.Option(help="Longest wait for a fuller batch, in microseconds.")
     ] = 2000,
@@ -219,6 +253,8 @@ def triton_server(
     batch: Batch = "1,8,64",
     size: Size = None,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """A model repository for NVIDIA Triton Inference Server, with its config.pbtxt.
 
@@ -244,6 +280,7 @@ def triton_server(
                 on_progress=report,
             )
         written = write_model_repository(artefact, out, chosen)
+    effective.keep(written)
     if as_json:
         print_json({"folder": str(written)})
     else:

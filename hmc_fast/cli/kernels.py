@@ -18,7 +18,10 @@ app = typer.Typer(
 @app.command()
 def resources(
     architecture: Annotated[
-        list[str] | None, typer.Option(help="sm_80, sm_86, …; repeatable, default all.")
+        list[str] | None,
+        typer.Option(
+            "--target", "--architecture", help="sm_80, sm_86, …; repeatable, default all."
+        ),
     ] = None,
     defaults_only: Annotated[
         bool, typer.Option("--defaults-only", help="Leave out the next best tiles.")
@@ -38,7 +41,7 @@ def resources(
     for name in chosen:
         if name not in gate.ARCHITECTURES:
             known = ", ".join(gate.ARCHITECTURES)
-            raise UserError(f"--architecture {name}: unknown; use one of {known}")
+            raise UserError(f"--target {name}: unknown; use one of {known}")
     with progress_bar("tiles") as progress:
         tiles = gate.check_tiles(chosen, defaults_only=defaults_only, progress=progress)
     if out is not None:

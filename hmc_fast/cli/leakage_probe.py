@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmc_fast.cli import options, training_options
+from hmc_fast.cli.choices import choice
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.data.folds import AUGMENT_FIRST, PROTOCOL, PROTOCOL_TITLES, PROTOCOLS
 from hmc_fast.errors import UserError
+from hmc_fast.models.registry import MODEL_NAMES
 from hmc_fast.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ NO_MODEL = "none"
 SHOWN_DUPLICATES = 20
 
 
+@takes_config
 @training_options.takes_training(
     size=64, epochs=5, batch_size=16, learning_rate=3e-4, augment=False
 )
@@ -33,13 +37,20 @@ def leakage_probe(
         Path | None, typer.Option(help="Check this split (CSV: film, split[, patient]) instead.")
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Model to train under both protocols, or none.")
+        str,
+        choice(
+            "model",
+            (*MODEL_NAMES, NO_MODEL),
+            help="Model to train under both protocols, or none.",
+            metavar=training_options.MODEL_METAVAR,
+        ),
     ] = "hmc_net_resnet18",
     copies: Annotated[int, typer.Option(help="Rotated copies a film.")] = 45,
     allow_missing: options.AllowMissing = False,
     folds: options.FoldCount = 5,
     training: TrainingConfig,
     as_json: options.AsJson = False,
+    effective: Effective,
 ) -> None:
     """Score a probe that learns nothing, and a model, under a leaking and an honest split.
 
@@ -62,7 +73,7 @@ def leakage_probe(
         with progress_bar("films") as report:
             _conclude_split(split, check_split(split, data, films, report), as_json)
         return
-    name = None if model == NO_MODEL else training_options.model_name(model)
+    name = None if model == NO_MODEL else model
     folder = out or Path("runs") / f"leakage-{datetime.now():%Y%m%d-%H%M%S}"
     rows: list[dict[str, Any]] = []
     with progress_bar("films") as report:
@@ -103,6 +114,8 @@ def leakage_probe(
                     "environment": environment(),
                 }
             )
+    if name:
+        effective.keep(folder)
     if as_json:
         print_json(rows)
         return

@@ -7,9 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from hmc_fast.cli import options
+from hmc_fast.cli.choices import choice
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 
 
+@takes_config
 def localise(
     checkpoints: Annotated[
         list[Path], typer.Argument(help="Checkpoints, such as STUDY/MODEL/fold*/model.safetensors.")
@@ -18,7 +21,7 @@ def localise(
     out: options.Out,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="gradcam, gradcam++, scorecam, lesions, scale or all; may be repeated."),
+        choice("method", options.METHODS, help="Map to score; repeatable; all by default."),
     ] = None,
     layer: Annotated[
         str | None, typer.Option(help="Module whose feature map is used; the last by default.")
@@ -33,10 +36,12 @@ def localise(
     films: Annotated[
         int | None, typer.Option(help="At most so many annotated films a checkpoint.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, reference or triton.")] = "auto",
+    backend: options.Backend = "auto",
     allow_missing: options.AllowMissing = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffled weights.")] = 0,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Maps against annotated lesions, deletion and insertion curves, and a sanity check.
 
@@ -81,6 +86,7 @@ def localise(
             )
             write_localisation(make_folder(out / name), result)
             results.append(result)
+    effective.keep(out)
     if as_json:
         print_json(results)
         return

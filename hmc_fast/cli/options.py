@@ -5,6 +5,14 @@ from typing import Annotated
 
 import typer
 
+from hmc_fast.cli.choices import choice
+
+# Words of options are written here again, and held to their tables by a test: the tables import
+# PyTorch, for which a --help does not wait.
+BACKENDS = ("auto", "reference", "cpu", "triton")
+PRECISIONS = ("fp32", "bf16", "fp16")
+METHODS = ("gradcam", "gradcam++", "scorecam", "lesions", "scale", "all")
+
 Data = Annotated[
     Path,
     typer.Option(
@@ -27,7 +35,10 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 FoldCount = Annotated[int, typer.Option("--folds", help="Number of patient-disjoint folds.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Films at a time.")]
-Precision = Annotated[str, typer.Option("--precision", help="One of fp32, bf16, fp16.")]
+Precision = Annotated[str, choice("precision", PRECISIONS, help="Of the products.")]
+Backend = Annotated[
+    str, choice("backend", BACKENDS, help="What attention runs by; auto is the fastest here.")
+]
 Seed = Annotated[
     int,
     typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of folds and of what is drawn."),

@@ -21,11 +21,17 @@ from hmc_fast.progress import Progress
 
 console = Console()
 errors = Console(stderr=True)
+"""For what went wrong, and for warnings."""
+progress = Console(stderr=True)
+"""For what is being done; --quiet silences it."""
 
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Progress]:
-    """A bar on stderr that counts ``unit``; a line a step where stderr is no terminal."""
+    """A bar on stderr that counts ``unit``; a line a step where stderr is no terminal.
+
+    Nothing under --quiet.
+    """
     bar = rich.progress.Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -33,8 +39,8 @@ def progress_bar(unit: str) -> Iterator[Progress]:
         TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=errors,
-        disable=not errors.is_terminal,
+        console=progress,
+        disable=progress.quiet or not progress.is_terminal,
     )
     with bar:
         task = bar.add_task("", total=None)
@@ -43,7 +49,7 @@ def progress_bar(unit: str) -> Iterator[Progress]:
         def report(description: str, done: int, total: int) -> None:
             nonlocal last
             if bar.disable and description != last:
-                errors.print(description, markup=False, highlight=False)
+                progress.print(description, markup=False, highlight=False)
                 last = description
             bar.update(task, description=description, total=total, advance=done)
 

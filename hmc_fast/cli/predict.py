@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmc_fast.cli import options
+from hmc_fast.cli.choices import choice
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import (
     console,
     errors,
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
     from hmc_fast.prediction.levels import Result
 
 BULK_BATCH = 8
+LEVELS = ("film", "breast", "patient")
 NAMED_FAILURES = 20
 """So many films without a score are named on the terminal; the table names all."""
 RECORD_FILE = "record.json"
 NOTICE = "Research software: these are no diagnoses."
 
 
+@takes_config
 def predict(
     files: Annotated[
         list[Path],
@@ -41,7 +45,7 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Table to write, .csv or .parquet; resumable.")
     ] = None,
-    level: Annotated[str, typer.Option(help="A result for each film, breast or patient.")] = "film",
+    level: Annotated[str, choice("level", LEVELS, help="Whose results the rows are.")] = "film",
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -67,7 +71,7 @@ def predict(
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that read films ahead, for a GPU.")
     ] = 0,
-    backend: Annotated[str, typer.Option(help="auto, reference or triton.")] = "auto",
+    backend: options.Backend = "auto",
     precision: options.Precision = "fp32",
     bilateral: Annotated[
         bool | None,
@@ -77,6 +81,8 @@ def predict(
     ] = None,
     allow_raw: options.AllowRaw = False,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Class probabilities of one film or an archive. Research only, no diagnosis.
 
@@ -98,12 +104,10 @@ def predict(
     from hmc_fast.inference import prepare, slower_precision
     from hmc_fast.prediction.decision import decide
     from hmc_fast.prediction.job import PredictionJob
-    from hmc_fast.prediction.levels import check_level
     from hmc_fast.prediction.manifest import file_digest
     from hmc_fast.prediction.scores import Scorer
     from hmc_fast.prediction.sources import find_sources
 
-    check_level(level)
     target = device_by_name(device)
     sources = find_sources(files)
     tables = [path for path in files if path.is_file()]
@@ -140,7 +144,7 @@ def predict(
     if out is None:
         _print_results(job, decision, record, as_json)
     else:
-        _write_table(job, decision, record, out, chunk, as_json)
+        _write_table(job, decision, record, out, chunk, effective, as_json)
 
 
 def _check_out(out: Path | None, chunk: str | None, inputs: Sequence[Path]) -> None:
@@ -221,6 +225,7 @@ def _write_table(
     record: dict[str, Any],
     out: Path,
     chunk: str | None,
+    effective: Effective,
     as_json: bool,
 ) -> None:
     from hmc_fast.environment import environment
@@ -233,6 +238,7 @@ def _write_table(
     record |= {**outcome.to_json(), "environment": environment()}
     if not outcome.chunks_missing:
         write_json(parts_folder(out) / RECORD_FILE, record)
+        effective.keep(out)
     if as_json:
         print_json(record)
     elif outcome.chunks_missing:

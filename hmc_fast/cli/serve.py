@@ -47,7 +47,7 @@ def dicom(
         Path | None, typer.Option(help="Authority that signs the peers' certificates, PEM.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, reference or triton.")] = "auto",
+    backend: options.Backend = "auto",
 ) -> None:
     """A DICOM node: films in by C-STORE, a report and an overlay back. Research only.
 

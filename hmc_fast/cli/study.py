@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from hmc_fast.cli import options
+from hmc_fast.cli.choices import choice
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 from hmc_fast.training.config import NATIVE_SIZE
@@ -16,6 +18,8 @@ study = typer.Typer(
     help="Report on studies of [bold]hmc-fast cv[/bold], keep their numbers; the lesion study.",
     no_args_is_help=True,
 )
+
+METRICS = ("accuracy", "precision", "recall", "f1", "auc_roc", "specificity")
 
 Runs = Annotated[
     list[Path], typer.Argument(help="Study folders or records; several compare their settings.")
@@ -29,7 +33,8 @@ def report(
         Path | None, typer.Option(help="Folder for the reports; by default in the first study.")
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="Metric that the critical-difference diagram ranks by.")
+        str,
+        choice("metric", METRICS, help="What the critical-difference diagram ranks by."),
     ] = "auc_roc",
     as_json: options.AsJson = False,
 ) -> None:
@@ -77,12 +82,15 @@ def record(
 
 
 @study.command()
+@takes_config
 def lesions(
     data: options.Data,
     weights: Annotated[Path, typer.Option(help="The trunk's parameters, a safetensors file.")],
     out: options.Out,
     *,
-    trunk: Annotated[str, typer.Option(help="resnet50 or resnet18.")] = "resnet50",
+    trunk: Annotated[
+        str, choice("trunk", ("resnet50", "resnet18"), help="Whose features are computed.")
+    ] = "resnet50",
     size: Annotated[
         int,
         typer.Option(help="Rows of the image, pixels of a film's longer side, a multiple of 32."),
@@ -98,6 +106,7 @@ def lesions(
         bool, typer.Option("--recipes", help="Also score the films by every declared readout.")
     ] = False,
     as_json: options.AsJson = False,
+    effective: Effective,
 ) -> None:
     """Find malignant films by a head that is fitted to the circles of lesions; resumable.
 
@@ -135,6 +144,7 @@ def lesions(
             command=command,
             on_progress=report,
         )
+    effective.keep(out)
     table = lesion_table(record)
     if as_json:
         figures = [asdict(figure) for figure in lesion_figures(record)]

@@ -5,17 +5,19 @@ from typing import Annotated
 import typer
 
 from hmc_fast.cli import options, training_options
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 from hmc_fast.training import TrainingConfig
 
 
+@takes_config
 @training_options.takes_training()
 def train(
     data: options.Data,
     out: options.Out,
     *,
-    model: Annotated[str, typer.Option(help="Model to train.")] = "hmc_net",
+    model: training_options.ModelName = "hmc_net",
     folds: options.FoldCount = 5,
     hold_out: Annotated[
         int, typer.Option(help="Fold to hold out, from 0; -1 trains on all films.")
@@ -24,13 +26,16 @@ def train(
     num_nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
     allow_missing: options.AllowMissing = False,
     training: TrainingConfig,
+    logger: training_options.Loggers = None,
     as_json: options.AsJson = False,
+    effective: Effective,
 ) -> None:
     """Train one model into a folder: checkpoint, learning curve, held-out predictions.
 
     Example: [bold]hmc-fast train --data mias --out runs/a --model hmc_net --epochs 20[/bold]
     """
     from hmc_fast.data import TASKS, FilmCache, make_folds, read_films
+    from hmc_fast.training.progress import TrainingProgress
     from hmc_fast.training.train import MODEL_FILE, RESULT_FILE, TrainingJob
     from hmc_fast.training.train import train as run_training
 
@@ -40,13 +45,12 @@ def train(
         raise UserError(
             f"--hold-out {hold_out}: needs a fold from 0 to {folds - 1}, or -1 for none"
         )
-    name = training_options.model_name(model)
     chosen_task = TASKS[training.task]
     films, labels = chosen_task.select(read_films(data, allow_missing=allow_missing))
     partition = make_folds(films, labels, chosen_task, folds, training.seed)
     train_index, test_index = partition.split(films, hold_out)
     job = TrainingJob(
-        name,
+        model,
         training,
         films,
         labels,
@@ -55,18 +59,23 @@ def train(
         hold_out,
         partition.protocol,
     )
-    cache = FilmCache(training.preprocessing(name))
+    cache = FilmCache(training.preprocessing(model))
     with progress_bar("films") as report:
+        epochs = training.epochs_of(model)
+        progress = TrainingProgress(model, epochs, job.films_to_train, report)
         result = run_training(
             job,
             out,
             cache,
             devices=devices if devices == "auto" else _whole_number(devices),
             num_nodes=num_nodes,
-            on_films=lambda n: report(name, n, job.films_to_train),
+            loggers=logger or (),
+            on_films=progress.films,
+            on_epoch=progress.epoch,
         )
     if not result:  # only one of several processes reports
         return
+    effective.keep(out)
     if as_json:
         print_json(result)
         return

@@ -9,9 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from hmc_fast.cli.choices import choice, one_of
+from hmc_fast.cli.options import PRECISIONS
+from hmc_fast.data import TASKS
 from hmc_fast.errors import UserError
 from hmc_fast.models.registry import MODEL_NAMES, TRUNKS
-from hmc_fast.training.config import TrainingConfig
+from hmc_fast.training.config import SCHEDULES, TrainingConfig
 
 NO_WEIGHTS = "none"
 
@@ -21,7 +24,28 @@ def _help_of(name: str) -> str:
     return str(text)
 
 
-TaskName = Annotated[str, typer.Option("--task", help=_help_of("task"))]
+MODEL_METAVAR = "MODEL"
+CHOICES = {"task": tuple(TASKS), "precision": PRECISIONS, "schedule": SCHEDULES}
+"""Words of the settings that take one of some."""
+
+
+def _model(help: str) -> Any:
+    names = f"{help}: {', '.join(MODEL_NAMES)}."
+    return choice("model", MODEL_NAMES, help=names, metavar=MODEL_METAVAR)
+
+
+ModelName = Annotated[str, _model("Model to train")]
+ModelNames = Annotated[list[str] | None, _model("Model to train; repeatable, or use --models")]
+OptionalModel = Annotated[str | None, _model("Model to measure")]
+TaskName = Annotated[str, choice("task", tuple(TASKS), help=_help_of("task"))]
+Loggers = Annotated[
+    list[str] | None,
+    choice(
+        "logger",
+        ("tensorboard", "wandb", "mlflow"),
+        help="Where learning curves go besides history.csv; repeatable.",
+    ),
+]
 Weights = Annotated[str, typer.Option("--weights", help=_help_of("weights"))]
 
 
@@ -62,15 +86,18 @@ def _parameter(setting: Field[Any], default: object) -> inspect.Parameter:
     option = f"--{setting.name.replace('_', '-')}"
     if kind is bool and default:
         option += f"/--no-{setting.name.replace('_', '-')}"
-    bounds = setting.metadata["bounds"]
     offered = kind if default is not None else kind | None
+    help = setting.metadata["help"]
+    if setting.name in CHOICES:
+        words = CHOICES[setting.name]
+        declared = choice(setting.name, words, option, help=help)
+    else:
+        declared = typer.Option(option, help=help, **setting.metadata["bounds"])
     return inspect.Parameter(
         setting.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[
-            offered, typer.Option(option, help=setting.metadata["help"], **bounds)
-        ],
+        annotation=Annotated[offered, declared],
     )
 
 
@@ -101,6 +128,4 @@ def _check_weights(value: str) -> None:
 
 def model_name(value: str) -> str:
     """Raises :class:`UserError` for an unknown model."""
-    if value not in MODEL_NAMES:
-        raise UserError(f"unknown model {value!r}; choose one of {', '.join(MODEL_NAMES)}")
-    return value
+    return one_of("model", MODEL_NAMES, value)

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from hmc_fast.cli import options
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 
 
+@takes_config
 def verify(
     artefact: Annotated[Path, typer.Argument(help="An ONNX file or an engine of ours.")],
     data: options.Data,
@@ -31,6 +33,8 @@ def verify(
     record: Annotated[bool, typer.Option(help="Note a passed verification in the sidecar.")] = True,
     out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Run films through torch, ONNX Runtime and the engine, and compare logits, decisions and AUC.
 
@@ -66,6 +70,7 @@ def verify(
     passed = result.passed and (result.artefact_ran or not require_engine)
     if out is not None:
         write_json(out, result.to_json())
+        effective.keep(out)
     if record and passed:
         verified = {key: result.to_json()[key] for key in ("created", "films", "bounds", "rows")}
         record_verification(artefact, sidecar, verified)

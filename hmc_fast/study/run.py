@@ -21,7 +21,9 @@ from hmc_fast.study.folder import SUMMARY_FILE, job_lock, open_study
 from hmc_fast.study.plan import StudyJob, StudyPlan, plan_study
 from hmc_fast.study.summary import StudySummary, summarise_study
 from hmc_fast.training.config import TrainingConfig
-from hmc_fast.training.train import FEATURES_FOLDER, train
+from hmc_fast.training.loggers import check_loggers
+from hmc_fast.training.progress import TrainingProgress
+from hmc_fast.training.train import FEATURES_FOLDER, check_job, train
 
 
 def run_cross_validation(
@@ -36,6 +38,7 @@ def run_cross_validation(
     copies: int | None = None,
     folds_file: Path | None = None,
     only_jobs: Sequence[int] | None = None,
+    loggers: Sequence[str] = (),
     on_progress: Progress = no_progress,
 ) -> list[StudySummary]:
     """Train every model on every fold, skipping what ``folder`` holds finished already.
@@ -55,7 +58,9 @@ def run_cross_validation(
             patient protocol keeps all copies of a patient's films on one side.
         folds_file: saved folds to use instead of new ones.
         only_jobs: numbers of the jobs to run, from 0, by model, repeat and fold; None for all.
-        on_progress: told of every training step.
+        loggers: where learning curves go besides their tables, see
+            :func:`hmc_fast.training.loggers.make_loggers`.
+        on_progress: told of every training step, and of every epoch's loss and AUC.
 
     Returns:
         A summary for every model whose jobs are all finished.
@@ -76,8 +81,11 @@ def run_cross_validation(
         folds_file=folds_file,
     )
     chosen = _choose(plan.jobs, only_jobs)
+    check_loggers(loggers)
+    for job in chosen:
+        check_job(job.training)
     open_study(folder, plan.settings, plan.folds, describe_films(plan.jobs[0].training.films))
-    _run_jobs(chosen, folder, wait=only_jobs is None, on_progress=on_progress)
+    _run_jobs(chosen, folder, wait=only_jobs is None, loggers=loggers, on_progress=on_progress)
     finished = [
         model
         for model in models
@@ -100,7 +108,14 @@ def _choose(jobs: list[StudyJob], only_jobs: Sequence[int] | None) -> list[Study
     return [jobs[number] for number in only_jobs]
 
 
-def _run_jobs(jobs: list[StudyJob], folder: Path, *, wait: bool, on_progress: Progress) -> None:
+def _run_jobs(
+    jobs: list[StudyJob],
+    folder: Path,
+    *,
+    wait: bool,
+    loggers: Sequence[str],
+    on_progress: Progress,
+) -> None:
     total = sum(job.films_to_train for job in jobs)
     caches: dict[Preprocessing, FilmCache] = {}
     features = folder / FEATURES_FOLDER
@@ -111,13 +126,13 @@ def _run_jobs(jobs: list[StudyJob], folder: Path, *, wait: bool, on_progress: Pr
             if not mine:
                 busy.append(job)
             else:
-                _run_job(job, caches, features, total, failures, on_progress)
+                _run_job(job, caches, features, total, failures, loggers, on_progress)
     if busy and not wait:
         raise UserError(f"{busy[0].label}: another process is working on this job")
     for job in busy:
         on_progress(f"waiting for another process: {job.label}", 0, total)
         with job_lock(job.folder, wait=True):
-            _run_job(job, caches, features, total, failures, on_progress)
+            _run_job(job, caches, features, total, failures, loggers, on_progress)
     if failures:
         others = len(failures) - 1
         more = f"; {others} more job{'s' if others > 1 else ''} failed" if others else ""
@@ -130,18 +145,24 @@ def _run_job(
     features: Path,
     total: int,
     failures: list[str],
+    loggers: Sequence[str],
     on_progress: Progress,
 ) -> None:
     if job.finished:
         on_progress(job.label, job.films_to_train, total)
     try:
-        preprocessing = job.training.config.preprocessing(job.training.model_name)
+        training = job.training
+        preprocessing = training.config.preprocessing(training.model_name)
+        epochs = training.config.epochs_of(training.model_name)
+        progress = TrainingProgress(job.label, epochs, total, on_progress)
         train(
-            job.training,
+            training,
             job.folder,
             caches.setdefault(preprocessing, FilmCache(preprocessing)),
             features=features,
-            on_films=lambda count: on_progress(job.label, count, total),
+            loggers=loggers,
+            on_films=progress.films,
+            on_epoch=progress.epoch,
         )
     except UserError as error:
         failures.append(f"{job.label}: {error}")

@@ -11,6 +11,7 @@ from hmc_fast.devices import PRECISIONS
 from hmc_fast.errors import UserError
 from hmc_fast.models import model_entry
 
+SCHEDULES = ("cosine", "constant")
 FILM_SIZE, NATIVE_SIZE = 224, 1024
 """Rows of the image by default: of a whole film in a square, and of a breast at native scale."""
 
@@ -29,8 +30,7 @@ def _setting(default: Any, text: str, kind: type | None = None, **bounds: float)
 class TrainingConfig:
     """How models are trained. The last epoch's parameters are kept: nothing is selected on a fold.
 
-    Each field carries its description, which is also the help of the option of that name. The
-    learning rate follows a half cosine to zero over the epochs.
+    Each field carries its description, which is also the help of the option of that name.
 
     Models with a lesion head see breasts at native scale (:class:`hmc_fast.data.Preprocessing`);
     their head is fitted to the lesions' circles, and ``head_epochs`` take the place of ``epochs``.
@@ -39,7 +39,7 @@ class TrainingConfig:
         UserError: a value is out of range.
     """
 
-    task: str = _setting("malignant", f"One of {', '.join(TASKS)}.")
+    task: str = _setting("malignant", "What films are told apart by.")
     size: int | None = _setting(
         None,
         "Rows of the image, a multiple of 32; by default 1024 with a lesion head, 224 without.",
@@ -72,6 +72,12 @@ class TrainingConfig:
     )
     batch_size: int = _setting(8, "Films a step.", min=1)
     learning_rate: float = _setting(1e-4, "Peak rate of AdamW.")
+    schedule: str = _setting(
+        "cosine", "The rate after the warm-up: a half cosine down to zero, or constant."
+    )
+    warmup_epochs: int = _setting(
+        0, "So many of the epochs, the first ones, rise linearly to the rate.", min=0
+    )
     weight_decay: float = _setting(1e-2, "Weight decay of AdamW.", min=0)
     dropout: float = _setting(0.0, "Probability of dropout before the classifier.")
     weights: str | None = _setting(
@@ -80,7 +86,7 @@ class TrainingConfig:
         "trunks as resnet50=FILE,vgg16=imagenet, where other trunks start at random.",
         kind=str,
     )
-    precision: str = _setting("fp32", "fp32, bf16 or fp16 (mixed).")
+    precision: str = _setting("fp32", "Of the products; parameters stay fp32.")
     augment: bool = _setting(True, "Random flips, rotations, shifts and scales.")
     balance: bool = _setting(True, "Weight the loss by inverse class frequency.")
     crop_breast: bool = _setting(False, "Keep the breast's box alone.")
@@ -112,6 +118,11 @@ class TrainingConfig:
                 self.precision in PRECISIONS,
                 f"precision {self.precision!r} is none of fp32, bf16, fp16",
             ),
+            (
+                self.schedule in SCHEDULES,
+                f"schedule {self.schedule!r} is none of {', '.join(SCHEDULES)}",
+            ),
+            (self.warmup_epochs >= 0, f"warm-up is {self.warmup_epochs}, needs at least 0 epochs"),
             (self.epochs >= 1, f"epochs is {self.epochs}, needs at least 1"),
             (self.batch_size >= 2, f"batch size is {self.batch_size}, needs at least 2"),
             (self.weight_decay >= 0, f"weight decay is {self.weight_decay}, needs at least 0"),
@@ -151,6 +162,15 @@ class TrainingConfig:
     def epochs_of(self, model: str) -> int:
         """Epochs of the named model's training by gradients."""
         return self.head_epochs if model_entry(model).config.lesion_head else self.epochs
+
+    def rate_in(self, epoch: int, epochs: int) -> float:
+        """The learning rate in ``epoch``, from 0, of so many epochs."""
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * (epoch + 1) / (self.warmup_epochs + 1)
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = (epoch - self.warmup_epochs) / (epochs - self.warmup_epochs)
+        return self.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
     def _preprocessing(self, native: bool) -> Preprocessing:
         height = FILM_SIZE if self.size is None else self.size

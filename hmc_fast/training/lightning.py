@@ -27,7 +27,7 @@ SMALLEST_SHARE = 1e-6
 
 
 class FilmClassifier(pl.LightningModule):
-    """Cross-entropy with AdamW and a half-cosine learning rate.
+    """Cross-entropy with AdamW and the learning rate of :meth:`TrainingConfig.rate_in`.
 
     Batches with lesion masks add :func:`lesion_loss`. Below a lesion head the trunk is frozen,
     statistics of its batch normalisation included, unless the settings say otherwise.
@@ -56,9 +56,9 @@ class FilmClassifier(pl.LightningModule):
         torch.manual_seed(derive_seed(self.config.seed, self.fold, self.current_epoch, _DROPOUT))
         # Computed, not stepped: Lightning saves an epoch's checkpoint before it steps a scheduler.
         epochs = self.config.epochs_of(self.model.config.name)
-        half_cosine = (1 + math.cos(math.pi * self.current_epoch / epochs)) / 2
+        rate = self.config.rate_in(self.current_epoch, epochs)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.config.learning_rate * half_cosine
+            group["lr"] = rate
         for module in self.frozen:
             module.eval()
 
@@ -186,10 +186,13 @@ class FilmData(pl.LightningDataModule):
 
 
 class LearningCurve(pl.Callback):
-    """One row of logged values an epoch, kept across resumes."""
+    """One row of logged values an epoch, kept across resumes; ``on_epoch`` gets all rows so far."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, on_epoch: Callable[[list[dict[str, float]]], object] = lambda rows: None
+    ) -> None:
         self.rows: list[dict[str, float]] = []
+        self.on_epoch = on_epoch
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -200,6 +203,8 @@ class LearningCurve(pl.Callback):
                     "lower --learning-rate or use --precision fp32"
                 )
         self.rows.append({"epoch": trainer.current_epoch, **values})
+        if trainer.is_global_zero:
+            self.on_epoch(self.rows)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}

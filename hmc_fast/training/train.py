@@ -10,7 +10,7 @@ import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -37,6 +37,7 @@ from hmc_fast.training.config import TrainingConfig
 from hmc_fast.training.interrupt import InterruptGuard
 from hmc_fast.training.lesion_training import LesionFit, train_lesion_head
 from hmc_fast.training.lightning import FilmClassifier, FilmData, LearningCurve, StepReporter
+from hmc_fast.training.loggers import check_loggers, make_loggers
 from hmc_fast.training.resume import RESUME_FILE, AtomicCheckpoints, ResumeCheckpoint, can_resume
 
 MODEL_FILE = "model.safetensors"
@@ -80,13 +81,18 @@ def train(
     devices: int | str = 1,
     num_nodes: int = 1,
     features: Path | None = None,
+    loggers: Sequence[str] = (),
     on_films: Callable[[int], object] = lambda count: None,
+    on_epoch: Callable[[dict[str, float]], object] = lambda row: None,
 ) -> dict[str, Any]:
     """Run ``job`` unless ``folder`` holds its result already; return the result.
 
     The result has the metrics on the held-out films (None without any), the learning curve and the
     environment. ``features`` is the folder for the features that a lesion head is fitted to, by
-    default inside ``folder``. ``on_films`` is told the number of films of every training step.
+    default inside ``folder``. The learning curve is kept as a table, :data:`HISTORY_FILE`, from the
+    first epoch on; ``loggers`` of :data:`hmc_fast.training.loggers.LOGGERS` get it as well.
+    ``on_films`` is told the number of films of every training step, ``on_epoch`` the curve's row of
+    every epoch.
 
     Raises:
         UserError: the loss is not finite, a film cannot be read, the folder not written, or it
@@ -96,8 +102,9 @@ def train(
     if isinstance(devices, int) and devices > device_count():
         # Lightning would wait for ever for processes that do not come.
         raise UserError(f"--devices {devices}: this machine has {device_count()}, GPUs or cores")
+    check_job(job)
+    check_loggers(loggers)
     make_folder(folder)
-    _check(job)
     identity = _identity(job, cache)
     _check_disjoint(job, identity["films"])
     _claim(folder, identity)
@@ -134,7 +141,12 @@ def train(
     data = FilmData(
         job.labelled(job.train_index), job.labelled(job.test_index), cache, job.config, job.fold
     )
-    curve, guard = LearningCurve(), InterruptGuard()
+
+    def keep_curve(rows: list[dict[str, float]]) -> None:
+        write_text(folder / HISTORY_FILE, _history_table(rows))
+        on_epoch(rows[-1])
+
+    curve, guard = LearningCurve(keep_curve), InterruptGuard()
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     resumed = folder / RESUME_FILE if can_resume(folder / RESUME_FILE, digest) else None
     with _quiet_lightning(), guard.watch():
@@ -147,7 +159,7 @@ def train(
             deterministic="warn",
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
-            logger=False,
+            logger=make_loggers(loggers, folder, job.model_name, job.fold),
             plugins=[AtomicCheckpoints()],
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -160,7 +172,7 @@ def train(
     return _conclude(job, folder, cache, model, device, curve.rows, fit)
 
 
-def _check(job: TrainingJob) -> None:
+def check_job(job: TrainingJob) -> None:
     """Raises :class:`UserError` for settings that the model cannot be trained with."""
     entry = model_entry(job.model_name)
     if job.config.lesion_weight and not entry.is_resnet:
@@ -171,6 +183,12 @@ def _check(job: TrainingJob) -> None:
         raise UserError(
             "--at-specificity needs the out-of-fold scores of a fitted lesion head: a model such "
             "as hmc_net_lesions, and --head-epochs 0"
+        )
+    passes = job.config.epochs_of(job.model_name)
+    if job.config.warmup_epochs and job.config.warmup_epochs >= passes:
+        raise UserError(
+            f"--warmup-epochs {job.config.warmup_epochs}: need to be fewer than the {passes} "
+            f"epochs of {job.model_name}"
         )
     if not entry.config.lesion_head:
         return
@@ -368,6 +386,9 @@ def _history_table(rows: list[dict[str, float]]) -> str:
 def _quiet_lightning() -> Iterator[None]:
     """Silence advice that does not concern a user of this package; errors still come through."""
     logger = logging.getLogger("lightning.pytorch")
+    if logging.getLogger().isEnabledFor(logging.INFO):  # the user asked for it all
+        yield
+        return
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -107,7 +107,7 @@ def test_bad_input_is_one_line(
     assert "cannot fill 50 folds" in fails(*study, "--folds", "50")
     assert "unknown model" in fails(*study, "--model", "resnet34")
     assert "no such file" in fails(*study, "--weights", tmp_path / "w.safetensors")
-    assert "is none of malignant" in fails(*study, "--task", "age")
+    assert "unknown task 'age'; choose one of malignant" in fails(*study, "--task", "age")
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert "cannot be used as a folder" in fails(*study[:4], blocked / "x", *study[5:])
@@ -115,7 +115,7 @@ def test_bad_input_is_one_line(
     assert "is a folder" in fails("predict", film, "--checkpoint", tmp_path)
     backend = ("predict", film, "--checkpoint", trained, "--backend")
     assert "cannot run this call: " in fails(*backend, "triton")
-    assert "backend is 'fast'; it must be one of" in fails(*backend, "fast")
+    assert "unknown backend 'fast'; choose one of auto" in fails(*backend, "fast")
     evaluation = ("evaluate", "--checkpoint", trained, "--data", phantom_folder, "--out")
     assert "could not be written" in fails(*evaluation, blocked / "p.csv")
     assert "File name too long" in fails(*evaluation, tmp_path / ("p" * 300))

@@ -36,7 +36,7 @@ def test_explain_writes_pictures_a_page_and_a_summary(
     for explained in result["films"]:
         assert sum(explained["scale"]["film_shares"].values()) == pytest.approx(1)
     expected = {f"{stem}{suffix}" for stem in stems for suffix in (".png", ".npz")}
-    expected |= {"index.html", "contact_sheet.png", "explanations.json"}
+    expected |= {"index.html", "contact_sheet.png", "explanations.json", "options.yaml"}
     assert {path.name for path in out.iterdir()} == expected
     with np.load(out / f"{stems[0]}.npz") as maps:
         assert set(maps) == {"gradcam", "gradcam++", "scorecam", "scale"}

@@ -1,0 +1,191 @@
+"""``--config FILE.yaml`` for commands with many options, and the options that a result was made by.
+
+A file holds options by their names without dashes in front, and arguments by theirs::
+
+    data: mias
+    models: hmc_net,resnet50
+    learning-rate: 3e-4
+    native: true
+
+What the command line says goes before it. Paths are relative to where the command runs, as on the
+command line. Each result has such a file beside it, which makes it again.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from hmc_fast.cli.panels import with_panel
+from hmc_fast.errors import UserError
+
+OPTIONS_FILE = "options.yaml"
+NOT_KEPT = ("config", "help")
+"""Parameters that are no part of what a result was made by."""
+
+
+@dataclass(frozen=True)
+class Effective:
+    """The options that a command runs with, given or by default; None is left out."""
+
+    command: str
+    values: Mapping[str, Any]
+
+    def keep(self, result: Path) -> None:
+        """Write them into a folder of results, or beside a file.
+
+        Raises :class:`UserError` where that cannot be written.
+        """
+        from hmc_fast.files import write_text
+
+        beside = result.with_name(f"{result.name}.{OPTIONS_FILE}")
+        path = result / OPTIONS_FILE if result.is_dir() else beside
+        dumped = yaml.safe_dump(dict(self.values), sort_keys=False, allow_unicode=True)
+        write_text(path, f"# {self.command} --config {path.name}\n{dumped}")
+
+
+def takes_config(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command ``--config``, and its options their panels in the help.
+
+    The command takes what it runs with as a parameter ``effective``, in whose place the option
+    appears, and keeps it beside its result.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    takes_context = "context" in signature.parameters
+    parameters = [] if takes_context else [_parameter("context", typer.Context)]
+    for parameter in signature.parameters.values():
+        if parameter.name == "effective":
+            parameters.append(_parameter("config", with_panel("config", Config), default=None))
+        else:
+            annotation = with_panel(parameter.name, parameter.annotation)
+            parameters.append(
+                parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+            )
+
+    @wraps(command)
+    def run(*, context: typer.Context, config: Path | None, **values: Any) -> None:
+        if config is not None and context.invoked_subcommand is not None:
+            raise UserError(
+                f"--config {config}: belongs behind {context.invoked_subcommand}, whose options it "
+                "holds"
+            )
+        if takes_context:
+            values["context"] = context
+        command(effective=_effective(context), **values)
+
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _parameter(
+    name: str, annotation: Any, default: Any = inspect.Parameter.empty
+) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _read(context: typer.Context, file: Path | None) -> Path | None:
+    """Take the values of ``file`` as the command's defaults."""
+    if file is not None:
+        context.default_map = _defaults(file, context)
+    return file
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file with options by name; the command line goes before it. Each result has one "
+        "beside it.",
+        is_eager=True,
+        callback=_read,
+    ),
+]
+
+
+def _defaults(file: Path, context: typer.Context) -> dict[str, Any]:
+    parameters = _by_name(context)
+    defaults = {}
+    for name, value in _document(file).items():
+        parameter = parameters.get(str(name).replace("_", "-"))
+        if parameter is None:
+            near = get_close_matches(str(name).replace("_", "-"), parameters, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{file}: {context.command_path} has no option {name}{hint}")
+        if value is not None:
+            defaults[str(parameter.name)] = _as_typed(file, name, value, parameter)
+    return defaults
+
+
+def _document(file: Path) -> dict[Any, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{file}: is no YAML ({' '.join(str(error).split())})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"--config {file}: cannot be read ({reason})") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UserError(f"{file}: needs lines such as 'epochs: 3', an option and its value")
+    return document
+
+
+def _as_typed(file: Path, name: object, value: Any, parameter: Any) -> Any:
+    """``value`` as the command line would have it, where the checks of each option wait for it."""
+    flag = bool(getattr(parameter, "is_flag", False))
+    many = bool(getattr(parameter, "multiple", False)) or parameter.nargs == -1
+    listed = value if isinstance(value, list) else [value]
+    if flag and not isinstance(value, bool):
+        raise UserError(f"{file}: {name} is {value!r}, needs to be true or false")
+    if not flag and any(isinstance(item, bool | dict | list) or item is None for item in listed):
+        raise UserError(
+            f"{file}: {name} is {value!r}, needs a plain value; quote a word such as 'off', which "
+            "YAML reads as false"
+        )
+    if isinstance(value, list) and not many:
+        raise UserError(f"{file}: {name} is a list, needs one value")
+    if flag:
+        return value
+    texts = [str(item) for item in listed]
+    return texts if many else texts[0]
+
+
+def _by_name(context: typer.Context) -> dict[str, Any]:
+    """The command's parameters by all their names, without dashes in front."""
+    return {
+        word: parameter
+        for parameter in context.command.params
+        if parameter.name not in NOT_KEPT
+        for word in _words(parameter)
+    }
+
+
+def _words(parameter: Any) -> list[str]:
+    names = (
+        name.lstrip("-") for name in parameter.opts if not name.startswith("-") or len(name) > 2
+    )
+    return [name.replace("_", "-") for name in names]
+
+
+def _effective(context: typer.Context) -> Effective:
+    values = {}
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if parameter.name not in NOT_KEPT and value not in (None, [], ()):
+            values[_words(parameter)[0]] = _plain(value)
+    return Effective(context.command_path, values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
