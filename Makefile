@@ -14,7 +14,7 @@ IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --dist loadfile
 WHEEL := build/wheel
 ON_WHEEL := PYTHONPATH=$(CURDIR)/$(WHEEL) PYTHONSAFEPATH=1
 
-.PHONY: bench study test test-systems test-exhaustive fuzz readme-table clean
+.PHONY: bench study test test-systems test-exhaustive fuzz docs readme-table clean
 
 bench: $(VENV)/installed
 	$(VENV)/bin/hmc-fast bench
@@ -46,6 +46,10 @@ FUZZ_SEED := $(shell date +%s)
 fuzz: $(VENV)/installed-dev $(WHEEL)
 	$(ON_WHEEL) OMP_NUM_THREADS=1 HMC_FAST_FUZZ_INPUTS=$(FUZZ_INPUTS) $(PYTEST) -s --hypothesis-seed=$(FUZZ_SEED) tests/fuzz
 
+# The site, in build/docs; a broken link stops it.
+docs: $(VENV)/installed-dev $(WHEEL)
+	$(VENV)/bin/mkdocs build
+
 # The records that README and docs show; without one of the targets its table says so.
 TARGETS_RECORD := $(firstword $(wildcard bench/results/targets-*.jsonl))
 CPU_RECORDS := $(wildcard bench/results/cpu-*.jsonl)
@@ -54,9 +58,11 @@ MAIN_RECORD := bench/results/mias-hmc_net_lesions-512-cpu.jsonl
 readme-table: $(VENV)/installed
 	$(VENV)/bin/python -m hmc_fast.bench.report.readme README.md --main $(MAIN_RECORD)
 	$(VENV)/bin/python -m hmc_fast.bench.report.readme docs/benchmark.md --targets $(TARGETS_RECORD) --cpu $(CPU_RECORDS)
-	$(VENV)/bin/python scripts/readme_study.py README.md
+	$(VENV)/bin/python scripts/readme_status.py README.md
 	$(VENV)/bin/python scripts/readme_study.py docs/study.md
+	$(VENV)/bin/python scripts/list_records.py docs/results.md
 	$(VENV)/bin/python scripts/draw_architecture.py docs/architecture.svg
+	$(VENV)/bin/python scripts/draw_records.py docs
 
 $(VENV)/bin/python:
 	sh scripts/make_venv.sh $(PYTHON) $(VENV)

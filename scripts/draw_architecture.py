@@ -7,10 +7,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-WIDTH, HEIGHT = 1000, 380
+WIDTH, HEIGHT = 1000, 404
 STYLE = """
-  text { font: 15px system-ui, sans-serif; fill: #1b1f24; text-anchor: middle; }
-  .small { font-size: 12.5px; fill: #57606a; }
+  text { font: 18px system-ui, sans-serif; fill: #1b1f24; text-anchor: middle; }
+  .small { font-size: 14.5px; fill: #57606a; }
   rect { fill: #eef2f7; stroke: #57606a; }
   .attention { fill: #cfe6f7; stroke: #0072b2; }
   .head { fill: #fbe5c8; stroke: #b35900; }
@@ -64,8 +64,8 @@ BOXES = (
     Box(290, 30, 90, "HSA", "2 heads", "attention"),
     Box(455, 30, 90, "HSA", "4 heads", "attention"),
     Box(625, 30, 90, "HSA", "8 heads", "attention"),
-    Box(770, 150, 110, "MSCA", "C5 asks C3, C4", "attention"),
-    Box(910, 150, 80, "logits", "network's"),
+    Box(766, 150, 124, "MSCA", "C5 asks C3, C4", "attention"),
+    Box(912, 150, 80, "logits", "network's"),
     Box(430, 290, 220, "lesion head", "1×1 convolution, maximum", "head"),
     Box(770, 290, 220, "score of the film", "and of both breasts", "head"),
 )
@@ -74,8 +74,8 @@ FLOWS = (
     flow("", (240, 181), (266, 181)),
     flow("", (400, 181), (426, 181)),
     flow("", (570, 181), (596, 181)),
-    flow("", (740, 181), (766, 181)),
-    flow("", (880, 181), (906, 181)),
+    flow("", (740, 181), (762, 181)),
+    flow("", (890, 181), (908, 181)),
     *(
         arrow
         for x in (335, 500, 670)
@@ -99,10 +99,12 @@ def drawing() -> str:
         '<marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
         'orient="auto"><path d="M 0 0 L 8 4 L 0 8 z"/></marker>'
     )
-    note = (
-        f'<text class="small" x="{WIDTH // 2}" y="{HEIGHT - 8}">'
-        "blue: attention, queries and keys of width 64 beside values of width 256 a head; "
-        "orange: what the circles of lesions teach</text>"
+    note = "".join(
+        f'<text class="small" x="{WIDTH // 2}" y="{HEIGHT + y}">{line}</text>'
+        for y, line in (
+            (-28, "blue: attention; a head has queries and keys of width 64, values of width 256"),
+            (-8, "orange: what the circles of lesions teach"),
+        )
     )
     body = "\n".join([*(box.svg() for box in BOXES), *FLOWS, note])
     return (

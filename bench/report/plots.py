@@ -352,6 +352,8 @@ def _pair_of_axes(rows: int) -> tuple[Figure, Any, Any]:
     """One above the other, so that both are legible on a phone."""
     figure = Figure(figsize=(FIGURE_WIDTH, 0.6 * rows + 2), layout="constrained")
     upper, lower = figure.subplots(2, 1)
+    for axes in (upper, lower):
+        axes.margins(y=0.12)  # the first and the last row stand clear of the frame
     lower.invert_yaxis()
     return figure, upper, lower
 

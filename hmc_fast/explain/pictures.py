@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -26,6 +27,8 @@ UNDECIDED = 0.5
 """Of the lesion map; below it nothing speaks for a lesion."""
 SMALLEST_SCALE_SPREAD = 0.02
 """The scale map's colours reach at least this far from the shares by token count."""
+ON_BLACK = "dark_background"
+"""Matplotlib's style: films are read on black, and white beside them dazzles."""
 PANEL_INCHES = 3.3
 BAR_INCHES = 0.5
 DPI = 110
@@ -44,6 +47,7 @@ class _Layer:
     mark: str | None
 
 
+@style.context(ON_BLACK)
 def film_figure(explanation: FilmExplanation) -> Figure:
     """The film as the network got it, once; then a row for each map: heat map, overlay, bar."""
     layers = _layers(explanation)
@@ -70,6 +74,7 @@ def film_figure(explanation: FilmExplanation) -> Figure:
     return figure
 
 
+@style.context(ON_BLACK)
 def contact_sheet(explanations: Sequence[FilmExplanation]) -> Figure:
     """A row for each film: as the network got it, then the overlay of each map; a bar a column.
 

@@ -1,0 +1,143 @@
+"""Write the README's status box from committed records: what is measured, built or unmeasured.
+
+readme_status.py PAGE
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from hmc_fast.bench.record import Measurement, Record, read_record
+from hmc_fast.files import write_text
+from hmc_fast.reporting import number
+from hmc_fast.study import lesion_figures, read_lesion_record
+
+RESULTS = Path(__file__).parents[1] / "bench" / "results"
+LESIONS = RESULTS / "study" / "mias-lesions.json"
+MODELS = "hmc_net@1024x1"
+BEGIN, END = "<!-- status:begin -->", "<!-- status:end -->"
+BUILDS = re.compile(r"(?m)^(\d+) builds, (\d+) failing")
+
+
+def records() -> list[tuple[str, Record]]:
+    """Every committed record of the benchmark with its path in the repository."""
+    return [(f"bench/results/{path.name}", read_record(path)) for path in _files("*.jsonl")]
+
+
+def accuracy_row() -> list[str]:
+    """The mean over seeds of the fixed recipe's AUC, breasts compared."""
+    record = read_lesion_record(LESIONS)
+    figure = next(f for f in lesion_figures(record) if f.label.startswith("AUC: 2v"))
+    data = record.data
+    found = (
+        f"AUC {figure.mean}, {data['films']} films of {data['patients']} patients, "
+        f"{record.settings.folds} patient-disjoint folds, {len(record.seeds)} seeds"
+    )
+    return [
+        "accuracy, with lesion circles",
+        "measured",
+        found,
+        _link(f"bench/results/study/{LESIONS.name}"),
+    ]
+
+
+def cpu_row() -> list[str]:
+    """HMC-Net on a CPU by our attention, against eager PyTorch in the same run."""
+    for path, record in records():
+        if record.device.get("kind") != "cuda":
+            rows = {r.peer: r for r in _timed(record) if r.case == MODELS}
+            if "cpu" in rows and "eager" in rows:
+                ours, eager = rows["cpu"].p50_ms, rows["eager"].p50_ms
+                assert ours is not None
+                assert eager is not None
+                found = f"HMC-Net at 1024²: {ours / 1e3:.1f} s a film, eager {eager / 1e3:.1f} s"
+                return ["attention on a CPU", "measured", found, _link(path)]
+    return ["attention on a CPU", "unmeasured", "", "–"]
+
+
+def kernels_row() -> list[str]:
+    """Fused kernels: timed on a GPU, or only compiled."""
+    for path, record in records():
+        rows = [r for r in _timed(record) if r.peer == "triton"]
+        if record.device.get("kind") == "cuda" and rows:
+            share = max(rows, key=lambda row: row.ceiling_share or 0)
+            found = (
+                f"{record.device['name']}: {len(rows)} rows, best share of the ceiling "
+                f"{number(share.ceiling_share, '{:.0%}')} ({share.case}, {share.task})"
+            )
+            return ["fused GPU kernels", "measured", found, _link(path)]
+    tables = _files("kernel-resources/triton-*.md")
+    counts = [BUILDS.search(path.read_text(encoding="utf-8")) for path in tables]
+    found = "; ".join(
+        f"{path.stem.replace('triton-', 'Triton ')}: {count[1]} builds, {count[2]} failing"
+        for path, count in zip(tables, counts, strict=True)
+        if count
+    )
+    return [
+        "fused GPU kernels",
+        "built, no speed measured",
+        found,
+        "[tables](docs/kernels.md#fused-kernels)",
+    ]
+
+
+def runtime_row() -> list[str]:
+    """Exported graphs on a CPU: the largest difference from the checkpoint over held-out films."""
+    for path, record in records():
+        rows = [r for r in _timed(record) if r.peer in ("onnxruntime", "openvino") and r.scores]
+        if record.study and not record.study.data["phantoms"] and rows:
+            worst = max(r.scores.max_logit_difference for r in rows if r.scores)
+            flips = sum(r.scores.flipped_decisions for r in rows if r.scores)
+            names = " and ".join(dict.fromkeys(r.peer for r in rows))
+            found = (
+                f"{names}: logits within {worst:.1e} of PyTorch's, {flips} flipped decisions, "
+                f"{record.study.data['films']} films"
+            )
+            return ["ONNX graphs", "measured", found, _link(path)]
+    return ["ONNX graphs", "unmeasured", "", "–"]
+
+
+def engines_row() -> list[str]:
+    """TensorRT engines: timed, or no record of one."""
+    for path, record in records():
+        rows = [r for r in _timed(record) if r.peer.startswith("tensorrt")]
+        if rows:
+            found = f"{record.device['name']}: {len(rows)} rows"
+            return ["TensorRT engines", "measured", found, _link(path)]
+    return [
+        "TensorRT engines",
+        "built by tests, never run",
+        "no record",
+        "[export](docs/export.md)",
+    ]
+
+
+def status() -> str:
+    """The box as Markdown."""
+    rows = [accuracy_row(), cpu_row(), runtime_row(), engines_row(), kernels_row()]
+    lines = [["part", "state", "figure", "source"], ["---"] * 4, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def updated(text: str) -> str:
+    """``text`` with the box between its marks made again."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{status()}\n{END}{after}"
+
+
+def _files(pattern: str) -> list[Path]:
+    return sorted(RESULTS.glob(pattern))
+
+
+def _timed(record: Record) -> list[Measurement]:
+    return [row for row in record.measurements if row.p50_ms is not None]
+
+
+def _link(path: str) -> str:
+    return f"[record]({path})"
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    write_text(page, updated(page.read_text(encoding="utf-8")))

@@ -1,0 +1,72 @@
+"""What README and docs show of records is what the records say."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def records() -> ModuleType:
+    return script("draw_records")
+
+
+@pytest.fixture(scope="module")
+def status() -> ModuleType:
+    return script("readme_status")
+
+
+@pytest.mark.parametrize("name", ["leak.svg", "speed.svg"])
+def test_the_pictures_are_those_of_the_records(records: ModuleType, name: str) -> None:
+    draw: Callable[[], str] = records.PICTURES[name]
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == draw()
+
+
+def test_a_bar_is_as_long_as_its_value(records: ModuleType) -> None:
+    panel = records.Panel("t", "n", [records.Bar("a", 3.0, "3"), records.Bar("b", 6.0, "6")])
+    room = records.WIDTH - records.LEFT - records.RIGHT
+    assert f'width="{room / 2:.1f}"' in panel.svg(0)
+    assert f'width="{room:.1f}"' in panel.svg(0)
+
+
+def test_the_status_is_that_of_the_records(status: ModuleType) -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert status.updated(page) == page
+
+
+def test_a_stale_status_is_seen(status: ModuleType) -> None:
+    page = f"a\n{status.BEGIN}\nstale figure\n{status.END}\nb\n"
+    made = status.updated(page)
+    assert "stale figure" not in made
+    assert made.startswith("a\n")
+    assert made.endswith("\nb\n")
+
+
+def test_without_records_nothing_is_called_measured(
+    status: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "RESULTS", tmp_path)
+    rows = [status.cpu_row(), status.kernels_row(), status.runtime_row(), status.engines_row()]
+    assert all(row[1] != "measured" for row in rows)
+
+
+def test_every_record_is_listed_with_its_command() -> None:
+    listing = script("list_records")
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert listing.updated(page) == page
+    rows = listing.table().splitlines()[2:]
+    assert len(rows) == len(list((ROOT / "bench" / "results").rglob("*.json*")))
+    assert all("`hmc-fast " in row for row in rows)
