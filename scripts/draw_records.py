@@ -16,7 +16,7 @@ from hmc_fast.reporting import milliseconds
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 LEAKAGE = RESULTS / "study" / "mias-leakage.json"
-MODELS = RESULTS / "cpu-models.jsonl"
+MODELS = RESULTS / "cpu-models-1024.jsonl"
 MAIN = RESULTS / "mias-hmc_net_lesions-512-cpu.jsonl"
 CASE = "hmc_net@1024x1"
 
@@ -113,17 +113,19 @@ def leak() -> str:
 def speed() -> str:
     """Latency of HMC-Net at 1024², and what each peer's process holds in the main job."""
     models, main = read_record(MODELS), read_record(MAIN)
-    timed = [
-        row
-        for row in models.measurements
-        if row.case == CASE and row.task == "inference" and row.p50_ms is not None
-    ]
     threads = models.environment["cpu_threads"]
-    latency = Panel(
-        "HMC-Net, one film of 1024×1024, median latency in ms",
-        f"{models.device['name']}, {threads} threads, fp32; shorter is better",
-        [_bar(row, row.p50_ms, milliseconds(row.p50_ms)) for row in _sorted(timed, "p50_ms")],
-    )
+    latencies = []
+    for precision in ("fp32", "bf16"):
+        timed = [
+            row
+            for row in models.measurements
+            if (row.case, row.task, row.precision) == (CASE, "inference", precision)
+            and row.p50_ms is not None
+        ]
+        title = f"HMC-Net, one film of 1024×1024, median latency in ms, {precision}"
+        note = f"{models.device['name']}, {threads} threads; shorter is better"
+        bars = [_bar(row, row.p50_ms, milliseconds(row.p50_ms)) for row in _sorted(timed, "p50_ms")]
+        latencies.append(Panel(title, note, bars))
     assert main.study is not None
     held = [row for row in main.measurements if row.peak_mib is not None]
     memory = Panel(
@@ -131,7 +133,7 @@ def speed() -> str:
         f"{main.study.data['films']} films, 512×320, {main.device['name']}; shorter is better",
         [_bar(row, row.peak_mib, f"{row.peak_mib:.0f}") for row in _sorted(held, "peak_mib")],
     )
-    return picture("Latency and memory of HMC-Net on a CPU", [latency, memory])
+    return picture("Latency and memory of HMC-Net on a CPU", [*latencies, memory])
 
 
 def _sorted(rows: Sequence[Measurement], key: str) -> list[Measurement]:

@@ -44,15 +44,27 @@ def accuracy_row() -> list[str]:
 def cpu_row() -> list[str]:
     """HMC-Net on a CPU by our attention, against eager PyTorch in the same run."""
     for path, record in records():
-        if record.device.get("kind") != "cuda":
-            rows = {r.peer: r for r in _timed(record) if r.case == MODELS}
-            if "cpu" in rows and "eager" in rows:
-                ours, eager = rows["cpu"].p50_ms, rows["eager"].p50_ms
-                assert ours is not None
-                assert eager is not None
-                found = f"HMC-Net at 1024²: {ours / 1e3:.1f} s a film, eager {eager / 1e3:.1f} s"
-                return ["attention on a CPU", "measured", found, _link(path)]
+        if record.device.get("kind") == "cuda":
+            continue
+        found = [text for p in ("fp32", "bf16") if (text := _cpu_figures(record, p))]
+        if found:
+            text = f"HMC-Net at 1024², a film: {'; '.join(found)}"
+            return ["attention on a CPU", "measured", text, _link(path)]
     return ["attention on a CPU", "unmeasured", "", "–"]
+
+
+def _cpu_figures(record: Record, precision: str) -> str | None:
+    rows = {r.peer: r for r in _timed(record) if (r.case, r.precision) == (MODELS, precision)}
+    if not {"cpu_prepared", "eager", "openvino"} <= set(rows):
+        return None
+    ours, eager, openvino = (rows[p].p50_ms for p in ("cpu_prepared", "eager", "openvino"))
+    assert ours is not None
+    assert eager is not None
+    assert openvino is not None
+    return (
+        f"{precision} {ours / 1e3:.1f} s, eager PyTorch {eager / 1e3:.1f} s, "
+        f"OpenVINO {openvino / 1e3:.1f} s"
+    )
 
 
 def kernels_row() -> list[str]:
