@@ -32,6 +32,7 @@ COMMANDS = (
     Command("cv", "cv:cv", "Train every model on every fold; resumable."),
     Command("evaluate", "evaluate:evaluate", "Metrics on patients that a model has not seen."),
     Command("predict", "predict:predict", "Class probabilities of films or archives."),
+    Command("score", "score:score", "Class probabilities by a Triton Inference Server."),
     Command("explain", "explain:explain", "Maps of films: lesions, Grad-CAM, attended scales."),
     Command("localise", "localise:localise", "Maps against annotated lesions."),
     Command("leakage-probe", "leakage_probe:leakage_probe", "What a leaking split makes of AUC."),

@@ -249,6 +249,11 @@ def triton_server(
     max_queue_delay: Annotated[
         int, typer.Option(help="Longest wait for a fuller batch, in microseconds.")
     ] = 2000,
+    film_model: Annotated[
+        str, typer.Option(help="Name of the model that takes films as files.")
+    ] = "hmc_film",
+    readers: Annotated[int, typer.Option(help="Processes that read films for it.")] = 1,
+    allow_raw: options.AllowRaw = False,
     precision: Precision = "fp32",
     batch: Batch = "1,8,64",
     size: Size = None,
@@ -256,9 +261,10 @@ def triton_server(
     *,
     effective: Effective,
 ) -> None:
-    """A model repository for NVIDIA Triton Inference Server, with its config.pbtxt.
+    """A model repository for NVIDIA Triton Inference Server: the model, and one that takes films.
 
-    A checkpoint is exported to ONNX first; the options after --max-queue-delay are for that.
+    A checkpoint is exported to ONNX first; the options after --allow-raw are for that. The film
+    model runs in the server's Python, which needs hmc-fast; hmc-fast score sends it films.
 
     Example: [bold]hmc-fast export triton-server model.onnx --out repository[/bold]
     """
@@ -266,7 +272,9 @@ def triton_server(
     from hmc_fast.export.serving import ServingOptions, write_model_repository
     from hmc_fast.export.sidecar import Profile
 
-    chosen = ServingOptions(name, version, instances, device, max_queue_delay)
+    chosen = ServingOptions(
+        name, version, instances, device, max_queue_delay, film_model, readers, allow_raw
+    )
     with tempfile.TemporaryDirectory() as folder, progress_bar("steps") as report:
         artefact = source
         if source.suffix == ".safetensors":

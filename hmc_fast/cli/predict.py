@@ -111,7 +111,7 @@ def predict(
     target = device_by_name(device)
     sources = find_sources(files)
     tables = [path for path in files if path.is_file()]
-    _check_out(out, chunk, [*checkpoint, *tables, *(source.path for source in sources)])
+    check_out(out, chunk, [*checkpoint, *tables, *(source.path for source in sources)])
     members = load_ensemble(checkpoint, backend=backend, device=target)
     metadata = members[0].metadata
     compare = metadata.bilateral if bilateral is None else bilateral
@@ -142,12 +142,12 @@ def predict(
         "decision": decision.to_json(),
     }
     if out is None:
-        _print_results(job, decision, record, as_json)
+        print_results(job, decision, record, as_json)
     else:
-        _write_table(job, decision, record, out, chunk, effective, as_json)
+        write_scores(job, decision, record, out, chunk, effective, as_json)
 
 
-def _check_out(out: Path | None, chunk: str | None, inputs: Sequence[Path]) -> None:
+def check_out(out: Path | None, chunk: str | None, inputs: Sequence[Path]) -> None:
     """Raises :class:`UserError` for a table that cannot or must not be written."""
     from hmc_fast.files import refuse_overwrite
     from hmc_fast.prediction.job import parts_folder, share_of
@@ -166,9 +166,10 @@ def _check_out(out: Path | None, chunk: str | None, inputs: Sequence[Path]) -> N
             raise UserError(f"--out {out}: exists, and no prediction that can be continued made it")
 
 
-def _print_results(
+def print_results(
     job: "PredictionJob", decision: "Decision", record: dict[str, Any], as_json: bool
 ) -> None:
+    """Score and print; exit code 1 where a film has no score."""
     from hmc_fast.prediction.job import Failure
     from hmc_fast.prediction.levels import predicted_class
 
@@ -219,7 +220,7 @@ def _subject(result: "Result", level: str) -> dict[str, Any]:
     }
 
 
-def _write_table(
+def write_scores(
     job: "PredictionJob",
     decision: "Decision",
     record: dict[str, Any],
@@ -228,6 +229,7 @@ def _write_table(
     effective: Effective,
     as_json: bool,
 ) -> None:
+    """Score into a table and say so; exit code 1 where a film has no score."""
     from hmc_fast.environment import environment
     from hmc_fast.files import write_json
     from hmc_fast.prediction.job import ALL, parts_folder, share_of

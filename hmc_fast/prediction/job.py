@@ -16,6 +16,7 @@ from hmc_fast.errors import UserError
 from hmc_fast.prediction.levels import Result, results
 from hmc_fast.prediction.manifest import Chunk, Manifest, frozen_manifest, make_manifest
 from hmc_fast.prediction.parts import part_path, read_part, write_part
+from hmc_fast.prediction.remote import RemoteScorer
 from hmc_fast.prediction.scores import FilmScore, Scorer
 from hmc_fast.prediction.sources import Source
 from hmc_fast.prediction.tables import write_table
@@ -72,7 +73,7 @@ class PredictionJob:
     """
 
     sources: Sequence[Source]
-    scorer: Scorer
+    scorer: Scorer | RemoteScorer
     scoring: dict[str, Any]
     class_names: tuple[str, ...]
     level: str
