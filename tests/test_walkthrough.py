@@ -54,7 +54,7 @@ def commands() -> list[list[str]]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the README takes for granted: films, a checkpoint, a trunk's parameters."""
-    write_phantoms(tmp_path / "data" / "mias", patients=8, size=128, seed=3)
+    write_phantoms(tmp_path / "data" / "mias", patients=18, size=128, seed=1)
     shutil.copytree(tmp_path / "data" / "mias", tmp_path / "archive")
     shutil.copy(tmp_path / "archive" / "mdb001.pgm", tmp_path / "film.pgm")
     model = create_model("hmc_net_resnet18")
