@@ -38,7 +38,7 @@ SHORTER = {
     "leakage-probe": "--size 32 --epochs 1 --folds 2 --copies 2",
     "kernels resources": "--target sm_90 --defaults-only",
 }
-"""Options that go after a line's own where it would take minutes or days: the same work, less of it."""
+"""Options that go after a line's own where it would take minutes or days: less of the same work."""
 
 
 def code(language: str) -> list[str]:
@@ -54,7 +54,7 @@ def commands() -> list[list[str]]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the README takes for granted: films, a checkpoint, a trunk's parameters."""
-    write_phantoms(tmp_path / "data" / "mias", patients=8, size=128, seed=3)
+    write_phantoms(tmp_path / "data" / "mias", patients=18, size=128, seed=1)
     shutil.copytree(tmp_path / "data" / "mias", tmp_path / "archive")
     shutil.copy(tmp_path / "archive" / "mdb001.pgm", tmp_path / "film.pgm")
     model = create_model("hmc_net_resnet18")
