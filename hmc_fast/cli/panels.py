@@ -13,7 +13,7 @@ PANELS = {
     "Image": "size also-size width native crop-breast face-left average-flips",
     "Model": (
         "model models checkpoint weights trunk threshold at-specificity layer class method "
-        "score-channels steps sanity-films name version nested recipes seeds"
+        "score-channels steps sanity-films name version nested recipes seeds film-model"
     ),
     "Training": (
         "epochs head-epochs train-trunk dropout learning-rate schedule warmup-epochs weight-decay "
@@ -22,10 +22,13 @@ PANELS = {
     "Graph or engine": (
         "runtime batch-sizes quantise gpu-memory target flavour timing-cache version-compatible "
         "hardware-compatible plugin check require-engine max-logit max-auc record instances "
-        "max-queue-delay"
+        "max-queue-delay readers"
     ),
     "Measurement": "preset case peer pass graphs seconds minutes profile",
-    "Machine": "device devices num-nodes backend engine precision batch-size workers chunk job",
+    "Machine": (
+        "device devices num-nodes backend engine precision batch-size workers chunk job server "
+        "connections timeout"
+    ),
     "Output": "out maps list list-jobs json config",
 }
 """Names of options without dashes in front."""

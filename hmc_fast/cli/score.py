@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from hmc_fast.cli import options
+from hmc_fast.cli.choices import choice
 from hmc_fast.cli.config_file import Effective, takes_config
-from hmc_fast.cli.predict import check_out, print_results, write_scores
+from hmc_fast.cli.predict import LEVELS, check_out, print_results, write_scores
 from hmc_fast.errors import UserError
 
 
@@ -22,7 +23,7 @@ def score(
     out: Annotated[
         Path | None, typer.Option(help="Table to write, .csv or .parquet; resumable.")
     ] = None,
-    level: Annotated[str, typer.Option(help="A result for each film, breast or patient.")] = "film",
+    level: Annotated[str, choice("level", LEVELS, help="Whose results the rows are.")] = "film",
     threshold: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Probability from which on class 1 is predicted."),

@@ -123,7 +123,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         if process.poll() is not None:
             pytest.fail(f"tritonserver ended: {log.read_text()[-3000:]}")
         try:
-            with urlopen(ready, timeout=5) as answer:  # noqa: S310  # our own server
+            with urlopen(ready, timeout=5) as answer:  # our own server
                 if answer.status == 200:
                     return
         except (URLError, OSError):
