@@ -14,7 +14,7 @@ IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --dist loadfile
 WHEEL := build/wheel
 ON_WHEEL := PYTHONPATH=$(CURDIR)/$(WHEEL) PYTHONSAFEPATH=1
 
-.PHONY: bench study test test-systems test-exhaustive fuzz docs readme-table clean
+.PHONY: bench study lint test test-systems test-exhaustive fuzz docs readme-table clean
 
 bench: $(VENV)/installed
 	$(VENV)/bin/hmc-fast bench
@@ -22,11 +22,13 @@ bench: $(VENV)/installed
 study: $(VENV)/installed
 	sh scripts/study.sh "$(DATA)" "$(WEIGHTS)"
 
-test: $(VENV)/installed-dev $(WHEEL)
+lint: $(VENV)/installed-dev $(WHEEL)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	cd $(WHEEL) && $(CURDIR)/$(VENV)/bin/mypy -p hmc_fast --config-file $(CURDIR)/pyproject.toml
 	cd $(WHEEL) && $(CURDIR)/$(VENV)/bin/lint-imports --config $(CURDIR)/pyproject.toml
+
+test: lint
 	$(ON_WHEEL) OMP_NUM_THREADS=1 $(PYTEST) $(IN_PARALLEL) -m "not systems" --ignore=tests/kernels/interpreter --ignore=tests/speed
 	$(ON_WHEEL) TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) --numprocesses $(TEST_PROCESSES) --dist worksteal tests/kernels/interpreter
 	$(ON_WHEEL) $(PYTEST) tests/speed
