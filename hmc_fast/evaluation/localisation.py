@@ -88,7 +88,7 @@ class Localisation:
     kind: Literal["localisation"]
     model: str
     task: str
-    checkpoints: list[str]
+    checkpoints: int
     training: dict[str, Any]
     films: int
     patients: int
