@@ -42,7 +42,7 @@ def localisation() -> dict[str, Any]:
         "kind": "localisation",
         "model": "hmc_net",
         "task": "malignant",
-        "checkpoints": ["a"],
+        "checkpoints": 1,
         "training": {"protocol": "patient", "config": {}},
         "films": 1,
         "patients": 1,

@@ -25,11 +25,9 @@ PANELS = {
         "max-queue-delay readers"
     ),
     "Measurement": "preset case peer pass graphs seconds minutes profile",
-    "Machine": (
-        "device devices num-nodes backend engine precision batch-size workers chunk job server "
-        "connections timeout"
-    ),
-    "Output": "out maps list list-jobs json config",
+    "Machine": ("device devices num-nodes backend engine precision batch-size workers chunk job"),
+    "Network": "server host port ae allow send-to tls-cert tls-key tls-ca connections timeout",
+    "Output": "out maps dicom-out queue queue-films max-mib list list-jobs json config",
 }
 """Names of options without dashes in front."""
 

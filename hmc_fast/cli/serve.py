@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hmc_fast.cli import options
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import errors
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -17,6 +18,7 @@ def serve() -> None:
 
 
 @group.command()
+@takes_config
 def dicom(
     checkpoint: options.Checkpoint,
     send_to: Annotated[str, typer.Option(help="Where results go, as AE@host:port.")],
@@ -48,6 +50,8 @@ def dicom(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")] = "auto",
     backend: options.Backend = "auto",
+    *,
+    effective: Effective,
 ) -> None:
     """A DICOM node: films in by C-STORE, a report and an overlay back. Research only.
 
@@ -86,6 +90,7 @@ def dicom(
         )
 
     def on_ready(bound: int) -> None:
+        effective.keep(queue)
         errors.print(
             f"{settings.ae} listens on {host}:{bound}; research software, no diagnoses",
             markup=False,

@@ -205,7 +205,7 @@ def map_scores(model: str) -> dict[str, Any]:
         "task": "malignant",
         "films": 4,
         "patients": 3,
-        "checkpoints": [],
+        "checkpoints": 1,
         "films_by_severity": {"malignant": 4},
         "left_out": {},
         "environment": {},
