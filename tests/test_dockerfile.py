@@ -17,7 +17,9 @@ def test_everything_that_the_wheel_needs_is_copied_and_nothing_is_ignored() -> N
     folders = project["tool"]["setuptools"]["package-dir"].values()
     assert {folder.split("/")[0] for folder in folders} <= copied
     assert {project["project"]["readme"], *project["project"]["license-files"]} <= copied
-    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"}
+    kept = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
+    }
     assert kept == copied
 
 

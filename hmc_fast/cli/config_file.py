@@ -37,15 +37,15 @@ class Effective:
     command: str
     values: Mapping[str, Any]
 
-    def keep(self, result: Path) -> None:
-        """Write them into a folder of results, or beside a file.
+    def keep(self, result: Path, *, inside: bool = True) -> None:
+        """Write them into a folder of results, or beside a file or a folder that is not our own.
 
         Raises :class:`UserError` where that cannot be written.
         """
         from hmc_fast.files import write_text
 
         beside = result.with_name(f"{result.name}.{OPTIONS_FILE}")
-        path = result / OPTIONS_FILE if result.is_dir() else beside
+        path = result / OPTIONS_FILE if inside and result.is_dir() else beside
         dumped = yaml.safe_dump(dict(self.values), sort_keys=False, allow_unicode=True)
         write_text(path, f"# {self.command} --config {path.name}\n{dumped}")
 

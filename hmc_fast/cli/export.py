@@ -204,7 +204,7 @@ def kernels(
         traced = trace_checkpoint(checkpoint, precision=precision, size=size, on_progress=report)
         calls = attention_calls(traced.program)
         manifest = write_kernels(calls, targets, checkpoint, precision, out)
-    effective.keep(out)
+    effective.keep(out, inside=False)
     uses = check_kernels(out, read_manifest(out)) if check else []
     if as_json:
         print_json(

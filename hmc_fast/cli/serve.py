@@ -90,7 +90,7 @@ def dicom(
         )
 
     def on_ready(bound: int) -> None:
-        effective.keep(queue)
+        effective.keep(queue, inside=False)
         errors.print(
             f"{settings.ae} listens on {host}:{bound}; research software, no diagnoses",
             markup=False,

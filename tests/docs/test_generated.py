@@ -1,6 +1,7 @@
 """What README and docs show of records is what the records say."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -69,4 +70,15 @@ def test_every_record_is_listed_with_its_command() -> None:
     assert listing.updated(page) == page
     rows = listing.table().splitlines()[2:]
     assert len(rows) == len(list((ROOT / "bench" / "results").rglob("*.json*")))
-    assert all("`hmc-fast " in row for row in rows)
+    assert all("`hmc-fast " in row or "`python scripts/" in row for row in rows)
+
+
+def test_the_profile_is_that_of_its_record_and_adds_up() -> None:
+    profile = script("profile_cpu")
+    record = json.loads((ROOT / "bench" / "results" / "cpu-profile.json").read_text())
+    page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    assert profile.updated(page, record) == page
+    for row in record["rows"]:
+        groups = dict(row["groups_ms"])
+        whole = groups.pop("whole")
+        assert sum(groups.values()) == pytest.approx(whole, rel=1e-3)
