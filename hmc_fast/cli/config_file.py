@@ -26,6 +26,8 @@ from hmc_fast.cli.panels import with_panel
 from hmc_fast.errors import UserError
 
 OPTIONS_FILE = "options.yaml"
+MARK = "# hmc-fast "
+"""What a file of kept options begins with."""
 NOT_KEPT = ("config", "help")
 """Parameters that are no part of what a result was made by."""
 
@@ -40,14 +42,36 @@ class Effective:
     def keep(self, result: Path, *, inside: bool = True) -> None:
         """Write them into a folder of results, or beside a file or a folder that is not our own.
 
-        Raises :class:`UserError` where that cannot be written.
+        Raises :class:`UserError` where that cannot be written, or would replace another file.
         """
         from hmc_fast.files import write_text
 
-        beside = result.with_name(f"{result.name}.{OPTIONS_FILE}")
-        path = result / OPTIONS_FILE if inside and result.is_dir() else beside
+        within, beside = _places(result)
+        path = within if inside and result.is_dir() else beside
+        check_place(path)
         dumped = yaml.safe_dump(dict(self.values), sort_keys=False, allow_unicode=True)
         write_text(path, f"# {self.command} --config {path.name}\n{dumped}")
+
+
+def check_place(path: Path) -> None:
+    """Raises :class:`UserError` where ``path`` is a file that :meth:`Effective.keep` never made."""
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            ours = file.read(len(MARK)) == MARK.encode()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not ours:
+        raise UserError(
+            f"{path}: no command made it, and it is not overwritten; move it, or name another "
+            "output"
+        )
+
+
+def _places(result: Path) -> tuple[Path, Path]:
+    """Where options are kept: in a folder, or beside what is none."""
+    return result / OPTIONS_FILE, result.with_name(f"{result.name}.{OPTIONS_FILE}")
 
 
 def takes_config(command: Callable[..., None]) -> Callable[..., None]:
@@ -77,6 +101,9 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
             )
         if takes_context:
             values["context"] = context
+        if isinstance(values.get("out"), Path):  # before the work, not after it
+            for place in _places(values["out"]):
+                check_place(place)
         command(effective=_effective(context), **values)
 
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -90,7 +90,7 @@ def explain(
     names = _file_names(films)
     _check_outputs(out, names, maps, files, checkpoint)
     if dicom_out is not None:
-        _check_dicom_out(dicom_out, files)
+        _check_dicom_out(dicom_out, names, files)
     device = default_device()
     model, metadata = load_model(checkpoint, backend=backend, device=device)
     loaded = LoadedModel(folded(model, keep=[layer] if layer else []), metadata)
@@ -198,11 +198,18 @@ def _check_outputs(
         raise UserError(f"--out {out}: holds the films; name a folder for the pictures alone")
 
 
-def _check_dicom_out(folder: Path, films: Sequence[Path]) -> None:
-    """Raises :class:`UserError` where films have no study, or results would lie beside them."""
+def _check_dicom_out(folder: Path, names: Sequence[str], films: Sequence[Path]) -> None:
+    """Raises :class:`UserError` where films have no study, or results would lie beside them.
+
+    Or where results would replace what is none.
+    """
     from hmc_fast.dicom_results.source import check_is_dicom, check_libraries
 
     check_libraries()
+    from hmc_fast.dicom_results.writing import check_replaceable
+
+    for name in names:
+        check_replaceable(folder, name)
     for path in films:
         check_is_dicom(path)
     if any(path.resolve().parent == folder.resolve() for path in films):

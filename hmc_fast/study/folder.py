@@ -20,7 +20,7 @@ from pydantic import Field
 from hmc_fast.data import Folds, read_folds
 from hmc_fast.errors import UserError
 from hmc_fast.files import make_folder, write_json
-from hmc_fast.schema import STRICT, read_json_as
+from hmc_fast.schema import PART, STRICT, read_json_as
 from hmc_fast.training.config import TrainingConfig
 from hmc_fast.training.train import MODEL_FILE
 
@@ -58,14 +58,21 @@ class StudySettings:
 
 
 @dataclass(frozen=True)
-class StoredSettings:
-    """The file :data:`STUDY_FILE`: :meth:`StudySettings.to_json`, and what the films are."""
+class RecordedSettings:
+    """What of a study's settings every record of it has, older ones too."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = PART
     config: dict[str, Any]
     protocol: str
     folds: Annotated[int, Field(ge=2)]
     repeats: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class StoredSettings(RecordedSettings):
+    """The file :data:`STUDY_FILE`: :meth:`StudySettings.to_json`, and what the films are."""
+
+    __pydantic_config__ = STRICT
     copies: int
     data: dict[str, Any]
 

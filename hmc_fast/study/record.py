@@ -18,8 +18,14 @@ from hmc_fast.evaluation.localisation import (
 )
 from hmc_fast.files import write_text
 from hmc_fast.models.registry import MODEL_NAMES
-from hmc_fast.schema import PART, STRICT, parse_json
-from hmc_fast.study.folder import STUDY_FILE, fold_folder, folds_path, read_settings
+from hmc_fast.schema import STRICT, parse_json
+from hmc_fast.study.folder import (
+    STUDY_FILE,
+    RecordedSettings,
+    fold_folder,
+    folds_path,
+    read_settings,
+)
 from hmc_fast.training import TrainingConfig
 from hmc_fast.training.train import PREDICTIONS_FILE, RESULT_FILE, read_result
 
@@ -198,17 +204,6 @@ def _read_localisation(
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """What of a study's settings a record must have."""
-
-    __pydantic_config__ = PART
-    config: dict[str, Any]
-    protocol: str
-    folds: Annotated[int, Field(ge=2)]
-    repeats: Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True)
 class _Header:
     """The first line of a record."""
 
@@ -256,7 +251,7 @@ def _read_file(path: Path) -> StudyRecord:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is neither a study folder nor a study record ({error})") from None
     header = parse_json(_Header, first, f"{path}, a study record, line 1")
-    parse_json(_Settings, json.dumps(header.settings), f"{path} line 1, settings")
+    parse_json(RecordedSettings, json.dumps(header.settings), f"{path} line 1, settings")
     jobs, maps = [], {}
     for number, line in enumerate(lines, start=2):
         source = f"{path}, a study record, line {number}"

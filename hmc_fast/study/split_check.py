@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hmc_fast.data import Film, Preprocessing, film_image
 from hmc_fast.data.mias import patient_in_name
 from hmc_fast.errors import UserError
@@ -81,22 +78,11 @@ def check_split(
             sides_of[film.patient].add(film.side)
     if len(counts) < 2:
         raise UserError(f"{path}: all films are on one side; a split needs at least two")
-    pixels = _small([film.path for film in split], on_progress)
-    pairs = near_duplicates(pixels, [film.side for film in split])
     return SplitReport(
         dict(counts),
         {patient: sorted(sides) for patient, sides in sorted(sides_of.items()) if len(sides) > 1},
         sum(film.patient is None for film in split),
-        [
-            Duplicate(
-                split[pair.first].name,
-                split[pair.first].side,
-                split[pair.second].name,
-                split[pair.second].side,
-                pair.correlation,
-            )
-            for pair in pairs
-        ],
+        _look_alikes(split, on_progress),
     )
 
 
@@ -108,27 +94,22 @@ def copies_across_patients(
     Folds may put them on different sides, so that a model is tested on what it was trained on. The
     sides of a :class:`Duplicate` are the patients.
     """
-    pixels = _small([film.path for film in films], on_progress)
-    return [
-        Duplicate(
-            films[pair.first].film_id,
-            films[pair.first].patient_id,
-            films[pair.second].film_id,
-            films[pair.second].patient_id,
-            pair.correlation,
-        )
-        for pair in near_duplicates(pixels, [film.patient_id for film in films])
-    ]
+    named = [SplitFilm(f.film_id, f.patient_id, f.patient_id, f.path) for f in films]
+    return _look_alikes(named, on_progress)
 
 
-def _small(paths: Sequence[Path], on_progress: Progress) -> list[NDArray[np.floating]]:
-    """The films as :func:`near_duplicates` compares them."""
+def _look_alikes(films: Sequence[SplitFilm], on_progress: Progress) -> list[Duplicate]:
     preprocessing = Preprocessing.square(SIDE)
     pixels = []
-    for path in paths:
-        pixels.append(film_image(path, preprocessing).image[0].numpy())
-        on_progress("comparing films", 1, len(paths))
-    return pixels
+    for film in films:
+        pixels.append(film_image(film.path, preprocessing).image[0].numpy())
+        on_progress("comparing films", 1, len(films))
+    pairs = near_duplicates(pixels, [film.side for film in films])
+    return [
+        Duplicate(a.name, a.side, b.name, b.side, pair.correlation)
+        for pair in pairs
+        for a, b in [(films[pair.first], films[pair.second])]
+    ]
 
 
 def read_split(path: Path, folder: Path, films: list[Film]) -> list[SplitFilm]:

@@ -115,3 +115,17 @@ def test_a_failure_leaves_no_options(phantom_folder: Path, tmp_path: Path) -> No
 
 def test_every_command_is_known_to_this_test() -> None:
     assert {name.split()[0] for name in EVERY} == {command.name for command in COMMANDS}
+
+
+def test_a_file_of_options_that_is_not_ours_is_refused_before_the_work(
+    phantom_folder: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for foreign in (out / "options.yaml", tmp_path / "out.options.yaml"):
+        foreign.write_text("mine")
+        told = fails("train", "--data", phantom_folder, "--model", "resnet18", "--out", out)
+        assert f"{foreign}: no command made it" in told
+        assert foreign.read_text() == "mine"
+        assert [path.name for path in out.iterdir()] == [foreign.name][: foreign.parent == out]
+        foreign.unlink()

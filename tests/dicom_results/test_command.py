@@ -48,3 +48,20 @@ def test_what_has_no_study_gets_no_dicom_results(
     assert "holds the films" in fails("explain", film, *options, tmp_path)
     scale = fails("explain", film, *options, tmp_path / "dicom", "--method", "scale")
     assert "the scale map has no overlay" in scale
+
+
+def test_results_replace_results_and_nothing_else(
+    checkpoint: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    film, out = phantom_file(tmp_path / "in" / "1.dcm", 1), tmp_path / "dicom"
+    words = ["explain", film, "--checkpoint", checkpoint, "--out", tmp_path / "out"]
+    words += ["--method", "gradcam", "--dicom-out", out]
+    assert run([str(word) for word in words]) == 0
+    first = {path: path.read_bytes() for path in out.iterdir()}
+    assert run([str(word) for word in words]) == 0
+    assert {path.name for path in out.iterdir()} == {path.name for path in first}
+    for foreign in (film.read_bytes(), b"notes"):
+        (out / "1.report.dcm").write_bytes(foreign)
+        assert "1.report.dcm: is no result of hmc-fast" in fails(*words)
+        assert (out / "1.report.dcm").read_bytes() == foreign

@@ -5,52 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from lively_models import save_lively
 
 from hmc_fast import create_model
-from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import TASKS, FilmCache, Preprocessing, read_mias
 from hmc_fast.export import OnnxExport, Profile, export_onnx, make_onnx
-from hmc_fast.models import FilmModel
 from hmc_fast.training import TrainingConfig
 from hmc_fast.training.train import MODEL_FILE, TrainingJob, train
 
 SIZE = 64
 
 
-def save(model: FilmModel, path: Path, size: int | tuple[int, int] = SIZE) -> Path:
-    """A checkpoint of an untrained model, its attention switched on."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("gamma"):
-                parameter.normal_(std=0.5)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.2)  # type: ignore[union-attr]  # it has one
-                module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]  # as above
-    metadata = CheckpointMetadata(
-        model.config,
-        "malignant",
-        ("rest", "malignant"),
-        Preprocessing(*(size if isinstance(size, tuple) else (size, size))),
-        {},
-        {},
-    )
-    save_checkpoint(path, model, metadata)
-    return path
-
-
 @pytest.fixture(scope="session")
 def save_model() -> Callable[..., Path]:
-    return save
+    return save_lively
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
-    return save(create_model("hmc_net_resnet18"), folder / "model.safetensors")
+    return save_lively(create_model("hmc_net_resnet18"), folder / "model.safetensors")
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,10 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-from torch import nn
+from lively_models import save_lively
 from tritonserver import Server
 
 from hmc_fast import create_model
-from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
-from hmc_fast.data import Preprocessing
 from hmc_fast.export import export_onnx
 from hmc_fast.export.serving import ServingOptions, write_model_repository
 
@@ -31,22 +29,10 @@ START_S = 120
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model whose attention matters, native frames of 64×64."""
+    """An untrained model whose attention matters."""
     torch.manual_seed(0)
-    model = create_model("hmc_net_resnet18")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("gamma"):
-                parameter.normal_(std=0.5)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.2)  # type: ignore[union-attr]  # it has one
-    metadata = CheckpointMetadata(
-        model.config, "malignant", ("rest", "malignant"), Preprocessing.square(64), {}, {}
-    )
     path = tmp_path_factory.mktemp("served") / "model.safetensors"
-    save_checkpoint(path, model, metadata)
-    return path
+    return save_lively(create_model("hmc_net_resnet18"), path)
 
 
 @pytest.fixture(scope="session")
