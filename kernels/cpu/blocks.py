@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -42,9 +42,9 @@ ROUNDED_FORWARD = BlockShape(queries=2048, keys=1024)
 BACKWARD = BlockShape(queries=1024, keys=512)
 
 
-def forward_block(dtype: torch.dtype) -> BlockShape:
-    """For inputs of ``dtype``."""
-    return ROUNDED_FORWARD if rounds_products(dtype) else FORWARD
+def forward_block(q: Tensor, keys: Sequence[Tensor]) -> BlockShape:
+    """For ``q [·, M, …]`` and ``keys[s] [·, N_s, …]``."""
+    return ROUNDED_FORWARD if rounds_products(q, keys) else FORWARD
 
 
 @dataclass(frozen=True)

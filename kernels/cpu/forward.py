@@ -39,7 +39,7 @@ def attend(
     ``keys[s] [G, N_s, Dqk]``, ``values[s] [G, N_s, Dv_s]`` and ``outs[s] [G, M, Dv_s]`` may be of
     any dtype; ``lse [G, M]`` and ``weights [G, M, S]`` are fp32.
     """
-    block = forward_block(q.dtype)
+    block = forward_block(q, keys)
     for span in spans(q.shape[1], block.queries):
         rows = _Rows(q[:, span].float(), scale, [out[:, span] for out in outs])
         for s, (key, value) in enumerate(zip(keys, values, strict=True)):

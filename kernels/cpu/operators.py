@@ -31,8 +31,8 @@ def multi_scale_attention(
     outs = [q.new_empty(batch, queries, heads, v.shape[3]) for v in vs]
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     weights = lse.new_empty(batch, heads, queries, len(vs))
-    with products_of(q.dtype):
-        for group in head_groups(q, max(k.shape[1] for k in ks), forward_block(q.dtype)):
+    with products_of(q, ks):
+        for group in head_groups(q, max(k.shape[1] for k in ks), forward_block(q, ks)):
             attend(
                 group.tokens(q),
                 [group.tokens(k) for k in ks],
@@ -79,7 +79,7 @@ def multi_scale_attention_backward(
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dks = [torch.empty_like(k, memory_format=torch.contiguous_format) for k in ks]
     dvs = [torch.empty_like(v, memory_format=torch.contiguous_format) for v in vs]
-    with products_of(q.dtype):
+    with products_of(q, ks):
         for group in head_groups(q, max(k.shape[1] for k in ks), BACKWARD):
             side = QuerySide.of(
                 group.tokens(q),

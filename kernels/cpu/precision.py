@@ -8,17 +8,27 @@ products runs meanwhile; fp32 products of *other* code in other threads may be r
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 _SETTING = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # of the module's class
 
 
-def rounds_products(dtype: torch.dtype) -> bool:
-    """Whether products of inputs of ``dtype`` are computed in bf16 on this processor."""
-    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+LEAST_SCORES = 2**16
+"""Of a head: below, preparing a rounded product costs more than it saves. Measured at 96² and 384²,
+on either side of it, on two idle cores."""
+
+
+def rounds_products(q: Tensor, keys: Sequence[Tensor]) -> bool:
+    """Whether products of ``q [·, M, …]`` and ``keys[s] [·, N_s, …]`` are computed in bf16 here."""
+    return (
+        q.dtype == torch.bfloat16
+        and q.shape[1] * sum(key.shape[1] for key in keys) >= LEAST_SCORES
+        and torch.cpu._is_amx_tile_supported()
+    )
 
 
 class _Turns:
@@ -53,12 +63,12 @@ _turns = _Turns()
 
 
 @contextmanager
-def products_of(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, products are rounded or exact, as :func:`rounds_products` says for ``dtype``."""
+def products_of(q: Tensor, keys: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, products are rounded or exact, as :func:`rounds_products` says."""
     if not torch.cpu._is_amx_tile_supported():
         yield
         return
-    _turns.enter(rounds_products(dtype))
+    _turns.enter(rounds_products(q, keys))
     try:
         yield
     finally:

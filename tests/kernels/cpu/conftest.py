@@ -2,7 +2,13 @@
 
 import pytest
 
-from hmc_fast.kernels.cpu import backward, blocks, operators
+from hmc_fast.kernels.cpu import backward, blocks, operators, precision
+
+
+@pytest.fixture(autouse=True)
+def _small_problems_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On processors that round at all."""
+    monkeypatch.setattr(precision, "LEAST_SCORES", 1)
 
 
 @pytest.fixture

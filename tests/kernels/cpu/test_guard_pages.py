@@ -9,10 +9,11 @@ import pytest
 Run = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 CHECK = """
-from hmc_fast.kernels.cpu import backward, blocks, forward
+from hmc_fast.kernels.cpu import backward, blocks, forward, precision
 from hmc_fast.kernels.cpu.precision import products_of
 from hmc_fast.kernels.testing import textbook_attention
 
+precision.LEAST_SCORES = 1
 blocks.FORWARD = blocks.ROUNDED_FORWARD = blocks.BlockShape(queries=32, keys=16)
 backward.BACKWARD = blocks.BlockShape(queries=16, keys=48)
 torch.manual_seed(0)
@@ -33,7 +34,7 @@ for at_end in (False, True):
             outs = [blank(1, queries, d) for d in value_widths]
             lse = blank(1, queries, dtype=torch.float32)
             weights = blank(1, queries, len(lengths), dtype=torch.float32)
-            with products_of(dtype):
+            with products_of(q, ks):
                 forward.attend(q, ks, vs, 0.25, outs, lse, weights)
             expected = textbook_attention(
                 q[:, :, None].double(), [k[:, :, None].double() for k in ks],
@@ -46,7 +47,7 @@ for at_end in (False, True):
             placed = [blank(*g.shape) for g in gradients]
             n = len(ks)
             for dq, *others in (gradients, placed):
-                with products_of(dtype):
+                with products_of(q, ks):
                     backward.differentiate(side, ks, vs, 0.25, dq, others[:n], others[n:])
             for a, b in zip(gradients, placed):
                 assert torch.equal(a, b)

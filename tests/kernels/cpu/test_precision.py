@@ -14,6 +14,14 @@ def setting() -> str:
     return torch.backends.mkldnn.matmul.fp32_precision
 
 
+def problem(
+    dtype: torch.dtype, queries: int = 3, lengths: tuple[int, ...] = (3,)
+) -> tuple[Tensor, list[Tensor]]:
+    return torch.ones(1, queries, 1, 8, dtype=dtype), [
+        torch.ones(1, length, 1, 8, dtype=dtype) for length in lengths
+    ]
+
+
 @pytest.fixture(params=[False, True], ids=["without tiles", "with tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)
@@ -23,16 +31,23 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 def test_only_bf16_inputs_round_and_only_with_tiles(tiles: bool) -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        with precision.products_of(dtype):
+        with precision.products_of(*problem(dtype)):
             rounds = tiles and dtype == torch.bfloat16
             assert setting() == ("bf16" if rounds else "none")
-            assert precision.rounds_products(dtype) == rounds
+            assert precision.rounds_products(*problem(dtype)) == rounds
+
+
+def test_small_problems_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(precision, "LEAST_SCORES", 24)
+    assert precision.rounds_products(*problem(torch.bfloat16, 4, (1, 5)))
+    assert not precision.rounds_products(*problem(torch.bfloat16, 4, (5,)))
 
 
 def test_the_setting_of_the_user_comes_back(tiles: bool) -> None:
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"
     try:
-        with pytest.raises(ZeroDivisionError), precision.products_of(torch.bfloat16):
+        with pytest.raises(ZeroDivisionError), precision.products_of(*problem(torch.bfloat16)):
             raise ZeroDivisionError
         assert setting() == "ieee"
     finally:
@@ -45,18 +60,18 @@ def test_exact_calls_wait_for_rounding_ones(monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[str] = []
 
     def round_for_a_while() -> None:
-        with precision.products_of(torch.bfloat16):
+        with precision.products_of(*problem(torch.bfloat16)):
             inside.set()
             leave.wait(10)
 
     def exact() -> None:
-        with precision.products_of(torch.float32):
+        with precision.products_of(*problem(torch.float32)):
             seen.append(setting())
 
     threads = [threading.Thread(target=target) for target in (round_for_a_while, exact)]
     threads[0].start()
     assert inside.wait(10)
-    with precision.products_of(torch.bfloat16):  # the same kind runs beside it
+    with precision.products_of(*problem(torch.bfloat16)):  # the same kind runs beside it
         assert setting() == "bf16"
     threads[1].start()
     threads[1].join(0.2)
