@@ -95,6 +95,9 @@ def lesions(
         int,
         typer.Option(help="Rows of the image, pixels of a film's longer side, a multiple of 32."),
     ] = NATIVE_SIZE,
+    clahe: Annotated[
+        bool, typer.Option("--clahe", help="Equalise the local contrast of films (CLAHE).")
+    ] = False,
     allow_missing: options.AllowMissing = False,
     folds: options.FoldCount = 5,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many partitions.")] = 3,
@@ -124,13 +127,14 @@ def lesions(
 
     if not weights.is_file():
         raise UserError(f"--weights {weights}: no such file; name the trunk's safetensors file")
-    preprocessing = Preprocessing(size, native_width(size), native=True)
+    preprocessing = Preprocessing(size, native_width(size), native=True, clahe=clahe)
     settings = LesionSettings(trunk, weights.name, folds, preprocessing)
     command = (
         f"hmc-fast study lesions --data {data.resolve().name} --weights {weights.name} "
         f"--out {out.resolve().name} --trunk {trunk} --size {size} --folds {folds} "
         f"--seeds {seeds} --seed {seed}{' --nested' if nested else ''}"
-        f"{' --recipes' if recipes else ''}{' --allow-missing' if allow_missing else ''}"
+        f"{' --recipes' if recipes else ''}{' --clahe' if clahe else ''}"
+        f"{' --allow-missing' if allow_missing else ''}"
     )
     with progress_bar("films or folds") as report:
         record = run_lesion_study(

@@ -16,7 +16,7 @@ from hmc_fast.evaluation.operating import resampled_average_precision, resampled
 from hmc_fast.evaluation.predictions import mean_resampled_auc
 from hmc_fast.reporting import with_interval
 from hmc_fast.study.lesion_record import FilmRow, LesionRecord, SeedRecord
-from hmc_fast.study.lesions import RECIPES, TASK, LesionRecipe
+from hmc_fast.study.lesions import RECIPES, SCORED_RECIPES, TASK, LesionRecipe
 from hmc_fast.study.tables import Table
 from hmc_fast.training.lesion_fit import RING
 
@@ -71,22 +71,24 @@ def changes_table(record: LesionRecord, others: Sequence[LesionRecord] = ()) -> 
     rows = [["as it is", str(_mean_auc(record.seeds, fixed)), "–"]]
     if not all(seed.recipes for seed in record.seeds):
         raise UserError("the record has no scores of all recipes; run study lesions --recipes")
-    for number, recipe in enumerate(RECIPES):
+    for number, recipe in enumerate(SCORED_RECIPES):
         label = _change(recipe)
         if label is not None:
             scores = [seed.recipes[number].scores for seed in record.seeds]
             rows.append([label, *_against(record.seeds, scores, fixed)])
     for other in others:
-        seeds = [[(film.film, film.label, film.fold) for film in s.films] for s in other.seeds]
-        if seeds != [
-            [(film.film, film.label, film.fold) for film in s.films] for s in record.seeds
-        ]:
+        if _who(other) != _who(record):
             raise UserError("records of other films, folds or seeds cannot be compared")
-        prepared = other.settings.preprocessing
         scores = [tuple(film.bilateral for film in seed.films) for seed in other.seeds]
-        label = f"breasts in {prepared.height}×{prepared.width} pixels"
-        rows.append([label, *_against(record.seeds, scores, fixed)])
+        rows.append([_preparation(other), *_against(record.seeds, scores, fixed)])
     return Table(["change", "AUC [95 % CI]", "gain [95 % CI]"], rows, protocol(record))
+
+
+def _preparation(record: LesionRecord) -> str:
+    """How the films of a record were prepared."""
+    prepared = record.settings.preprocessing
+    contrast = ", contrast equalised (CLAHE)" if prepared.clahe else ""
+    return f"breasts in {prepared.height}×{prepared.width} pixels{contrast}"
 
 
 def _who(record: LesionRecord) -> list[list[tuple[str, int, int]]]:
@@ -103,6 +105,10 @@ def _change(recipe: LesionRecipe) -> str | None:
         labels.append(f"{recipe.readout.replace('_', ' ')} in place of {fixed.readout}")
     if recipe.bilateral != fixed.bilateral:
         labels.append("a film by itself")
+    if recipe.circles != fixed.circles:
+        labels.append("labels of whole films in place of circles")
+    if recipe.calcification != fixed.calcification:
+        labels.append("the calcification map in the score too")
     return labels[0] if len(labels) == 1 else None
 
 

@@ -225,9 +225,9 @@ def _score_recipes(
     partition = make_folds(list(cohort.films), list(cohort.labels), TASK, folds, seed)
     scores = recipe_scores(
         cohort,
-        training_positions(cohort, seed),
         partition,
         penalty=record.settings.penalty,
+        seed=seed,
         on_fold=lambda fold: on_progress(label, 1, steps),
     )
     rows = tuple(RecipeRow(recipe, tuple(values.tolist())) for recipe, values in scores.items())

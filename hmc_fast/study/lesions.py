@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hmc_fast.data import TASKS, Film, Folds, make_folds
 from hmc_fast.evaluation import Predictions
 from hmc_fast.evaluation.bilateral import compare_films, margin_logits
-from hmc_fast.models.lesion_head import READOUTS, LesionHead, smooth
+from hmc_fast.models.lesion_head import LESION_MAPS, READOUTS, LesionHead, smooth
 from hmc_fast.training.features import FilmFeatures, read_features
 from hmc_fast.training.lesion_fit import (
     LESION_STAGES,
@@ -23,6 +23,7 @@ from hmc_fast.training.lesion_fit import (
     film_positions,
     film_scores,
     fit_lesion_head,
+    labelled_positions,
 )
 
 TASK = TASKS["malignant"]
@@ -61,12 +62,15 @@ class LesionRecipe:
     """One way from features to a film's score.
 
     ``stages`` are those that the head is fitted on, ``readout`` is one of :data:`READOUTS`;
-    ``bilateral`` compares a film with the other breast.
+    ``bilateral`` compares a film with the other breast. Without ``circles`` the head is fitted to
+    labels of whole films; with ``calcification`` its third map counts in the score too.
     """
 
     stages: tuple[str, ...] = LESION_STAGES
     readout: str = "maximum"
     bilateral: bool = True
+    circles: bool = True
+    calcification: bool = False
 
 
 RECIPES = tuple(
@@ -76,6 +80,8 @@ RECIPES = tuple(
     )
 )
 """What a nested choice is made among; the first is the fixed recipe."""
+SCORED_RECIPES = (*RECIPES, LesionRecipe(circles=False), LesionRecipe(calcification=True))
+"""Those, and two that only tell what a part of the fixed one is worth."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +128,16 @@ class NestedFold:
     inner_auc: float
 
 
-def training_positions(cohort: Cohort, seed: int = 0) -> list[FilmPositions | None]:
-    """The examples of every film, see :func:`film_positions`; ``seed`` draws the background."""
+def training_positions(
+    cohort: Cohort, seed: int = 0, *, circles: bool = True
+) -> list[FilmPositions | None]:
+    """The examples of every film; ``seed`` draws the background.
+
+    See :func:`film_positions`, and :func:`labelled_positions` for those without ``circles``.
+    """
+    draw = film_positions if circles else labelled_positions
     return [
-        film_positions(read_features(file), film, seed)
+        draw(read_features(file), film, seed)
         for film, file in zip(cohort.films, cohort.files, strict=True)
     ]
 
@@ -177,22 +189,26 @@ def cross_validate_lesion_head(
 
 def recipe_scores(
     cohort: Cohort,
-    positions: Sequence[FilmPositions | None],
     folds: Folds,
     *,
     penalty: float = PENALTY,
+    seed: int = 0,
     on_fold: Callable[[int], object] = lambda fold: None,
 ) -> dict[LesionRecipe, NDArray[np.float64]]:
-    """The scores ``[films]`` that every one of :data:`RECIPES` gives to held-out films.
+    """The scores ``[films]`` that every one of :data:`SCORED_RECIPES` gives to held-out films.
 
-    Each fold's heads are fitted to its training films. Arguments as in :func:`nested_fold`.
+    Each fold's heads are fitted to its training films. Arguments as in
+    :func:`cross_validate_lesion_head`.
     """
-    scores = {recipe: np.zeros(len(cohort.films)) for recipe in RECIPES}
+    scores = {recipe: np.zeros(len(cohort.films)) for recipe in SCORED_RECIPES}
+    positions = {c: training_positions(cohort, seed, circles=c) for c in (True, False)}
     for fold in range(folds.count):
         training, held_out = folds.split(list(cohort.films), fold)
-        parts = _scores(cohort, positions, training, held_out, RECIPES, penalty)
-        for recipe, values in parts.items():
-            scores[recipe][held_out] = values
+        for circles, drawn in positions.items():
+            recipes = [recipe for recipe in SCORED_RECIPES if recipe.circles == circles]
+            parts = _scores(cohort, drawn, training, held_out, recipes, penalty)
+            for recipe, values in parts.items():
+                scores[recipe][held_out] = values
         on_fold(fold)
     return scores
 
@@ -264,7 +280,10 @@ def _scores(
     recipes: Sequence[LesionRecipe],
     penalty: float,
 ) -> dict[LesionRecipe, NDArray[np.float64]]:
-    """Every recipe's scores of the held-out films, by heads fitted to the training films."""
+    """Every recipe's scores of the held-out films, by heads fitted to the training films.
+
+    The recipes agree in their ``circles``, those of ``positions``.
+    """
     usable = [film for index in training if (film := positions[index]) is not None]
     outside = cohort.subset(held_out)
     result = {}
@@ -272,9 +291,13 @@ def _scores(
         head = fit_lesion_head(usable, *cohort.channels, penalty, stages)
         alike = [recipe for recipe in recipes if recipe.stages == stages]
         readouts = list(dict.fromkeys(recipe.readout for recipe in alike))
-        own = [film_scores(head, read_features(file), readouts) for file in outside.files]
+        own: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+        for file in outside.files:
+            features = read_features(file)
+            own[False].append(film_scores(head, features, readouts))
+            own[True].append(film_scores(head, features, readouts, len(LESION_MAPS)))
         for recipe in alike:
-            scores = np.array([film[recipe.readout] for film in own])
+            scores = np.array([film[recipe.readout] for film in own[recipe.calcification]])
             if recipe.bilateral:
                 scores = compare_films(scores, outside.films).scores
             result[recipe] = scores

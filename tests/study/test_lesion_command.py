@@ -213,7 +213,9 @@ def test_a_damaged_record_is_refused(
 
 def test_one_change_at_a_time_is_compared_with_the_fixed_recipe(finished: Finished) -> None:
     record = read_lesion_record(finished.path)
-    table = changes_table(record, [record])
+    settings = record.settings
+    equalised = replace(settings, preprocessing=replace(settings.preprocessing, clahe=True))
+    table = changes_table(record, [record, replace(record, settings=equalised)])
     labels = [row[0] for row in table.rows]
     assert labels == [
         "as it is",
@@ -222,9 +224,15 @@ def test_one_change_at_a_time_is_compared_with_the_fixed_recipe(finished: Finish
         "mean in place of maximum",
         "C4 alone",
         "C3 alone",
+        "labels of whole films in place of circles",
+        "the calcification map in the score too",
         "breasts in 256×160 pixels",
+        "breasts in 256×160 pixels, contrast equalised (CLAHE)",
     ]
-    assert table.rows[-1][2] == "+0.000 [+0.000, +0.000]"
+    for row in table.rows[-2:]:
+        assert row[2] == "+0.000 [+0.000, +0.000]"
+    (labelled,) = (row for row in table.rows if row[0].startswith("labels"))
+    assert labelled[2] != table.rows[-1][2]
     own = [
         roc_auc_score([f.label for f in s.films], [f.own for f in s.films]) for s in record.seeds
     ]
