@@ -58,9 +58,12 @@ class TrainingConfig:
     )
     epochs: int = _setting(10, "Passes over the training films; without a lesion head.")
     head_epochs: int = _setting(
-        0, "Passes from the fitted lesion head on, over all but the trunk; 0 keeps the fit.", min=0
+        0,
+        "Passes from the fitted lesion head on, in which attention and classifier learn; 0 keeps "
+        "the fit alone.",
+        min=0,
     )
-    train_trunk: bool = _setting(False, "Train the trunk in the --head-epochs too.")
+    train_trunk: bool = _setting(False, "Train the trunk and the lesion maps in the --head-epochs too.")
     bilateral: bool = _setting(
         True, "With a lesion head, compare each film with the other breast: 2v - v_mate."
     )
