@@ -81,6 +81,7 @@ class LesionHead(nn.Module):
     def __init__(self, c3_channels: int, c4_channels: int, readout: str = "maximum") -> None:
         super().__init__()
         self.readout = readout
+        self.c4_channels = c4_channels
         self.maps = nn.Conv2d(2 * c3_channels + c4_channels, len(LESION_MAPS), 1)
         self.net_weight = nn.Parameter(torch.zeros(()))
         self.register_buffer("black", torch.tensor(NOTHING_BLACK))

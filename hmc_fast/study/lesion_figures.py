@@ -97,7 +97,7 @@ def _who(record: LesionRecord) -> list[list[tuple[str, int, int]]]:
 
 
 def _change(recipe: LesionRecipe) -> str | None:
-    """What differs from the fixed recipe, where it is one setting alone."""
+    """What differs from the fixed recipe, where it is one setting alone, or attention and one."""
     fixed, labels = RECIPES[0], []
     if recipe.stages != fixed.stages:
         labels.append(f"{' and '.join(recipe.stages)} alone")
@@ -109,7 +109,10 @@ def _change(recipe: LesionRecipe) -> str | None:
         labels.append("labels of whole films in place of circles")
     if recipe.calcification != fixed.calcification:
         labels.append("the calcification map in the score too")
-    return labels[0] if len(labels) == 1 else None
+    if recipe.attention != fixed.attention:
+        labels.append(f"trained attention over the {recipe.attention}")
+    alone = len(labels) == 1 or recipe.attention != fixed.attention
+    return ", ".join(labels) if labels and alone else None
 
 
 def _against(

@@ -63,7 +63,9 @@ class TrainingConfig:
         "the fit alone.",
         min=0,
     )
-    train_trunk: bool = _setting(False, "Train the trunk and the lesion maps in the --head-epochs too.")
+    train_trunk: bool = _setting(
+        False, "Train the trunk and the lesion maps in the --head-epochs too."
+    )
     bilateral: bool = _setting(
         True, "With a lesion head, compare each film with the other breast: 2v - v_mate."
     )

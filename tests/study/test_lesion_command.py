@@ -14,7 +14,13 @@ from sklearn.metrics import roc_auc_score
 from hmc_fast import UserError, create_model
 from hmc_fast.cli.app import run
 from hmc_fast.data import write_phantoms
-from hmc_fast.study import lesion_figures, lesion_run, lesion_table, read_lesion_record
+from hmc_fast.study import (
+    lesion_attention,
+    lesion_figures,
+    lesion_run,
+    lesion_table,
+    read_lesion_record,
+)
 from hmc_fast.study.lesion_figures import changes_table
 from hmc_fast.study.lesion_record import write_lesion_record
 
@@ -52,6 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     arguments += ["--weights", str(folder / "trunk.safetensors"), "--size", "256"]
     arguments += ["--folds", str(FOLDS)]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lesion_attention, "EPOCHS", 1)
         printed: list[Any] = []
         patch.setattr("hmc_fast.cli.study.print_json", printed.append)
         out = ["--out", str(folder / "out"), "--seeds", "2", "--nested", "--recipes", "--json"]
@@ -226,6 +233,10 @@ def test_one_change_at_a_time_is_compared_with_the_fixed_recipe(finished: Finish
         "C3 alone",
         "labels of whole films in place of circles",
         "the calcification map in the score too",
+        "trained attention over the breast",
+        "a film by itself, trained attention over the breast",
+        "trained attention over the breasts",
+        "a film by itself, trained attention over the breasts",
         "breasts in 256×160 pixels",
         "breasts in 256×160 pixels, contrast equalised (CLAHE)",
     ]
