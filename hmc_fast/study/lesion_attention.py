@@ -3,6 +3,7 @@
 An experiment: does a cell's verdict gain from the rest of the breast, or from the other one? A
 block of multi-scale cross-attention stands between the cached features C4 and a fitted head, whose
 maps stay as they are. It learns from the same cells and circles as the head, with the same loss.
+Cells outside the breast neither ask nor answer.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def fit_attention(
     both: bool,
     seed: int,
 ) -> MultiScaleCrossAttention:
-    """A block whose queries are the training cells and whose tokens are all cells of the breast.
+    """A block whose queries are the training cells and whose tokens are the cells of the breast.
 
     Args:
         head: fitted to ``positions``; not changed.
@@ -55,7 +56,9 @@ def fit_attention(
             film = positions[index]
             assert film is not None
             cells = film.cells.float().T[None, :, :, None]
-            attended = _attend(block, cells, _sources(files, mates, index, both=both))
+            films = [index, mates[index]] if both else [index]
+            sources = [_breast(block, read_features(files[film])) for film in films]
+            attended = _attend(block, cells, sources)
             margins = _maps(head, attended)[0, :, :, 0].T
             signs = torch.from_numpy(np.where(film.targets, 1.0, -1.0)).float()
             loss = -(weights[number] * torch.nn.functional.logsigmoid(signs * margins)).sum()
@@ -70,23 +73,27 @@ def attended_features(
 ) -> FilmFeatures:
     """A film's features with C4 after the block. Arguments as in :func:`fit_attention`."""
     features = read_features(files[index])
-    sources = _sources(files, mates, index, both=len(block.k_projs) == 2)
+    sources = [_breast(block, features)]
+    if len(block.k_projs) == 2:
+        sources.append(_breast(block, read_features(files[mates[index]])))
+    cells, breast = features.cells.float(), features.breast
     with torch.inference_mode():
-        return replace(features, cells=_attend(block, features.cells[None].float(), sources)[0])
+        attended = _attend(block, cells[:, breast][None, :, :, None], sources)
+        cells[:, breast] = attended[0, :, :, 0]
+    return replace(features, cells=cells)
 
 
 def _attend(block: MultiScaleCrossAttention, cells: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """Cells ``[1, C, h, w]`` whose last channels, C4, are the block's target."""
     channels = block.gamma.numel()
-    c4 = block(cells[:, -channels:], [source[:, -channels:] for source in sources])
+    c4 = block(cells[:, -channels:], sources)
     return torch.cat([cells[:, :-channels], c4], 1)
 
 
-def _sources(
-    files: Sequence[Path], mates: Sequence[int], index: int, *, both: bool
-) -> list[Tensor]:
-    films = [index, mates[index]] if both else [index]
-    return [read_features(files[film]).cells[None].float() for film in films]
+def _breast(block: MultiScaleCrossAttention, features: FilmFeatures) -> Tensor:
+    """C4 ``[1, C, n, 1]`` of the breast's cells."""
+    channels = block.gamma.numel()
+    return features.cells[-channels:, features.breast].float()[None, :, :, None]
 
 
 def _maps(head: LesionHead, cells: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from hmc_fast.data.frame import Box, Frame
 from hmc_fast.models.lesion_head import LesionHead
 from hmc_fast.study import lesion_attention
 from hmc_fast.study.lesion_attention import attended_features, fit_attention
-from hmc_fast.tensor_files import write_safetensors
+from hmc_fast.tensor_files import read_safetensors, write_safetensors
 from hmc_fast.training.features import METADATA_KEY, read_features
 from hmc_fast.training.lesion_fit import FilmPositions, film_scores, fit_lesion_head
 
@@ -106,6 +106,23 @@ def test_a_film_that_teaches_nothing_changes_nothing(pairs: Pairs) -> None:
         pairs.head, taught, files, [i ^ 1 for i in range(len(kept))], both=True, seed=0
     )
     assert torch.equal(with_it.gamma, without.gamma)
+
+
+def test_cells_outside_the_breast_neither_ask_nor_answer(pairs: Pairs, tmp_path: Path) -> None:
+    block = fit_attention(pairs.head, pairs.positions, pairs.files, pairs.mates, both=True, seed=0)
+    tensors, metadata = read_safetensors(pairs.files[3])
+    tensors["breast"][:, 3:] = 0
+    files = [tmp_path / f"{index}.safetensors" for index in range(4)]
+    for file, noise in zip(files, (0, 0, 1, 1), strict=True):
+        tensors["cells"][:, :, 3:] += noise
+        write_safetensors(file, tensors, metadata)
+    quiet, noisy = (attended_features(block, files, [1, 0, 3, 2], index) for index in (0, 2))
+    assert torch.equal(quiet.cells[:, :, :3], noisy.cells[:, :, :3])
+    assert torch.equal(noisy.cells[:, :, 3:], tensors_of(files[2])[:, :, 3:])
+
+
+def tensors_of(file: Path) -> torch.Tensor:
+    return read_features(file).cells.float()
 
 
 def test_only_c4_is_changed_and_a_fresh_block_changes_nothing(
