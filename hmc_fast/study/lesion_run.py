@@ -78,6 +78,8 @@ def run_lesion_study(
         UserError: the folder belongs to other settings, films or weights, or another process works
             in it; otherwise as :func:`cache_features` and :func:`cross_validate_lesion_head`.
     """
+    trunk = _trunk(weights, settings)  # what cannot be read is said before anything is written
+    chosen, labels = TASK.select(films)
     make_folder(folder)
     with job_lock(folder, wait=False) as mine:
         if not mine:
@@ -86,7 +88,15 @@ def run_lesion_study(
         record = LesionRecord(settings, sha256(weights.read_bytes()).hexdigest(), {}, ())
         held = read_lesion_record(path) if path.is_file() else record
         _refuse(path, _changes(held, record))
-        cohort = _cohort(films, weights, settings, folder / FEATURES_FOLDER, on_progress)
+        files = cache_features(
+            [film.path for film in chosen],
+            trunk,
+            FilmCache(settings.preprocessing),
+            folder / FEATURES_FOLDER,
+            on_film=lambda done: on_progress("features of the films", done, len(chosen)),
+        )
+        channels = trunk.stage_channels["C3"], trunk.stage_channels["C4"]
+        cohort = Cohort(tuple(chosen), tuple(labels), tuple(files), channels)
         data = {**describe_films(cohort.films), "sha256": _films_digest(cohort)}
         if held.data and held.data["sha256"] != data["sha256"]:
             _refuse(path, ["other films or findings"])
@@ -102,23 +112,12 @@ def run_lesion_study(
     return record
 
 
-def _cohort(
-    films: list[Film], weights: Path, settings: LesionSettings, folder: Path, on_progress: Progress
-) -> Cohort:
+def _trunk(weights: Path, settings: LesionSettings) -> HMCNet:
     if settings.trunk not in LESION_TRUNKS:
         raise UserError(f"trunk {settings.trunk!r}: choose one of {', '.join(LESION_TRUNKS)}")
     trunk = create_model(settings.trunk, weights=weights)
     assert isinstance(trunk, HMCNet)  # as all of LESION_TRUNKS are
-    chosen, labels = TASK.select(films)
-    files = cache_features(
-        [film.path for film in chosen],
-        trunk,
-        FilmCache(settings.preprocessing),
-        folder,
-        on_film=lambda done: on_progress("features of the films", done, len(chosen)),
-    )
-    channels = trunk.stage_channels["C3"], trunk.stage_channels["C4"]
-    return Cohort(tuple(chosen), tuple(labels), tuple(files), channels)
+    return trunk
 
 
 def _films_digest(cohort: Cohort) -> str:

@@ -130,6 +130,7 @@ def test_finished_seeds_are_skipped_and_missing_ones_come_out_the_same(
         return fit(*arguments, seed=seed, **named)
 
     monkeypatch.setattr(lesion_run, "cross_validate_lesion_head", counted)
+    monkeypatch.setattr(lesion_attention, "EPOCHS", 1)
     before = finished.path.read_bytes()
     assert finished.again("--seeds", "2", "--nested", "--recipes") == 0
     assert fitted == []
@@ -154,6 +155,9 @@ def test_other_settings_weights_or_films_are_refused(
     assert "other films or findings" in fails(*call, "--data", tmp_path / "films")
     elsewhere = (*finished.arguments, "--out", tmp_path / "out")
     assert "choose one of resnet50, resnet18" in fails(*elsewhere, "--trunk", "vgg16")
+    (tmp_path / "damaged.safetensors").write_bytes(b"no parameters")
+    assert "damaged" in fails(*elsewhere, "--weights", tmp_path / "damaged.safetensors")
+    assert not (tmp_path / "out").exists()
     assert "no such file" in fails(*call, "--weights", tmp_path / "missing")
 
 
