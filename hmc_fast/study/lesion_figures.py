@@ -16,7 +16,7 @@ from hmc_fast.evaluation.operating import resampled_average_precision, resampled
 from hmc_fast.evaluation.predictions import mean_resampled_auc
 from hmc_fast.reporting import with_interval
 from hmc_fast.study.lesion_record import FilmRow, LesionRecord, SeedRecord
-from hmc_fast.study.lesions import RECIPES, SCORED_RECIPES, TASK, LesionRecipe
+from hmc_fast.study.lesions import RECIPES, TASK, LesionRecipe
 from hmc_fast.study.tables import Table
 from hmc_fast.training.lesion_fit import RING
 
@@ -71,10 +71,11 @@ def changes_table(record: LesionRecord, others: Sequence[LesionRecord] = ()) -> 
     rows = [["as it is", str(_mean_auc(record.seeds, fixed)), "–"]]
     if not all(seed.recipes for seed in record.seeds):
         raise UserError("the record has no scores of all recipes; run study lesions --recipes")
-    for number, recipe in enumerate(SCORED_RECIPES):
+    scored = [{row.recipe: row.scores for row in seed.recipes} for seed in record.seeds]
+    for recipe in scored[0]:
         label = _change(recipe)
-        if label is not None:
-            scores = [seed.recipes[number].scores for seed in record.seeds]
+        if label is not None and all(recipe in seed for seed in scored):
+            scores = [seed[recipe] for seed in scored]
             rows.append([label, *_against(record.seeds, scores, fixed)])
     for other in others:
         if _who(other) != _who(record):

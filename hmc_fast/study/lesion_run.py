@@ -29,6 +29,7 @@ from hmc_fast.study.lesion_record import (
 from hmc_fast.study.lesions import (
     TASK,
     Cohort,
+    LesionRecipe,
     Pointing,
     cross_validate_lesion_head,
     nested_fold,
@@ -51,7 +52,7 @@ def run_lesion_study(
     *,
     seeds: Sequence[int],
     nested: bool = False,
-    recipes: bool = False,
+    recipes: Sequence[LesionRecipe] = (),
     command: str,
     on_progress: Progress = no_progress,
 ) -> LesionRecord:
@@ -67,7 +68,8 @@ def run_lesion_study(
         folder: for the record and, under ``features``, the trunk's features.
         seeds: one partition into folds each.
         nested: whether recipes are chosen by inner folds as well.
-        recipes: whether all declared recipes score the films, for the table of what each is worth.
+        recipes: that score the films as well, for the table of what each is worth:
+            :data:`SCORED_RECIPES`, followed by :data:`ATTENTION_RECIPES` or not.
         command: for the record, with neutral paths.
         on_progress: told of films, then of folds.
 
@@ -102,13 +104,13 @@ def run_lesion_study(
             _refuse(path, ["other films or findings"])
         commands = tuple(dict.fromkeys([*held.commands, command]))
         record = replace(record, data=data, commands=commands, seeds=held.seeds)
-        steps = len(seeds) * settings.folds * (1 + nested + recipes)
+        steps = len(seeds) * settings.folds * (1 + nested + bool(recipes))
         for seed in seeds:
             record = _run_seed(cohort, record, seed, path, steps, on_progress)
             if nested:
                 record = _choose(cohort, record, seed, path, steps, on_progress)
             if recipes:
-                record = _score_recipes(cohort, record, seed, path, steps, on_progress)
+                record = _score_recipes(cohort, record, seed, recipes, path, steps, on_progress)
     return record
 
 
@@ -213,24 +215,33 @@ def _choose(
 
 
 def _score_recipes(
-    cohort: Cohort, record: LesionRecord, seed: int, path: Path, steps: int, on_progress: Progress
+    cohort: Cohort,
+    record: LesionRecord,
+    seed: int,
+    recipes: Sequence[LesionRecipe],
+    path: Path,
+    steps: int,
+    on_progress: Progress,
 ) -> LesionRecord:
-    """The record with the scores of all recipes for the seed, unless they are there."""
+    """The record with the scores of the recipes for the seed, those that are there skipped."""
     label, folds = f"seed {seed}, all recipes", record.settings.folds
     (current,) = (known for known in record.seeds if known.seed == seed)
-    if current.recipes:
+    held = {row.recipe for row in current.recipes}
+    missing = [recipe for recipe in recipes if recipe not in held]
+    if not missing:
         on_progress(label, folds, steps)
         return record
     partition = make_folds(list(cohort.films), list(cohort.labels), TASK, folds, seed)
     scores = recipe_scores(
         cohort,
         partition,
+        missing,
         penalty=record.settings.penalty,
         seed=seed,
         on_fold=lambda fold: on_progress(label, 1, steps),
     )
     rows = tuple(RecipeRow(recipe, tuple(values.tolist())) for recipe, values in scores.items())
-    record = record.with_seed(replace(current, recipes=rows))
+    record = record.with_seed(replace(current, recipes=(*current.recipes, *rows)))
     write_lesion_record(path, record)
     return record
 

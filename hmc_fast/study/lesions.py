@@ -95,16 +95,13 @@ RECIPES = tuple(
     )
 )
 """What a nested choice is made among; the first is the fixed recipe."""
-SCORED_RECIPES = (
-    *RECIPES,
-    LesionRecipe(circles=False),
-    LesionRecipe(calcification=True),
-    *(
-        LesionRecipe(bilateral=bilateral, attention=attention)
-        for attention, bilateral in product(ATTENTION[1:], (True, False))
-    ),
+SCORED_RECIPES = (*RECIPES, LesionRecipe(circles=False), LesionRecipe(calcification=True))
+"""Those, and two that only tell what a part of the fixed one is worth."""
+ATTENTION_RECIPES = tuple(
+    LesionRecipe(bilateral=bilateral, attention=attention)
+    for attention, bilateral in product(ATTENTION[1:], (True, False))
 )
-"""Those, and more that only tell what a part would be worth."""
+"""What attention would be worth. Each takes a training by gradients in every fold."""
 
 
 @dataclass(frozen=True)
@@ -213,23 +210,24 @@ def cross_validate_lesion_head(
 def recipe_scores(
     cohort: Cohort,
     folds: Folds,
+    recipes: Sequence[LesionRecipe] = SCORED_RECIPES,
     *,
     penalty: float = PENALTY,
     seed: int = 0,
     on_fold: Callable[[int], object] = lambda fold: None,
 ) -> dict[LesionRecipe, NDArray[np.float64]]:
-    """The scores ``[films]`` that every one of :data:`SCORED_RECIPES` gives to held-out films.
+    """The scores ``[films]`` that every one of ``recipes`` gives to held-out films.
 
-    Each fold's heads are fitted to its training films. Arguments as in
+    Each fold's heads are fitted to its training films. Other arguments as in
     :func:`cross_validate_lesion_head`.
     """
-    scores = {recipe: np.zeros(len(cohort.films)) for recipe in SCORED_RECIPES}
+    scores = {recipe: np.zeros(len(cohort.films)) for recipe in recipes}
     positions = {c: training_positions(cohort, seed, circles=c) for c in (True, False)}
     for fold in range(folds.count):
         training, held_out = folds.split(list(cohort.films), fold)
         for circles, drawn in positions.items():
-            recipes = [recipe for recipe in SCORED_RECIPES if recipe.circles == circles]
-            parts = _scores(cohort, drawn, training, held_out, recipes, penalty, seed)
+            alike = [recipe for recipe in recipes if recipe.circles == circles]
+            parts = _scores(cohort, drawn, training, held_out, alike, penalty, seed)
             for recipe, values in parts.items():
                 scores[recipe][held_out] = values
         on_fold(fold)

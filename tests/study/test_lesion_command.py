@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         patch.setattr(lesion_attention, "EPOCHS", 1)
         printed: list[Any] = []
         patch.setattr("hmc_fast.cli.study.print_json", printed.append)
-        out = ["--out", str(folder / "out"), "--seeds", "2", "--nested", "--recipes", "--json"]
+        out = ["--out", str(folder / "out"), "--seeds", "2", "--nested", "--attention", "--json"]
         assert run([*arguments, *out]) == 0
     return Finished(folder / "out", arguments, printed[0])
 
@@ -132,12 +132,12 @@ def test_finished_seeds_are_skipped_and_missing_ones_come_out_the_same(
     monkeypatch.setattr(lesion_run, "cross_validate_lesion_head", counted)
     monkeypatch.setattr(lesion_attention, "EPOCHS", 1)
     before = finished.path.read_bytes()
-    assert finished.again("--seeds", "2", "--nested", "--recipes") == 0
+    assert finished.again("--seeds", "2", "--nested", "--attention") == 0
     assert fitted == []
     assert finished.path.read_bytes() == before
     del record["seeds"][0]["nested"][1], record["seeds"][1]
     finished.path.write_text(json.dumps(record))
-    assert finished.again("--seeds", "2", "--nested", "--recipes") == 0
+    assert finished.again("--seeds", "2", "--nested", "--attention") == 0
     assert fitted == [1]
     assert finished.path.read_bytes() == before
 

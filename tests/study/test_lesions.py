@@ -22,6 +22,7 @@ from hmc_fast.models import HMCNet, create_model
 from hmc_fast.models.lesion_head import CELL, LesionHead, black_level
 from hmc_fast.study import lesion_attention
 from hmc_fast.study.lesions import (
+    ATTENTION_RECIPES,
     RECIPES,
     SCORED_RECIPES,
     Cohort,
@@ -258,4 +259,4 @@ def test_recipes_are_declared_with_the_fixed_one_first() -> None:
     assert RECIPES[0] == LesionRecipe()
     assert len(set(RECIPES)) == len(RECIPES) == 18
     assert SCORED_RECIPES[: len(RECIPES)] == RECIPES
-    assert len(set(SCORED_RECIPES)) == len(SCORED_RECIPES) == 24
+    assert len({*SCORED_RECIPES, *ATTENTION_RECIPES}) == 24
