@@ -95,6 +95,9 @@ def lesions(
         int,
         typer.Option(help="Rows of the image, pixels of a film's longer side, a multiple of 32."),
     ] = NATIVE_SIZE,
+    clahe: Annotated[
+        bool, typer.Option("--clahe", help="Equalise the local contrast of films (CLAHE).")
+    ] = False,
     allow_missing: options.AllowMissing = False,
     folds: options.FoldCount = 5,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many partitions.")] = 3,
@@ -104,6 +107,10 @@ def lesions(
     ] = False,
     recipes: Annotated[
         bool, typer.Option("--recipes", help="Also score the films by every declared readout.")
+    ] = False,
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="As --recipes, and by trained attention; slow."),
     ] = False,
     as_json: options.AsJson = False,
     effective: Effective,
@@ -121,17 +128,21 @@ def lesions(
     from hmc_fast.data.preprocessing import native_width
     from hmc_fast.study import LesionSettings, lesion_figures, lesion_table, run_lesion_study
     from hmc_fast.study.lesion_record import LESIONS_FILE
+    from hmc_fast.study.lesions import ATTENTION_RECIPES, SCORED_RECIPES
 
     if not weights.is_file():
         raise UserError(f"--weights {weights}: no such file; name the trunk's safetensors file")
-    preprocessing = Preprocessing(size, native_width(size), native=True)
+    preprocessing = Preprocessing(size, native_width(size), native=True, clahe=clahe)
     settings = LesionSettings(trunk, weights.name, folds, preprocessing)
     command = (
         f"hmc-fast study lesions --data {data.resolve().name} --weights {weights.name} "
         f"--out {out.resolve().name} --trunk {trunk} --size {size} --folds {folds} "
         f"--seeds {seeds} --seed {seed}{' --nested' if nested else ''}"
-        f"{' --recipes' if recipes else ''}{' --allow-missing' if allow_missing else ''}"
+        f"{' --recipes' if recipes else ''}{' --attention' if attention else ''}"
+        f"{' --clahe' if clahe else ''}"
+        f"{' --allow-missing' if allow_missing else ''}"
     )
+    scored = SCORED_RECIPES if recipes or attention else ()
     with progress_bar("films or folds") as report:
         record = run_lesion_study(
             read_films(data, allow_missing=allow_missing),
@@ -140,7 +151,7 @@ def lesions(
             out,
             seeds=range(seed, seed + seeds),
             nested=nested,
-            recipes=recipes,
+            recipes=(*scored, *ATTENTION_RECIPES) if attention else scored,
             command=command,
             on_progress=report,
         )

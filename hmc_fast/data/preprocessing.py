@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from hmc_fast.data.breast import breast_box, breast_mask, lies_right
+from hmc_fast.data.contrast import equalise
 from hmc_fast.data.frame import Box, Frame
 from hmc_fast.errors import UserError
 from hmc_fast.schema import STRICT
@@ -40,6 +41,7 @@ class Preprocessing:
         average_flips: a prediction is the mean of the logits of the film and its mirror image; see
             :func:`hmc_fast.evaluation.film_logits`.
         native: see above; it implies ``crop_breast`` and ``face_left``.
+        clahe: equalise the local contrast, see :func:`hmc_fast.data.contrast.equalise`.
 
     Raises:
         UserError: a side is not a positive multiple of 32, or flips are averaged over films that
@@ -54,6 +56,7 @@ class Preprocessing:
     face_left: bool = False
     average_flips: bool = False
     native: bool = False
+    clahe: bool = False
 
     __pydantic_config__ = STRICT
 
@@ -108,9 +111,10 @@ class Preprocessing:
         mask = breast_mask(film) if self._needs_breast else None
         frame = self._frame_of(film, mask)
         if not self.native:
-            return self.resize(film, frame), frame
+            return self.resize(equalise(film) if self.clahe else film, frame), frame
         assert mask is not None
-        return self.resize(_breast_greys(film, mask, frame.box), frame), frame
+        greys = _breast_greys(film, mask, frame.box)
+        return self.resize(equalise(greys) * mask if self.clahe else greys, frame), frame
 
     def frame(self, film: NDArray[np.float32]) -> Frame:
         """Where ``film [H, W]`` lies in the image."""

@@ -15,6 +15,8 @@ from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 
 LESION_MAPS = ("malignant", "any lesion", "calcification")
 """What the head's maps show, in their order."""
+COUNTED_MAPS = 2
+"""So many of them, the first ones, make a film's score."""
 CELL = 16
 """Pixels of the image a side of a cell of the lesion maps: C4's stride."""
 SMOOTHING = 1.5
@@ -79,6 +81,7 @@ class LesionHead(nn.Module):
     def __init__(self, c3_channels: int, c4_channels: int, readout: str = "maximum") -> None:
         super().__init__()
         self.readout = readout
+        self.c4_channels = c4_channels
         self.maps = nn.Conv2d(2 * c3_channels + c4_channels, len(LESION_MAPS), 1)
         self.net_weight = nn.Parameter(torch.zeros(()))
         self.register_buffer("black", torch.tensor(NOTHING_BLACK))
@@ -112,14 +115,17 @@ class LesionHead(nn.Module):
         """
         return self.slope * self.score(maps, breast) + self.offset
 
-    def score(self, maps: Tensor, breast: Tensor, readout: str | None = None) -> Tensor:
+    def score(
+        self, maps: Tensor, breast: Tensor, readout: str | None = None, counted: int = COUNTED_MAPS
+    ) -> Tensor:
         """``[B]``: the readout of the smoothed malignant map plus that of the any-lesion map.
 
-        ``readout`` is one of :data:`READOUTS`; the head's own by default.
+        ``readout`` is one of :data:`READOUTS`; the head's own by default. ``counted`` are the maps
+        that the score is the sum of, the first of :data:`LESION_MAPS`.
         """
         malignant = smooth(maps[:, :1], self.smoothing.to(maps.dtype))
-        both = torch.cat([malignant, maps[:, 1:2]], 1)
-        return READOUTS[readout or self.readout](both, breast).sum(1)
+        read = torch.cat([malignant, maps[:, 1:counted]], 1)
+        return READOUTS[readout or self.readout](read, breast).sum(1)
 
 
 def lesion_features(c3: Tensor, c4: Tensor) -> Tensor:

@@ -71,22 +71,25 @@ def changes_table(record: LesionRecord, others: Sequence[LesionRecord] = ()) -> 
     rows = [["as it is", str(_mean_auc(record.seeds, fixed)), "–"]]
     if not all(seed.recipes for seed in record.seeds):
         raise UserError("the record has no scores of all recipes; run study lesions --recipes")
-    for number, recipe in enumerate(RECIPES):
+    scored = [{row.recipe: row.scores for row in seed.recipes} for seed in record.seeds]
+    for recipe in scored[0]:
         label = _change(recipe)
-        if label is not None:
-            scores = [seed.recipes[number].scores for seed in record.seeds]
+        if label is not None and all(recipe in seed for seed in scored):
+            scores = [seed[recipe] for seed in scored]
             rows.append([label, *_against(record.seeds, scores, fixed)])
     for other in others:
-        seeds = [[(film.film, film.label, film.fold) for film in s.films] for s in other.seeds]
-        if seeds != [
-            [(film.film, film.label, film.fold) for film in s.films] for s in record.seeds
-        ]:
+        if _who(other) != _who(record):
             raise UserError("records of other films, folds or seeds cannot be compared")
-        prepared = other.settings.preprocessing
         scores = [tuple(film.bilateral for film in seed.films) for seed in other.seeds]
-        label = f"breasts in {prepared.height}×{prepared.width} pixels"
-        rows.append([label, *_against(record.seeds, scores, fixed)])
+        rows.append([_preparation(other), *_against(record.seeds, scores, fixed)])
     return Table(["change", "AUC [95 % CI]", "gain [95 % CI]"], rows, protocol(record))
+
+
+def _preparation(record: LesionRecord) -> str:
+    """How the films of a record were prepared."""
+    prepared = record.settings.preprocessing
+    contrast = ", contrast equalised (CLAHE)" if prepared.clahe else ""
+    return f"breasts in {prepared.height}×{prepared.width} pixels{contrast}"
 
 
 def _who(record: LesionRecord) -> list[list[tuple[str, int, int]]]:
@@ -95,7 +98,7 @@ def _who(record: LesionRecord) -> list[list[tuple[str, int, int]]]:
 
 
 def _change(recipe: LesionRecipe) -> str | None:
-    """What differs from the fixed recipe, where it is one setting alone."""
+    """What differs from the fixed recipe, where it is one setting alone, or attention and one."""
     fixed, labels = RECIPES[0], []
     if recipe.stages != fixed.stages:
         labels.append(f"{' and '.join(recipe.stages)} alone")
@@ -103,7 +106,14 @@ def _change(recipe: LesionRecipe) -> str | None:
         labels.append(f"{recipe.readout.replace('_', ' ')} in place of {fixed.readout}")
     if recipe.bilateral != fixed.bilateral:
         labels.append("a film by itself")
-    return labels[0] if len(labels) == 1 else None
+    if recipe.circles != fixed.circles:
+        labels.append("labels of whole films in place of circles")
+    if recipe.calcification != fixed.calcification:
+        labels.append("the calcification map in the score too")
+    if recipe.attention != fixed.attention:
+        labels.append(f"trained attention over the {recipe.attention}")
+    alone = len(labels) == 1 or recipe.attention != fixed.attention
+    return ", ".join(labels) if labels and alone else None
 
 
 def _against(

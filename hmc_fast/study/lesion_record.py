@@ -6,7 +6,8 @@ commands: that made it, with neutral paths
 seeds: [{seed, left_out, environment,
     films: a list for each field of :class:`FilmRow`,
     nested: [{fold, recipe, inner_auc, films, scores}]: the folds whose recipe was chosen,
-    recipes: [{recipe, scores}]: what every declared recipe gives to the films, or empty}]
+    recipes: [{recipe, scores}]: what each of SCORED_RECIPES, and where it was asked for
+        ATTENTION_RECIPES, gives to the films, or empty}]
 """
 
 import json
@@ -23,7 +24,7 @@ from hmc_fast.data import Preprocessing
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation.bilateral import bilateral_scores
 from hmc_fast.files import read_json, write_text
-from hmc_fast.study.lesions import RECIPES, LesionRecipe
+from hmc_fast.study.lesions import ATTENTION_RECIPES, RECIPES, SCORED_RECIPES, LesionRecipe
 from hmc_fast.training.lesion_fit import PENALTY
 
 SCHEMA = "hmc-fast-lesions/2"
@@ -215,7 +216,8 @@ def _check(seed: SeedRecord, record: LesionRecord) -> None:
     compared = bilateral_scores(own, patients, sides).scores.tolist()
     if not np.isfinite(own).all() or compared != [film.bilateral for film in seed.films]:
         raise ValueError(f"seed {seed.seed} has scores that do not follow from one another")
-    if seed.recipes and tuple(row.recipe for row in seed.recipes) != RECIPES:
+    scored = tuple(row.recipe for row in seed.recipes)
+    if scored not in ((), SCORED_RECIPES, (*SCORED_RECIPES, *ATTENTION_RECIPES)):
         raise ValueError(f"seed {seed.seed} has the scores of other recipes")
     if seed.recipes and seed.recipes[0].scores != tuple(film.bilateral for film in seed.films):
         raise ValueError(f"seed {seed.seed} has two scores of the fixed recipe")

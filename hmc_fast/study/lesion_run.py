@@ -29,6 +29,7 @@ from hmc_fast.study.lesion_record import (
 from hmc_fast.study.lesions import (
     TASK,
     Cohort,
+    LesionRecipe,
     Pointing,
     cross_validate_lesion_head,
     nested_fold,
@@ -51,7 +52,7 @@ def run_lesion_study(
     *,
     seeds: Sequence[int],
     nested: bool = False,
-    recipes: bool = False,
+    recipes: Sequence[LesionRecipe] = (),
     command: str,
     on_progress: Progress = no_progress,
 ) -> LesionRecord:
@@ -67,7 +68,8 @@ def run_lesion_study(
         folder: for the record and, under ``features``, the trunk's features.
         seeds: one partition into folds each.
         nested: whether recipes are chosen by inner folds as well.
-        recipes: whether all declared recipes score the films, for the table of what each is worth.
+        recipes: that score the films as well, for the table of what each is worth:
+            :data:`SCORED_RECIPES`, followed by :data:`ATTENTION_RECIPES` or not.
         command: for the record, with neutral paths.
         on_progress: told of films, then of folds.
 
@@ -78,6 +80,8 @@ def run_lesion_study(
         UserError: the folder belongs to other settings, films or weights, or another process works
             in it; otherwise as :func:`cache_features` and :func:`cross_validate_lesion_head`.
     """
+    trunk = _trunk(weights, settings)  # what cannot be read is said before anything is written
+    chosen, labels = TASK.select(films)
     make_folder(folder)
     with job_lock(folder, wait=False) as mine:
         if not mine:
@@ -86,39 +90,36 @@ def run_lesion_study(
         record = LesionRecord(settings, sha256(weights.read_bytes()).hexdigest(), {}, ())
         held = read_lesion_record(path) if path.is_file() else record
         _refuse(path, _changes(held, record))
-        cohort = _cohort(films, weights, settings, folder / FEATURES_FOLDER, on_progress)
+        files = cache_features(
+            [film.path for film in chosen],
+            trunk,
+            FilmCache(settings.preprocessing),
+            folder / FEATURES_FOLDER,
+            on_film=lambda done: on_progress("features of the films", done, len(chosen)),
+        )
+        channels = trunk.stage_channels["C3"], trunk.stage_channels["C4"]
+        cohort = Cohort(tuple(chosen), tuple(labels), tuple(files), channels)
         data = {**describe_films(cohort.films), "sha256": _films_digest(cohort)}
         if held.data and held.data["sha256"] != data["sha256"]:
             _refuse(path, ["other films or findings"])
         commands = tuple(dict.fromkeys([*held.commands, command]))
         record = replace(record, data=data, commands=commands, seeds=held.seeds)
-        steps = len(seeds) * settings.folds * (1 + nested + recipes)
+        steps = len(seeds) * settings.folds * (1 + nested + bool(recipes))
         for seed in seeds:
             record = _run_seed(cohort, record, seed, path, steps, on_progress)
             if nested:
                 record = _choose(cohort, record, seed, path, steps, on_progress)
             if recipes:
-                record = _score_recipes(cohort, record, seed, path, steps, on_progress)
+                record = _score_recipes(cohort, record, seed, recipes, path, steps, on_progress)
     return record
 
 
-def _cohort(
-    films: list[Film], weights: Path, settings: LesionSettings, folder: Path, on_progress: Progress
-) -> Cohort:
+def _trunk(weights: Path, settings: LesionSettings) -> HMCNet:
     if settings.trunk not in LESION_TRUNKS:
         raise UserError(f"trunk {settings.trunk!r}: choose one of {', '.join(LESION_TRUNKS)}")
     trunk = create_model(settings.trunk, weights=weights)
     assert isinstance(trunk, HMCNet)  # as all of LESION_TRUNKS are
-    chosen, labels = TASK.select(films)
-    files = cache_features(
-        [film.path for film in chosen],
-        trunk,
-        FilmCache(settings.preprocessing),
-        folder,
-        on_film=lambda done: on_progress("features of the films", done, len(chosen)),
-    )
-    channels = trunk.stage_channels["C3"], trunk.stage_channels["C4"]
-    return Cohort(tuple(chosen), tuple(labels), tuple(files), channels)
+    return trunk
 
 
 def _films_digest(cohort: Cohort) -> str:
@@ -214,24 +215,33 @@ def _choose(
 
 
 def _score_recipes(
-    cohort: Cohort, record: LesionRecord, seed: int, path: Path, steps: int, on_progress: Progress
+    cohort: Cohort,
+    record: LesionRecord,
+    seed: int,
+    recipes: Sequence[LesionRecipe],
+    path: Path,
+    steps: int,
+    on_progress: Progress,
 ) -> LesionRecord:
-    """The record with the scores of all recipes for the seed, unless they are there."""
+    """The record with the scores of the recipes for the seed, those that are there skipped."""
     label, folds = f"seed {seed}, all recipes", record.settings.folds
     (current,) = (known for known in record.seeds if known.seed == seed)
-    if current.recipes:
+    held = {row.recipe for row in current.recipes}
+    missing = [recipe for recipe in recipes if recipe not in held]
+    if not missing:
         on_progress(label, folds, steps)
         return record
     partition = make_folds(list(cohort.films), list(cohort.labels), TASK, folds, seed)
     scores = recipe_scores(
         cohort,
-        training_positions(cohort, seed),
         partition,
+        missing,
         penalty=record.settings.penalty,
+        seed=seed,
         on_fold=lambda fold: on_progress(label, 1, steps),
     )
     rows = tuple(RecipeRow(recipe, tuple(values.tolist())) for recipe, values in scores.items())
-    record = record.with_seed(replace(current, recipes=rows))
+    record = record.with_seed(replace(current, recipes=(*current.recipes, *rows)))
     write_lesion_record(path, record)
     return record
 

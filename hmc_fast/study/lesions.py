@@ -1,7 +1,8 @@
 """Cross-validation of the lesion head on cached features, by a fixed recipe or a nested choice."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from hmc_fast.data import TASKS, Film, Folds, make_folds
 from hmc_fast.evaluation import Predictions
-from hmc_fast.evaluation.bilateral import compare_films, margin_logits
-from hmc_fast.models.lesion_head import READOUTS, LesionHead, smooth
+from hmc_fast.evaluation.bilateral import OTHER_SIDE, compare_films, margin_logits
+from hmc_fast.models.lesion_head import COUNTED_MAPS, LESION_MAPS, READOUTS, LesionHead, smooth
+from hmc_fast.study.lesion_attention import attended_features, fit_attention
 from hmc_fast.training.features import FilmFeatures, read_features
 from hmc_fast.training.lesion_fit import (
     LESION_STAGES,
@@ -23,10 +25,12 @@ from hmc_fast.training.lesion_fit import (
     film_positions,
     film_scores,
     fit_lesion_head,
+    labelled_positions,
 )
 
 TASK = TASKS["malignant"]
 INNER_FOLDS = 4
+ATTENTION = ("none", "breast", "breasts")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,15 @@ class Cohort:
     def patients(self) -> tuple[str, ...]:
         return tuple(film.patient_id for film in self.films)
 
+    @property
+    def mates(self) -> tuple[int, ...]:
+        """For each film the number of one of the other breast in the same view, or its own."""
+        at = {(film.patient_id, film.view, film.side): i for i, film in enumerate(self.films)}
+        return tuple(
+            at.get((film.patient_id, film.view, OTHER_SIDE.get(film.side or "")), i)
+            for i, film in enumerate(self.films)
+        )
+
     def subset(self, index: Sequence[int]) -> "Cohort":
         """Some of the films, in the order of ``index``."""
         return Cohort(
@@ -61,12 +74,18 @@ class LesionRecipe:
     """One way from features to a film's score.
 
     ``stages`` are those that the head is fitted on, ``readout`` is one of :data:`READOUTS`;
-    ``bilateral`` compares a film with the other breast.
+    ``bilateral`` compares a film with the other breast. Without ``circles`` the head is fitted to
+    labels of whole films; with ``calcification`` its third map counts in the score too.
+    ``attention``, one of :data:`ATTENTION`, lets cells attend to their breast or to both breasts,
+    see :mod:`hmc_fast.study.lesion_attention`.
     """
 
     stages: tuple[str, ...] = LESION_STAGES
     readout: str = "maximum"
     bilateral: bool = True
+    circles: bool = True
+    calcification: bool = False
+    attention: str = "none"
 
 
 RECIPES = tuple(
@@ -76,6 +95,13 @@ RECIPES = tuple(
     )
 )
 """What a nested choice is made among; the first is the fixed recipe."""
+SCORED_RECIPES = (*RECIPES, LesionRecipe(circles=False), LesionRecipe(calcification=True))
+"""Those, and two that only tell what a part of the fixed one is worth."""
+ATTENTION_RECIPES = tuple(
+    LesionRecipe(bilateral=bilateral, attention=attention)
+    for attention, bilateral in product(ATTENTION[1:], (True, False))
+)
+"""What attention would be worth. Each takes a training by gradients in every fold."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +148,16 @@ class NestedFold:
     inner_auc: float
 
 
-def training_positions(cohort: Cohort, seed: int = 0) -> list[FilmPositions | None]:
-    """The examples of every film, see :func:`film_positions`; ``seed`` draws the background."""
+def training_positions(
+    cohort: Cohort, seed: int = 0, *, circles: bool = True
+) -> list[FilmPositions | None]:
+    """The examples of every film; ``seed`` draws the background.
+
+    See :func:`film_positions`, and :func:`labelled_positions` for those without ``circles``.
+    """
+    draw = film_positions if circles else labelled_positions
     return [
-        film_positions(read_features(file), film, seed)
+        draw(read_features(file), film, seed)
         for film, file in zip(cohort.films, cohort.files, strict=True)
     ]
 
@@ -177,22 +209,27 @@ def cross_validate_lesion_head(
 
 def recipe_scores(
     cohort: Cohort,
-    positions: Sequence[FilmPositions | None],
     folds: Folds,
+    recipes: Sequence[LesionRecipe] = SCORED_RECIPES,
     *,
     penalty: float = PENALTY,
+    seed: int = 0,
     on_fold: Callable[[int], object] = lambda fold: None,
 ) -> dict[LesionRecipe, NDArray[np.float64]]:
-    """The scores ``[films]`` that every one of :data:`RECIPES` gives to held-out films.
+    """The scores ``[films]`` that every one of ``recipes`` gives to held-out films.
 
-    Each fold's heads are fitted to its training films. Arguments as in :func:`nested_fold`.
+    Each fold's heads are fitted to its training films. Other arguments as in
+    :func:`cross_validate_lesion_head`.
     """
-    scores = {recipe: np.zeros(len(cohort.films)) for recipe in RECIPES}
+    scores = {recipe: np.zeros(len(cohort.films)) for recipe in recipes}
+    positions = {c: training_positions(cohort, seed, circles=c) for c in (True, False)}
     for fold in range(folds.count):
         training, held_out = folds.split(list(cohort.films), fold)
-        parts = _scores(cohort, positions, training, held_out, RECIPES, penalty)
-        for recipe, values in parts.items():
-            scores[recipe][held_out] = values
+        for circles, drawn in positions.items():
+            alike = [recipe for recipe in recipes if recipe.circles == circles]
+            parts = _scores(cohort, drawn, training, held_out, alike, penalty, seed)
+            for recipe, values in parts.items():
+                scores[recipe][held_out] = values
         on_fold(fold)
     return scores
 
@@ -226,13 +263,14 @@ def nested_fold(
     inner_fold_of = np.zeros(len(training), np.int64)
     for inner_fold in range(inner_folds):
         fitted, left = inner.split(list(inside.films), inner_fold)
-        for recipe, values in _scores(inside, known, fitted, left, recipes, penalty).items():
+        parts = _scores(inside, known, fitted, left, recipes, penalty, folds.seed)
+        for recipe, values in parts.items():
             scores[recipe][left] = values
         inner_fold_of[left] = inner_fold
     aucs = [_auc(_predictions(inside, inner_fold_of, scores[recipe])) for recipe in recipes]
     best = int(np.argmax(aucs))
     chosen = scores[recipes[best]]
-    outer = _scores(cohort, positions, training, held_out, [recipes[best]], penalty)
+    outer = _scores(cohort, positions, training, held_out, [recipes[best]], penalty, folds.seed)
     standard = (outer[recipes[best]] - chosen.mean()) / chosen.std()
     outside = cohort.subset(held_out)
     predictions = _predictions(outside, np.full(len(held_out), fold), standard)
@@ -263,22 +301,63 @@ def _scores(
     held_out: Sequence[int],
     recipes: Sequence[LesionRecipe],
     penalty: float,
+    seed: int,
 ) -> dict[LesionRecipe, NDArray[np.float64]]:
-    """Every recipe's scores of the held-out films, by heads fitted to the training films."""
-    usable = [film for index in training if (film := positions[index]) is not None]
-    outside = cohort.subset(held_out)
+    """Every recipe's scores of the held-out films, by heads fitted to the training films.
+
+    The recipes agree in their ``circles``, those of ``positions``.
+    """
+    known = [positions[index] for index in training]
+    usable = [film for film in known if film is not None]
+    inside, outside = cohort.subset(training), cohort.subset(held_out)
     result = {}
     for stages in dict.fromkeys(recipe.stages for recipe in recipes):
         head = fit_lesion_head(usable, *cohort.channels, penalty, stages)
-        alike = [recipe for recipe in recipes if recipe.stages == stages]
-        readouts = list(dict.fromkeys(recipe.readout for recipe in alike))
-        own = [film_scores(head, read_features(file), readouts) for file in outside.files]
-        for recipe in alike:
-            scores = np.array([film[recipe.readout] for film in own])
-            if recipe.bilateral:
-                scores = compare_films(scores, outside.films).scores
-            result[recipe] = scores
+        for attention in dict.fromkeys(r.attention for r in recipes if r.stages == stages):
+            alike = [r for r in recipes if (r.stages, r.attention) == (stages, attention)]
+            features: Iterator[FilmFeatures]
+            if attention == "none":
+                features = map(read_features, outside.files)
+            else:
+                features = _attended(head, inside, known, outside, attention, seed)
+            own = list(map(partial(_own_scores, head, alike), features))
+            for recipe in alike:
+                scores = np.array([film[recipe.readout, recipe.calcification] for film in own])
+                if recipe.bilateral:
+                    scores = compare_films(scores, outside.films).scores
+                result[recipe] = scores
     return result
+
+
+def _own_scores(
+    head: LesionHead, recipes: Sequence[LesionRecipe], features: FilmFeatures
+) -> dict[tuple[str, bool], float]:
+    """A film's score by itself, for every readout of the recipes and either set of maps."""
+    readouts = list(dict.fromkeys(recipe.readout for recipe in recipes))
+    result = {}
+    for calcification in dict.fromkeys(recipe.calcification for recipe in recipes):
+        counted = len(LESION_MAPS) if calcification else COUNTED_MAPS
+        for readout, score in film_scores(head, features, readouts, counted).items():
+            result[readout, calcification] = score
+    return result
+
+
+def _attended(
+    head: LesionHead,
+    inside: Cohort,
+    positions: Sequence[FilmPositions | None],
+    outside: Cohort,
+    attention: str,
+    seed: int,
+) -> Iterator[FilmFeatures]:
+    """The features of ``outside`` after attention that was fitted to ``inside``."""
+    block = fit_attention(
+        head, positions, inside.files, inside.mates, both=attention == "breasts", seed=seed
+    )
+    mates = outside.mates
+    return (
+        attended_features(block, outside.files, mates, index) for index in range(len(outside.files))
+    )
 
 
 def _predictions(

@@ -58,9 +58,14 @@ class TrainingConfig:
     )
     epochs: int = _setting(10, "Passes over the training films; without a lesion head.")
     head_epochs: int = _setting(
-        0, "Passes from the fitted lesion head on, over all but the trunk; 0 keeps the fit.", min=0
+        0,
+        "Passes from the fitted lesion head on, in which attention and classifier learn; 0 keeps "
+        "the fit alone.",
+        min=0,
     )
-    train_trunk: bool = _setting(False, "Train the trunk in the --head-epochs too.")
+    train_trunk: bool = _setting(
+        False, "Train the trunk and the lesion maps in the --head-epochs too."
+    )
     bilateral: bool = _setting(
         True, "With a lesion head, compare each film with the other breast: 2v - v_mate."
     )
@@ -92,6 +97,7 @@ class TrainingConfig:
     crop_breast: bool = _setting(False, "Keep the breast's box alone.")
     face_left: bool = _setting(False, "Mirror films whose chest wall is at the right.")
     average_flips: bool = _setting(False, "Predict the mean over a film and its mirror image.")
+    clahe: bool = _setting(False, "Equalise the local contrast of films (CLAHE; needs OpenCV).")
     lesion_weight: float = _setting(
         0.0, "Weight of the loss that draws the class activation map into the lesion's circle."
     )
@@ -181,10 +187,13 @@ class TrainingConfig:
                 crop_breast=self.crop_breast,
                 face_left=self.face_left,
                 average_flips=self.average_flips,
+                clahe=self.clahe,
             )
         height = NATIVE_SIZE if self.size is None else self.size
         width = native_width(height) if self.width is None else self.width
-        return Preprocessing(height, width, average_flips=self.average_flips, native=True)
+        return Preprocessing(
+            height, width, average_flips=self.average_flips, native=True, clahe=self.clahe
+        )
 
     def weights_for(self, trunk: str) -> str | None:
         """What a model with this trunk starts from."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from hmc_fast.data import Film, Finding
 from hmc_fast.data.frame import Frame
 from hmc_fast.errors import UserError
-from hmc_fast.models.lesion_head import CELL, LESION_MAPS, LesionHead
+from hmc_fast.models.lesion_head import CELL, COUNTED_MAPS, LESION_MAPS, LesionHead
 from hmc_fast.training.features import FilmFeatures
 
 PENALTY = 0.3
@@ -75,6 +75,23 @@ def film_positions(features: FilmFeatures, film: Film, seed: int = 0) -> FilmPos
         cells=features.cells.flatten(1).T[torch.from_numpy(index)].contiguous(),
         targets=targets.reshape(len(LESION_MAPS), -1).T[index],
         weights=np.concatenate([np.full(len(group), 1 / max(1, len(group))) for group in groups]),
+    )
+
+
+def labelled_positions(features: FilmFeatures, film: Film, seed: int = 0) -> FilmPositions:
+    """As many as 100 cells of the breast, each with the class of the whole film, circles unused.
+
+    What a fit has to learn from where nobody drew circles.
+    """
+    rng = np.random.default_rng([seed, int(features.digest[:16], 16)])
+    index = np.sort(rng.permutation(np.flatnonzero(features.breast.numpy()))[:BACKGROUND_POSITIONS])
+    severities = {finding.severity for finding in film.findings}
+    kinds = {finding.kind for finding in film.findings}
+    classes = ["malignant" in severities, bool(film.findings), CALCIFICATION in kinds]
+    return FilmPositions(
+        cells=features.cells.flatten(1).T[torch.from_numpy(index)].contiguous(),
+        targets=np.tile(np.array(classes), (len(index), 1)),
+        weights=np.full(len(index), 1 / max(1, len(index))),
     )
 
 
@@ -169,12 +186,18 @@ def minimise_loss(
 
 @torch.inference_mode()
 def film_scores(
-    head: LesionHead, features: FilmFeatures, readouts: Sequence[str]
+    head: LesionHead,
+    features: FilmFeatures,
+    readouts: Sequence[str],
+    counted: int = COUNTED_MAPS,
 ) -> dict[str, float]:
-    """A film's score by every one of ``readouts``, from cached features."""
+    """A film's score by every one of ``readouts``, from cached features.
+
+    ``counted`` as in :meth:`LesionHead.score`.
+    """
     maps = head.maps(features.cells[None].float())
     breast = features.breast[None, None]
-    return {readout: float(head.score(maps, breast, readout)) for readout in readouts}
+    return {readout: float(head.score(maps, breast, readout, counted)) for readout in readouts}
 
 
 def circle_distance(finding: Finding, frame: Frame) -> NDArray[np.float64] | None:

@@ -29,8 +29,9 @@ SMALLEST_SHARE = 1e-6
 class FilmClassifier(pl.LightningModule):
     """Cross-entropy with AdamW and the learning rate of :meth:`TrainingConfig.rate_in`.
 
-    Batches with lesion masks add :func:`lesion_loss`. Below a lesion head the trunk is frozen,
-    statistics of its batch normalisation included, unless the settings say otherwise.
+    Batches with lesion masks add :func:`lesion_loss`. With a lesion head the trunk, statistics of
+    its batch normalisation included, and the head's maps, whose fit has no better place to go, are
+    frozen unless the settings say otherwise.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class FilmClassifier(pl.LightningModule):
         self.val_auc = MulticlassAUROC(model.config.num_classes)
         self.frozen: list[nn.Module] = []
         if isinstance(model, HMCNet) and model.lesion_head is not None and not config.train_trunk:
-            self.frozen = model.trunk_modules()
+            self.frozen = [*model.trunk_modules(), model.lesion_head.maps]
             for module in self.frozen:
                 module.requires_grad_(False)
 

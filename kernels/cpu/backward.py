@@ -7,15 +7,19 @@ so ``dk`` and ``dv`` of a block stay in cache (Dao 2023, FlashAttention-2).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 from torch import Tensor
 
 from hmc_fast.kernels.cpu.blocks import (
     BACKWARD,
+    FLOOR,
     ProductSum,
     exact_factor,
+    exponentials,
     full_precision,
     product,
+    reach,
     row_products,
     spans,
 )
@@ -69,6 +73,8 @@ def differentiate(
     ``keys``, ``values`` and the gradients may be of any dtype.
     """
     rest = scale / exact_factor(scale)
+    keys_in_all = sum(key.shape[1] for key in keys)
+    lowest = -2 * reach(side.queries, keys, rest) - log(keys_in_all)  # of scores less their lse
     row_spans = spans(dq.shape[1], BACKWARD.queries)
     dq_sums = [ProductSum(dq[:, rows]) for rows in row_spans]
     for s, (key, value) in enumerate(zip(keys, values, strict=True)):
@@ -79,7 +85,11 @@ def differentiate(
             for rows, dq_sum in zip(row_spans, dq_sums, strict=True):
                 q, d_out = side.queries[:, rows], side.d_outs[s][:, rows]
                 probabilities = product("probabilities", q, k.transpose(1, 2), rest)
-                probabilities.sub_(side.lse[:, rows]).exp_()
+                probabilities.sub_(side.lse[:, rows])
+                if lowest < FLOOR:
+                    exponentials(probabilities, probabilities.amax(dim=2, keepdim=True))
+                else:
+                    probabilities.exp_()
                 dv_sum.add(probabilities.transpose(1, 2), d_out)
                 d_scores = product("scores", d_out, v.transpose(1, 2))
                 d_scores.add_(side.row_terms[:, rows, s, None]).mul_(probabilities)

@@ -13,6 +13,9 @@ from hmc_fast.kernels.cpu.precision import rounds_products
 
 VECTOR = 16
 """Numbers in a vector register: blocks are whole multiples of it where they can be."""
+FLOOR, NEAR = -80.0, -40.0
+"""A row whose largest exponent is above ``NEAR`` leaves out those below ``FLOOR``: e⁻⁴⁰ of its sum
+at most. A processor takes many times as long to multiply numbers below 1e-38."""
 SCORES_AT_ONCE = 2**19
 """Heads share a block up to so many scores, 2 MiB in fp32: a call of PyTorch costs microseconds."""
 
@@ -106,6 +109,23 @@ def product(name: str, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
     if scale == 0.0:  # rounded products leave their result undefined
         return result.zero_()
     return torch.baddbmm(result, a, b, beta=0.0, alpha=scale, out=result)
+
+
+def reach(q: Tensor, keys: Sequence[Tensor], scale: float) -> float:
+    """No score of ``q [G, M, D]`` and ``keys[s] [G, N_s, D]`` is larger, by Cauchy and Schwarz."""
+    longest, *others = (
+        float(torch.linalg.vector_norm(x, dim=2, dtype=torch.float32).max()) for x in (q, *keys)
+    )
+    return abs(scale) * longest * max(others)
+
+
+def exponentials(scores: Tensor, maximum: Tensor) -> Tensor:
+    """``exp(scores [G, R, C])`` in place, where scores may lie far apart.
+
+    ``maximum [G, R, 1]`` is that of each row, zero or less but for rounding.
+    """
+    lowest = torch.where(maximum > NEAR, FLOOR, -math.inf)
+    return scores.masked_fill_(scores < lowest, -math.inf).exp_()
 
 
 def exact_factor(scale: float) -> float:

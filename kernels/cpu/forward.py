@@ -3,20 +3,25 @@
 Exponentials are taken against a reference logit of each query, on which softmax does not depend. It
 is zero, and no subtraction is paid, until exponentials leave a safe range. Then the block is formed
 again, its maximum becomes the reference and what was summed before is rescaled. So a block needs
-neither its maximum nor a rescale as long as logits keep within some twenty of each other.
+neither its maximum nor a rescale as long as logits keep within some twenty of each other. Where the
+lengths of queries and keys allow logits beyond sixty, each block takes its maximum first.
 """
 
 from collections.abc import Sequence
+from math import log
 
 import torch
 from torch import Tensor
 
 from hmc_fast.kernels.cpu.blocks import (
+    FLOOR,
     ProductSum,
     exact_factor,
+    exponentials,
     forward_block,
     full_precision,
     product,
+    reach,
     spans,
 )
 
@@ -40,8 +45,9 @@ def attend(
     any dtype; ``lse [G, M]`` and ``weights [G, M, S]`` are fp32.
     """
     block = forward_block(q, keys)
+    wide = reach(q, keys, scale) > -FLOOR
     for span in spans(q.shape[1], block.queries):
-        rows = _Rows(q[:, span].float(), scale, [out[:, span] for out in outs])
+        rows = _Rows(q[:, span].float(), scale, [out[:, span] for out in outs], wide=wide)
         for s, (key, value) in enumerate(zip(keys, values, strict=True)):
             for columns in spans(key.shape[1], block.keys):
                 k = full_precision("keys", key[:, columns])
@@ -52,7 +58,11 @@ def attend(
 class _Rows:
     """What is known so far of ``R`` queries of ``G`` heads."""
 
-    def __init__(self, queries: Tensor, scale: float, outs: Sequence[Tensor]) -> None:
+    def __init__(
+        self, queries: Tensor, scale: float, outs: Sequence[Tensor], *, wide: bool
+    ) -> None:
+        self._wide = wide
+        """Whether scores may lie so far apart that exponents are cut off."""
         self._queries = queries * exact_factor(scale)
         self._scale = scale / exact_factor(scale)
         self._reference: Tensor | None = None
@@ -64,17 +74,33 @@ class _Rows:
 
     def add(self, s: int, keys: Tensor, values: Tensor) -> None:
         """Attend to a block of source ``s``: ``keys [G, C, Dqk]`` and ``values [G, C, Dv]``."""
-        exponentials = self._scores(keys).exp_()
-        sums = exponentials.sum(dim=2, keepdim=True)
-        if not self._in_range(sums):
-            exponentials = self._scores(keys)
-            exponentials -= self._move_reference(exponentials.amax(dim=2, keepdim=True))
-            sums = exponentials.exp_().sum(dim=2, keepdim=True)
+        probabilities, sums = self._wide_block(keys) if self._wide else self._block(keys)
         if s == len(self._sums):
             self._sums.append(sums)
         else:
             self._sums[s] += sums
-        self._products[s].add(exponentials, values)
+        self._products[s].add(probabilities, values)
+
+    def _block(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Exponentials ``[G, R, C]`` and their sums, at first without a look at the scores."""
+        values = self._scores(keys).exp_()
+        sums = values.sum(dim=2, keepdim=True)
+        if not self._in_range(sums):
+            values = self._scores(keys)
+            values -= self._move_reference(values.amax(dim=2, keepdim=True))
+            sums = values.exp_().sum(dim=2, keepdim=True)
+        return values, sums
+
+    def _wide_block(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`_block`, by the maximum of the scores, see :func:`exponentials`."""
+        scores = self._scores(keys)
+        maximum = scores.amax(dim=2, keepdim=True)
+        if not self._sums or not maximum.max().item() <= log(SUM_LIMIT):
+            growth = self._move_reference(maximum.clone())
+            scores -= growth
+            maximum -= growth
+        values = exponentials(scores, maximum)
+        return values, values.sum(dim=2, keepdim=True)
 
     def _in_range(self, sums: Tensor) -> bool:
         """Whether later sums can be added; what is not a number stays so with any reference."""

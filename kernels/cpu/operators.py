@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hmc_fast.kernels.cpu import flash
 from hmc_fast.kernels.cpu.backward import QuerySide, differentiate
 from hmc_fast.kernels.cpu.blocks import BACKWARD, forward_block, head_groups
 from hmc_fast.kernels.cpu.forward import attend
@@ -19,6 +20,8 @@ from hmc_fast.kernels.cpu.precision import products_of
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """As :func:`hmc_fast.kernels.reference.attention`."""
+    if flash.takes_flash(q, k, v):
+        return flash.attention(q, k, v, scale)
     outs, lse, _ = multi_scale_attention(q, [k], [v], scale)
     return outs[0], lse
 

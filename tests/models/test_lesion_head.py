@@ -78,6 +78,9 @@ def test_the_film_logit_reads_the_smoothed_map_within_the_breast(readout: str, w
         smoothed = gaussian_filter(maps[film, 0].double().numpy(), SMOOTHING, mode="nearest")
         expected = READ[readout](smoothed[inside]) + READ[readout](maps[film, 1].numpy()[inside])
         assert float(logit[film]) == pytest.approx(expected, abs=1e-5)
+        third = READ[readout](maps[film, 2].numpy()[inside])
+        all_maps = LesionHead(2, 2, readout).score(maps, breast, counted=3)
+        assert float(all_maps[film]) == pytest.approx(expected + third, abs=1e-5)
 
 
 def test_cells_of_the_breast_come_from_the_image() -> None:

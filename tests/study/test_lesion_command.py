@@ -14,7 +14,13 @@ from sklearn.metrics import roc_auc_score
 from hmc_fast import UserError, create_model
 from hmc_fast.cli.app import run
 from hmc_fast.data import write_phantoms
-from hmc_fast.study import lesion_figures, lesion_run, lesion_table, read_lesion_record
+from hmc_fast.study import (
+    lesion_attention,
+    lesion_figures,
+    lesion_run,
+    lesion_table,
+    read_lesion_record,
+)
 from hmc_fast.study.lesion_figures import changes_table
 from hmc_fast.study.lesion_record import write_lesion_record
 
@@ -52,9 +58,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     arguments += ["--weights", str(folder / "trunk.safetensors"), "--size", "256"]
     arguments += ["--folds", str(FOLDS)]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lesion_attention, "EPOCHS", 1)
         printed: list[Any] = []
         patch.setattr("hmc_fast.cli.study.print_json", printed.append)
-        out = ["--out", str(folder / "out"), "--seeds", "2", "--nested", "--recipes", "--json"]
+        out = ["--out", str(folder / "out"), "--seeds", "2", "--nested", "--attention", "--json"]
         assert run([*arguments, *out]) == 0
     return Finished(folder / "out", arguments, printed[0])
 
@@ -123,13 +130,14 @@ def test_finished_seeds_are_skipped_and_missing_ones_come_out_the_same(
         return fit(*arguments, seed=seed, **named)
 
     monkeypatch.setattr(lesion_run, "cross_validate_lesion_head", counted)
+    monkeypatch.setattr(lesion_attention, "EPOCHS", 1)
     before = finished.path.read_bytes()
-    assert finished.again("--seeds", "2", "--nested", "--recipes") == 0
+    assert finished.again("--seeds", "2", "--nested", "--attention") == 0
     assert fitted == []
     assert finished.path.read_bytes() == before
     del record["seeds"][0]["nested"][1], record["seeds"][1]
     finished.path.write_text(json.dumps(record))
-    assert finished.again("--seeds", "2", "--nested", "--recipes") == 0
+    assert finished.again("--seeds", "2", "--nested", "--attention") == 0
     assert fitted == [1]
     assert finished.path.read_bytes() == before
 
@@ -147,6 +155,9 @@ def test_other_settings_weights_or_films_are_refused(
     assert "other films or findings" in fails(*call, "--data", tmp_path / "films")
     elsewhere = (*finished.arguments, "--out", tmp_path / "out")
     assert "choose one of resnet50, resnet18" in fails(*elsewhere, "--trunk", "vgg16")
+    (tmp_path / "damaged.safetensors").write_bytes(b"no parameters")
+    assert "damaged" in fails(*elsewhere, "--weights", tmp_path / "damaged.safetensors")
+    assert not (tmp_path / "out").exists()
     assert "no such file" in fails(*call, "--weights", tmp_path / "missing")
 
 
@@ -213,7 +224,9 @@ def test_a_damaged_record_is_refused(
 
 def test_one_change_at_a_time_is_compared_with_the_fixed_recipe(finished: Finished) -> None:
     record = read_lesion_record(finished.path)
-    table = changes_table(record, [record])
+    settings = record.settings
+    equalised = replace(settings, preprocessing=replace(settings.preprocessing, clahe=True))
+    table = changes_table(record, [record, replace(record, settings=equalised)])
     labels = [row[0] for row in table.rows]
     assert labels == [
         "as it is",
@@ -222,9 +235,19 @@ def test_one_change_at_a_time_is_compared_with_the_fixed_recipe(finished: Finish
         "mean in place of maximum",
         "C4 alone",
         "C3 alone",
+        "labels of whole films in place of circles",
+        "the calcification map in the score too",
+        "trained attention over the breast",
+        "a film by itself, trained attention over the breast",
+        "trained attention over the breasts",
+        "a film by itself, trained attention over the breasts",
         "breasts in 256×160 pixels",
+        "breasts in 256×160 pixels, contrast equalised (CLAHE)",
     ]
-    assert table.rows[-1][2] == "+0.000 [+0.000, +0.000]"
+    for row in table.rows[-2:]:
+        assert row[2] == "+0.000 [+0.000, +0.000]"
+    (labelled,) = (row for row in table.rows if row[0].startswith("labels"))
+    assert labelled[2] != table.rows[-1][2]
     own = [
         roc_auc_score([f.label for f in s.films], [f.own for f in s.films]) for s in record.seeds
     ]

@@ -20,14 +20,18 @@ from hmc_fast.data import (
 from hmc_fast.evaluation import pool
 from hmc_fast.models import HMCNet, create_model
 from hmc_fast.models.lesion_head import CELL, LesionHead, black_level
+from hmc_fast.study import lesion_attention
 from hmc_fast.study.lesions import (
+    ATTENTION_RECIPES,
     RECIPES,
+    SCORED_RECIPES,
     Cohort,
     LesionRecipe,
     LesionStudy,
     NestedFold,
     cross_validate_lesion_head,
     nested_fold,
+    recipe_scores,
     training_positions,
 )
 from hmc_fast.training.features import FilmFeatures, cache_features, read_features
@@ -224,6 +228,35 @@ def test_the_nested_choice_sees_the_training_films_alone(material: Material) -> 
     assert np.array_equal(poisoned.predictions.logits, choices[0].predictions.logits)
 
 
+def test_labels_of_whole_films_teach_without_circles_and_without_held_out_films(
+    material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lesion_attention, "EPOCHS", 0)
+    films = material.cohort
+    scores = recipe_scores(films, material.folds)
+    assert tuple(scores) == SCORED_RECIPES
+    labelled = LesionRecipe(circles=False)
+    assert not np.array_equal(scores[labelled], scores[RECIPES[0]])
+    assert np.isfinite(scores[labelled]).all()
+    moved = {
+        index: tuple(replace(f, x=99, y=99, radius=5) for f in film.findings)
+        for index, film in enumerate(films.films)
+    }
+    again = recipe_scores(material.with_findings(moved), material.folds)
+    assert np.array_equal(again[labelled], scores[labelled])
+    assert not np.array_equal(again[RECIPES[0]], scores[RECIPES[0]])
+    _, held_out = material.folds.split(list(films.films), 1)
+    poisoned = recipe_scores(
+        material.with_findings(dict.fromkeys(held_out, (CALCIFIED,))), material.folds
+    )
+    for recipe in (labelled, LesionRecipe(calcification=True)):
+        assert np.array_equal(poisoned[recipe][held_out], scores[recipe][held_out])
+        others = np.setdiff1d(np.arange(len(films.films)), held_out)
+        assert not np.array_equal(poisoned[recipe][others], scores[recipe][others])
+
+
 def test_recipes_are_declared_with_the_fixed_one_first() -> None:
     assert RECIPES[0] == LesionRecipe()
     assert len(set(RECIPES)) == len(RECIPES) == 18
+    assert SCORED_RECIPES[: len(RECIPES)] == RECIPES
+    assert len({*SCORED_RECIPES, *ATTENTION_RECIPES}) == 24

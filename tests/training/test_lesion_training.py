@@ -136,7 +136,7 @@ def test_a_killed_training_ends_like_one_that_was_not(
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_attention_learns_from_the_fitted_head_and_the_trunk_stays(
+def test_attention_learns_from_the_fitted_head_and_trunk_and_maps_stay(
     films: list[Film], folds: list[Path], tmp_path: Path
 ) -> None:
     config = replace(CONFIG, head_epochs=1, batch_size=4, learning_rate=1e-2)
@@ -145,10 +145,9 @@ def test_attention_learns_from_the_fitted_head_and_the_trunk_stays(
     trained, fitted = head_of(study / MODEL / "fold0"), head_of(folds[0])
     before, after = fitted.state_dict(), trained.state_dict()
     for name, value in before.items():
-        is_trunk = name.startswith(("conv1", "bn1", "layer"))
-        assert torch.equal(value, after[name]) == (
-            is_trunk or (name.startswith("lesion_head.") and not name.endswith(("weight", "bias")))
-        ), name
+        stays = name.startswith(("conv1", "bn1", "layer", "lesion_head."))
+        stays &= name != "lesion_head.net_weight"
+        assert torch.equal(value, after[name]) == stays, name
     assert trained.hsa["C4"].gamma.any()
     assert trained.lesion_head is not None
     assert trained.lesion_head.net_weight != 0

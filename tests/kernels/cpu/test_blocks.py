@@ -11,6 +11,7 @@ from hmc_fast.kernels.cpu.blocks import (
     ProductSum,
     exact_factor,
     head_groups,
+    reach,
     row_products,
     spans,
 )
@@ -62,3 +63,11 @@ def test_the_exact_factor_is_a_power_of_two_that_leaves_little(scale: float) -> 
     assert math.frexp(factor)[0] == 0.5
     assert scale == 0.0 or 1.0 <= abs(scale / factor) < 2.0
     assert factor * (scale / factor) == scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_score_goes_beyond_the_reach(dtype: torch.dtype) -> None:
+    q, *keys = (torch.randn(2, n, 16).to(dtype) * n for n in (7, 5, 9))
+    largest = max(float((q.float() @ k.float().mT).abs().max()) for k in keys) * 0.3
+    assert largest <= reach(q, keys, -0.3) <= 6 * largest
+    assert math.isnan(reach(q * torch.nan, keys, 0.3))

@@ -1,12 +1,13 @@
 """Blocked attention on a CPU within the error budget of fp64, forward and every gradient."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels import AttentionProblem, multi_scale_attention
+from hmc_fast.kernels import AttentionProblem, attention, multi_scale_attention
 from hmc_fast.kernels.testing import (
     DrawnProblem,
     assert_parity,
@@ -98,6 +99,38 @@ def test_what_is_not_a_number_stays_so() -> None:
     for result in (out[0, :, 0], lse[0, 0, :, None], weights[0, 0]):
         assert result[2].isnan().all()
         assert result[[0, 1, 3]].isfinite().all()
+
+
+def subnormal(x: Tensor) -> int:
+    """How many elements are smaller than the normal numbers."""
+    return int(((x != 0) & (x.abs() < torch.finfo(torch.float32).tiny)).sum())
+
+
+@pytest.mark.parametrize("spread", [3.0, 30.0, 300.0])
+def test_logits_far_apart_multiply_few_numbers_that_are_slow(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Softmaxes of such logits are full of numbers that cost up to thirty times as much."""
+    slow = 0
+    multiply = torch.baddbmm
+
+    def watched(result: Tensor, a: Tensor, b: Tensor, **options: Any) -> Tensor:
+        nonlocal slow
+        slow += subnormal(a) + subnormal(b)
+        return multiply(result, a, b, **options)
+
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(1, n, 2, 64, generator=generator) for n in (300, 1100, 1100))
+    leaves = [(spread * q).requires_grad_(), k.requires_grad_(), v.requires_grad_()]
+    scores = 0.125 * torch.einsum("bmhd,bnhd->bhmn", leaves[0], k).detach()
+    plain = subnormal((scores - scores.amax(3, keepdim=True)).exp())
+    monkeypatch.setattr(torch, "baddbmm", watched)
+    out, lse = attention(*leaves, scale=0.125, backend="cpu")
+    (out.square().sum() + lse.sum()).backward()
+    monkeypatch.undo()
+    assert plain > 100 or spread < 30
+    assert slow <= plain / 5
+    assert_parity(spread * q, [k.detach()], [v.detach()], scale=0.125, backend="cpu")
 
 
 def everything(
