@@ -99,9 +99,10 @@ def test_what_fails_hangs_or_dies_is_told_and_the_rest_goes_on(tmp_path: Path) -
 
 
 def test_a_stopped_step_leaves_no_process_of_its_own(tmp_path: Path) -> None:
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     nested = (
         "import subprocess, sys; "
-        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)']); "
+        f"child = subprocess.Popen([sys.executable, '-S', '-c', '{stubborn}']); "
         "open(sys.argv[1], 'w').write(str(child.pid)); child.wait()"
     )
     record = check(tmp_path, step("nests", nested, tmp_path / "pid", limit_s=2.0))
