@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hmc_fast.bench.gpu.runner import LOGS, CheckRecord, StepResult
-from hmc_fast.bench.gpu.steps import TARGETS
-from hmc_fast.bench.jobs.targets import TARGET_HEADER, target_rows
+from hmc_fast.bench.gpu.steps import ALONE, TARGETS
+from hmc_fast.bench.jobs.targets import OURS, TARGET_HEADER, target_rows
 from hmc_fast.bench.record import RECORD_FILE, Record, merged, read_record, write_record
 from hmc_fast.bench.report.pages import write_reports
 from hmc_fast.bench.report.tables import Cells, ceiling_table, clock_table
@@ -60,14 +60,24 @@ def write_page(record: CheckRecord, folder: Path) -> tuple[Path, Path]:
 
 
 def _timed(folder: Path) -> Record | None:
-    records = []
-    for path in sorted((folder / TARGETS).glob(f"*/{RECORD_FILE}")):
+    found: dict[str, Record] = {}
+    for path in (folder / TARGETS).glob(f"*/{RECORD_FILE}"):
         try:
-            records.append(read_record(path))
+            found[path.parent.name] = read_record(path)
         except UserError:  # its step says that it failed
             continue
+    # Times beside peers are the ones to compare; without them, those taken alone are better than
+    # none.
+    beside = {name for name, record in found.items() if _times_ours(record)}
+    records = [
+        record for name, record in found.items() if name.removesuffix(ALONE) not in beside - {name}
+    ]
     records.sort(key=lambda record: record.created)
     return merged(records, TARGETS) if records else None
+
+
+def _times_ours(record: Record) -> bool:
+    return any(row.peer in OURS and row.p50_ms for row in record.measurements)
 
 
 def _verdicts(record: CheckRecord) -> list[_Section]:

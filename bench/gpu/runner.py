@@ -159,11 +159,10 @@ def run_steps(
     deadline = time.monotonic() + 60 * minutes
     make_folder(folder)
     make_folder(folder / LOGS)
-    names = [step.name for step in steps]
     known = _earlier(folder, made_on, retry=retry)
-    record = CheckRecord(
-        FORMAT, made_on, environment, names, [r for r in known if r.name in set(names)]
-    )
+    # What another choice of parts has shown stays in the record.
+    names = list(dict.fromkeys([*(r.name for r in known), *(step.name for step in steps)]))
+    record = CheckRecord(FORMAT, made_on, environment, names, known)
     run = _Run(folder, record, on_change)
     judged = {r.name for r in record.having("passed", "failed", "unavailable")}
     left = [step for step in steps if step.name not in judged]

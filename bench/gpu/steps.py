@@ -1,7 +1,7 @@
 """What ``hmc-fast gpu-check`` runs, most valuable first.
 
-Parity before anything, then what no assertion sees (stray accesses), then what was exported and
-never run, then times, then proposals for better tiles.
+Parity before anything, then what no assertion sees (stray accesses), then our own speed, what was
+exported and never run, the peers' speed, counters, and proposals for better tiles.
 """
 
 import ast
@@ -27,9 +27,11 @@ from hmc_fast.environment import environment, git_revision
 from hmc_fast.errors import UserError
 from hmc_fast.export.builders import Builder
 
-PARTS = ("parity", "sanitizer", "engines", "warm-up", "targets", "counters", "tuning")
+PARTS = ("parity", "sanitizer", "targets", "engines", "warm-up", "counters", "tuning")
 TARGETS = "targets"
-"""Folder of the timed cases, one folder each."""
+"""The part, and the folder of its cases, one folder each."""
+ALONE = "-alone"
+"""Ends the folders of cases that were timed without peers."""
 _PYTHON = (sys.executable, "-m")
 _HMC_FAST = (*_PYTHON, "hmc_fast")
 _MEMCHECK = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
@@ -48,6 +50,7 @@ def all_steps(folder: Path, architecture: str | None, tests: Path | None) -> lis
     return [
         *_parity(folder, tests),
         *_sanitizer(),
+        *_alone(folder),
         *_engines(folder, architecture),
         *_cases("warm-up", folder),
         *_cases(TARGETS, folder),
@@ -195,7 +198,8 @@ def _engines(folder: Path, architecture: str | None) -> Iterator[Step]:
         ("engine with our plugin", "tensorrt", ("tensorrt", "--plugin")),
     ):
         engine = made / (name.replace(" ", "-") + ".engine")
-        build = ("export", "tensorrt", str(model), "--out", str(engine), "--flavour", *options)
+        build = ["export", "tensorrt", str(model), "--out", str(engine), "--flavour", *options]
+        build += ["--target", architecture or ""]
         check = ("verify", str(engine), "--data", str(films), "--require-engine")
         yield Step(
             name,
@@ -221,6 +225,22 @@ def _why_no_engine(flavour: str, module: str, architecture: str | None) -> str |
     if architecture in targets:
         return None
     return f"{flavour} builds for {', '.join(targets)}, not for {architecture}"
+
+
+def _alone(folder: Path) -> Iterator[Step]:
+    """Ours without any peer, which might hang or break the GPU's context for all in its process."""
+    for name in PRESETS["targets"].operators:
+        out = folder / TARGETS / f"{name}{ALONE}"
+        options = ("--case", name, "--preset", "targets", "--peer", "triton", "--out", str(out))
+        yield Step(
+            f"{name}, ours alone",
+            TARGETS,
+            "our kernels' share of the measured ceilings, with clocks",
+            ((*_HMC_FAST, "bench", "kernels", *options, "--minutes", "{minutes}"),),
+            limit_s=300,
+            least_s=30,
+            judge=partial(wrong_rows, out / RECORD_FILE),
+        )
 
 
 def _cases(part: str, folder: Path) -> Iterator[Step]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hmc_fast.bench.gpu.runner import CheckRecord, StepResult
 
 # Held to the list of steps by a test: it imports PyTorch, for which a --help does not wait.
-PARTS = ("parity", "sanitizer", "engines", "warm-up", "targets", "counters", "tuning")
+PARTS = ("parity", "sanitizer", "targets", "engines", "warm-up", "counters", "tuning")
 INCOMPLETE = 3
 """Exit code where nothing failed and something was not reached."""
 

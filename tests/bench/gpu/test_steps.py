@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,26 @@ def test_the_parts_are_in_the_order_that_is_told() -> None:
     timed = [step for step in steps if step.part in ("targets", "counters", "tuning")]
     assert all(step.alone for step in timed)
     cases = [step.name for step in of_parts(steps, ["targets"])]
-    assert cases == [*TARGET_CASES, *TARGET_MODEL_CASES]
+    alone = [f"{case}, ours alone" for case in TARGET_CASES]
+    assert cases == [*alone, *TARGET_CASES, *TARGET_MODEL_CASES]
+
+
+def test_every_command_of_ours_is_one_that_the_command_line_takes(tmp_path: Path) -> None:
+    checked = set()
+    for step in all_steps(tmp_path, "sm_90", TESTS):
+        for command in step.commands:
+            words = list(command)
+            module = words[words.index("-m") + 1] if "-m" in words else ""
+            if module == "hmc_fast":
+                arguments = words[words.index("hmc_fast") + 1 :]
+                assert run([*arguments, "--help"]) == 0, arguments
+                checked.add(" ".join(arguments[:2]))
+            elif module.startswith("hmc_fast."):
+                assert find_spec(module) is not None
+                checked.add(module)
+    assert {"bench kernels", "bench model", "export tensorrt", "export kernels"} <= checked
+    assert {"hmc_fast.bench.gpu.passes", "hmc_fast.bench.gpu.checkpoint"} <= checked
+    assert run(["bench", "kernels", "--no-such-option", "--help"]) == 2
 
 
 @pytest.mark.systems
@@ -140,6 +160,25 @@ def test_cases_timed_in_their_own_processes_come_together_on_the_page(
         assert "power cap (40 %)" in page
         assert "after the cases" in page
     assert (tmp_path / "speed" / "report.html").exists()
+
+
+def test_cases_timed_alone_count_where_the_peers_broke_theirs(
+    record: Record, tmp_path: Path
+) -> None:
+    """Side by side where that worked, alone where it did not, never both."""
+    rows = [row for row in record.measurements if row.subject == "hsa_c3"]
+    alone = [replace(r, p50_ms=1.0, tflops=600.0) for r in rows if r.peer == "triton"]
+    broken = [replace(r, p50_ms=None, status="error", reason="illegal access") for r in rows]
+    check = CheckRecord(1, {}, {}, [], [])
+    for name, lines in (("hsa_c3@1024x8-alone", alone), ("hsa_c3@1024x8", broken)):
+        (tmp_path / "targets" / name).mkdir(parents=True)
+        path = tmp_path / "targets" / name / RECORD_FILE
+        write_record(path, replace(record, measurements=lines))
+    assert "| 75 % |" in write_page(check, tmp_path)[0].read_text()  # 600 of 800 TFLOP/s
+    write_record(path, replace(record, measurements=rows))
+    page = write_page(check, tmp_path)[0].read_text()
+    assert "| 62 % |" in page
+    assert len(read_record(tmp_path / "speed" / RECORD_FILE).measurements) == len(rows)
 
 
 def test_an_engine_is_not_built_for_a_gpu_that_its_builder_lacks(tmp_path: Path) -> None:
