@@ -7,7 +7,8 @@ Files of the schemas before this one are read as well.
 
 import json
 import re
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +61,9 @@ class Measurement:
     memory between calls; for the main job a process of its own. ``budget_units`` is the error
     against fp64 over what is allowed, of ``budget_tensor``. ``ceiling_share`` is the floor over
     the median. ``speed_up`` is the fastest other peer's median over this one's. Work, floor and
-    bound are None for models, ``scores`` for everything but the main job.
+    bound are None for models, ``scores`` for everything but the main job. ``variant`` is the
+    peer's fastest; ``tried`` has the median of each of its variants in ms, or why it has none,
+    and is None where there is one alone.
     """
 
     __pydantic_config__ = STRICT
@@ -97,6 +100,7 @@ class Measurement:
     clocks: dict[str, float] | None = None
     load: dict[str, float] | None = None
     scores: FoldScores | None = None
+    tried: dict[str, float | str] | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
@@ -153,7 +157,9 @@ class Record:
     problems: list[str] = field(default_factory=list)
 
     def ceiling(self, precision: str) -> Ceiling | None:
-        return next((c for c in self.ceilings if c.precision == precision), None)
+        """The highest of the run: a share of it flatters nobody."""
+        known = (c for c in self.ceilings if c.precision == precision)
+        return max(known, key=lambda c: c.matmul_tflops, default=None)
 
     @property
     def kernel_rows(self) -> list[Measurement]:
@@ -197,6 +203,21 @@ def write_record(path: Path, record: Record) -> None:
     for kind, (_, name) in _LINE_KINDS.items():
         lines += [{"schema": SCHEMA, "kind": kind, **line} for line in values[name]]
     write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def merged(records: Sequence[Record], job: str) -> Record:
+    """The lines of ``records`` of one machine under the header of the first, as ``job``."""
+    first = records[0]
+    resources = [line for record in records for line in record.resources]
+    return replace(
+        first,
+        job=job,
+        options={"cases": [case for r in records for case in r.options.get("cases", [])]},
+        ceilings=[line for record in records for line in record.ceilings],
+        measurements=[line for record in records for line in record.measurements],
+        resources=list(dict.fromkeys(resources)),
+        problems=[line for record in records for line in record.problems],
+    )
 
 
 def keep_earlier(path: Path) -> Path | None:

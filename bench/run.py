@@ -18,7 +18,7 @@ import torch._dynamo
 
 from hmc_fast.bench.cases import Case, Kind, Task
 from hmc_fast.bench.failures import describe, status_of
-from hmc_fast.bench.measuring.ceilings import Ceiling, measure_ceiling
+from hmc_fast.bench.measuring.ceilings import Ceiling, When, measure_ceiling
 from hmc_fast.bench.measuring.clock import (
     Clock,
     TimedCall,
@@ -29,7 +29,7 @@ from hmc_fast.bench.measuring.clock import (
     outliers,
     time_side_by_side,
 )
-from hmc_fast.bench.measuring.device import clocks_seen, device_facts
+from hmc_fast.bench.measuring.device import clocks_during, clocks_seen, device_facts
 from hmc_fast.bench.measuring.load import cpu_times, load_between, load_marks
 from hmc_fast.bench.measuring.memory import release
 from hmc_fast.bench.measuring.resources import resources_of
@@ -125,6 +125,20 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A variant that ran and is right; ``failed`` are the peer's that did not."""
+
+    row: Measurement
+    trial: Trial
+    peer: Peer
+    failed: tuple[Measurement, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.label}: {self.row.variant}"
+
+
+@dataclass(frozen=True)
 class CaseRun:
     """One case at some precisions; it takes its memory in :meth:`run`, not before.
 
@@ -160,18 +174,17 @@ class CaseRun:
             trials[precision] = self.trials(precision)
         rows: list[Measurement] = []
         for task in self.case.tasks:
-            ready: dict[str, tuple[Measurement, Trial, Peer]] = {}
+            ready: list[Ready] = []
             for peer, precision in ((p, q) for q in self.precisions for p in self.peers):
                 row = self._row(peer, precision, task)
                 if time.perf_counter() > deadline_s:
                     rows.append(replace(row, status="skipped", reason=OVER))
                     continue
                 self.on_stage(f"{self.case.name} {precision} {task}: {peer.name}, parity")
-                row, trial = self._prepare(row, peer, task, trials[precision])
-                if trial is None:
-                    rows.append(row)
-                else:
-                    ready[row.label] = row, trial, peer
+                passed, failed = self._prepare(row, peer, task, trials[precision])
+                ready += passed
+                if not passed:
+                    rows.append(_unmade(row, failed))
             rows += self._measure(ready, task, trials, deadline_s)
         return with_speed_ups(rows)
 
@@ -180,19 +193,21 @@ class CaseRun:
 
     def _prepare(
         self, row: Measurement, peer: Peer, task: Task, trials: Trials
-    ) -> tuple[Measurement, Trial | None]:
-        """The first variant that runs the task and is right, or a row that says why none is."""
+    ) -> tuple[list[Ready], list[Measurement]]:
+        """Every variant that runs the task and is right, and a row with its reason for the rest."""
         dtype = precision_dtype(row.precision)
-        failures: list[Measurement] = []
         try:
             reason = peer.why_not(self.case, dtype, self.device)
             if reason is not None:
-                return replace(row, status="unavailable", reason=reason), None
+                return [], [replace(row, status="unavailable", reason=reason)]
             variants = [v for v in trials.variants(peer) if task in tasks_of(v)]
         except Exception as error:  # a peer's own preparations may fail as its calls do
-            return replace(row, status=status_of(error), reason=describe(error)), None
+            return [], [replace(row, status=status_of(error), reason=describe(error))]
         if not variants:
-            return replace(row, status="unavailable", reason=f"it has no way to do {task}"), None
+            reason = f"it has no way to do {task}"
+            return [], [replace(row, status="unavailable", reason=reason)]
+        passed: list[Ready] = []
+        failed: list[Measurement] = []
         for variant in variants:
             attempt = replace(row, variant=variant.name)
             with warnings.catch_warnings(record=True) as caught:
@@ -201,48 +216,51 @@ class CaseRun:
                     trial = trials.make(peer, variant, task)
                 except Exception as error:  # whatever a peer raises belongs in its row
                     reason = describe(error, caught)
-                    failures.append(replace(attempt, status=status_of(error), reason=reason))
+                    failed.append(replace(attempt, status=status_of(error), reason=reason))
                 else:
                     attempt = replace(with_parity(attempt, trial.use), **trial.fields)
                     if attempt.status == "ok":
-                        return attempt, trial
-                    failures.append(attempt)
+                        passed.append(Ready(attempt, trial, peer))
+                    else:
+                        failed.append(attempt)
             release(self.device)
-        worst = next((f for f in failures if f.status == "parity failed"), failures[-1])
-        if len(failures) == 1:
-            return replace(worst, variant=None), None
-        reasons = dict.fromkeys(f"{f.variant}: {f.reason}" for f in failures)
-        return replace(worst, reason="; ".join(reasons), variant=None), None
+        return [replace(made, failed=tuple(failed)) for made in passed], failed
 
     def _measure(
         self,
-        ready: Mapping[str, tuple[Measurement, Trial, Peer]],
+        ready: Sequence[Ready],
         task: Task,
         trials: Mapping[str, Trials],
         deadline_s: float,
     ) -> list[Measurement]:
+        """The best variant of every peer, after all of them were timed."""
         if not ready:
             return []
-        self.on_stage(f"{self.case.name} {task}: timing {len(ready)} peers side by side")
+        self.on_stage(f"{self.case.name} {task}: timing {len(ready)} variants side by side")
         calls = {
-            name: replace(trial.call, run=_marked(trial.call.run, annotated(name)))
-            for name, (_, trial, _) in ready.items()
+            made.name: replace(
+                made.trial.call, run=_marked(made.trial.call.run, annotated(made.name))
+            )
+            for made in ready
         }
+        timed = self._timed({made.name: made.row for made in ready}, calls, task, deadline_s)
         rows = []
-        for name, row in self._timed(
-            {n: row for n, (row, _, _) in ready.items()}, calls, task, deadline_s
-        ).items():
+        best_calls: dict[str, TimedCall] = {}
+        for label in dict.fromkeys(made.row.label for made in ready):
+            rivals = [made for made in ready if made.row.label == label]
+            best = min(rivals, key=lambda made: timed[made.name].p50_ms or float("inf"))
+            row = replace(timed[best.name], tried=_tried(rivals, timed))
             if row.status == "ok":
-                self.on_stage(f"{name}: memory")
-                _, trial, peer = ready[name]
+                self.on_stage(f"{label}: memory")
                 try:
-                    peak_mib = trials[row.precision].peak_mib(peer, trial)
+                    peak_mib = trials[row.precision].peak_mib(best.peer, best.trial)
                     row = replace(row, peak_mib=peak_mib)
                 except Exception as error:  # the time stands; why there is no memory beside it
                     row = replace(row, reason=describe(error))
             rows.append(row)
+            best_calls[label] = calls[best.name]
         if self.graphs and self.device.type == "cuda" and task not in ("backward", "training"):
-            rows += self._graph_rows(rows, calls, task, deadline_s)
+            rows += self._graph_rows(rows, best_calls, task, deadline_s)
         return rows
 
     def _graph_rows(
@@ -283,8 +301,8 @@ class CaseRun:
     ) -> dict[str, Measurement]:
         if not calls:
             return {}
-        results, load = sample_quietly(calls, self.device, self.clock, self.seconds, deadline_s)
-        clocks = clocks_seen(self.device)
+        with clocks_during(self.device) as clocks:
+            results, load = sample_quietly(calls, self.device, self.clock, self.seconds, deadline_s)
         timed = {}
         for name, row in rows.items():
             if name in results.failures:
@@ -315,6 +333,26 @@ class CaseRun:
             tflops=work.flops / row.p50_ms / 1e9,
             ceiling_share=floor_ms / row.p50_ms,
         )
+
+
+def _unmade(row: Measurement, failed: Sequence[Measurement]) -> Measurement:
+    """The row of a peer none of whose variants ran and was right."""
+    worst = next((f for f in failed if f.status == "parity failed"), failed[-1])
+    if len(failed) == 1:
+        return replace(worst, variant=None)
+    reasons = dict.fromkeys(f"{f.variant}: {f.reason}" for f in failed)
+    return replace(worst, reason="; ".join(reasons), variant=None)
+
+
+def _tried(
+    rivals: Sequence[Ready], timed: Mapping[str, Measurement]
+) -> dict[str, float | str] | None:
+    """What became of each of a peer's variants, None where it has one alone."""
+    rows = [*(timed[made.name] for made in rivals), *rivals[0].failed]
+    if len(rows) == 1:
+        return None
+    fates = ((row.variant, row.p50_ms if row.p50_ms is not None else row.reason) for row in rows)
+    return {str(variant): fate if fate is not None else "" for variant, fate in fates}
 
 
 def sample_quietly(
@@ -393,10 +431,8 @@ def run_plan(
     clock = clock_for(device)
     record = start_record(plan.job, plan.to_json(), device)
     attention = [case for case in plan.cases if case.kind != "model"]
-    for precision in plan.precisions if attention else ():
-        on_stage(f"ceilings of {precision}: a large matrix product, a large copy")
-        ceiling = measure_ceiling(precision, precision_dtype(precision), device, clock)
-        record = replace(record, ceilings=[*record.ceilings, ceiling])
+    rated = plan.precisions if attention else ()
+    record = _with_ceilings(record, rated, "before", device, clock, on_stage)
     ceilings = {ceiling.precision: ceiling for ceiling in record.ceilings}
     pairs = [(case, precision) for case in plan.cases for precision in plan.precisions]
 
@@ -418,9 +454,28 @@ def run_plan(
     if any(p.name == "triton" for p in plan.peers_of("operator")) and operators:
         on_stage("registers, shared memory and spills of our kernels")
         record = replace(record, resources=resources_of(operators, plan.precisions, device))
+    if device.type == "cuda" and time.perf_counter() < deadline_s:
+        record = _with_ceilings(record, rated, "after", device, clock, on_stage)
     record = finish_record(record, device)
     write_record(path, record)
     return record
+
+
+def _with_ceilings(
+    record: Record,
+    precisions: Sequence[str],
+    when: When,
+    device: torch.device,
+    clock: Clock,
+    on_stage: Stage,
+) -> Record:
+    """``record`` with the ceilings of this moment; a GPU that grew hot reaches less afterwards."""
+    measured = list(record.ceilings)
+    for precision in precisions:
+        on_stage(f"ceilings of {precision}, {when}: a large matrix product, a large copy")
+        ceiling = measure_ceiling(precision, precision_dtype(precision), device, clock)
+        measured.append(replace(ceiling, when=when))
+    return replace(record, ceilings=measured)
 
 
 def _case_run(

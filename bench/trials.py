@@ -50,7 +50,7 @@ class Trials(Protocol):
     """All trials of a case at one precision, on the same inputs and against the same truth."""
 
     def variants(self, peer: Peer) -> Sequence[Variant | ModuleVariant]:
-        """Best first."""
+        """In the order of tables."""
 
     def make(self, peer: Peer, variant: Any, task: Task) -> Trial:
         """Run a variant and check its results; raises whatever the peer raises."""
@@ -96,7 +96,7 @@ class AttentionTrials:
 
 
 def attention_variants(case: Case, peer: Peer) -> list[Variant]:
-    """The ways in which a peer does an operator or a block, best first."""
+    """The ways in which a peer does an operator or a block."""
     if case.kind == "block":
         return [_block_variant(case, module) for module in peer.blocks]
     return peer.operators(case) if peer.operators is not None else []

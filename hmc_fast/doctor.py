@@ -95,7 +95,8 @@ def _gpu() -> Check:
         major, minor = torch.cuda.get_device_capability()
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         detail = f"{torch.cuda.get_device_name()}, sm_{major}{minor}, {memory:.0f} GiB"
-        return Check("NVIDIA GPU", True, detail)
+        remedy = "hmc-fast gpu-check runs kernels, exports and peers on it, and says what it proves"
+        return Check("NVIDIA GPU", True, detail, remedy)
     if not torch.version.cuda:
         remedy = "install a CUDA build of torch if the machine has an NVIDIA GPU"
         return Check("NVIDIA GPU", False, "this torch is built without CUDA", remedy)

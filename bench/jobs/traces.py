@@ -1,5 +1,6 @@
 """Traces of the first way in which each peer differentiates a case, for profilers."""
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,8 @@ def write_traces(plan: Plan, folder: Path, *, on_stage: Callable[[str], object])
                 on_stage(f"{name}: no trace: {describe(error)}")
         for task in case.tasks:
             report = folder / f"ncu-{case.name}-{task}"
-            commands.append(ncu_command(case.name, task, precision, "hmc-fast", report))
+            words = ncu_command(case.name, task, precision, ["hmc-fast"], report)
+            commands.append(shlex.join(words))
     return commands
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,8 @@ from hmc_fast.schema import STRICT
 MATMUL_SIDE = {"cuda": 8192, "cpu": 2048}
 COPY_BYTES = {"cuda": 2**31, "cpu": 2**28}
 MATMUL_INPUTS = 2
+When = Literal["before", "after"]
+"""Of the cases that a run times."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Ceiling:
     matmul_tflops: float
     copy_bytes: int
     copy_gb_per_s: float
+    when: When = "before"
 
     @property
     def flops_per_s(self) -> float:

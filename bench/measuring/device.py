@@ -1,22 +1,16 @@
 """What a measurement ran on: the device, its cache and its clocks."""
 
-import shutil
-import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 import torch
 
+from hmc_fast.bench.measuring.nvml import Watch, nvml_of, summarise
 from hmc_fast.environment import cpu_name
 
-NVIDIA_SMI_FIELDS = {
-    "sm_clock_mhz": "clocks.sm",
-    "memory_clock_mhz": "clocks.mem",
-    "temperature_c": "temperature.gpu",
-    "power_w": "power.draw",
-}
-QUERY_TIMEOUT_S = 10
 DEFAULT_L2_BYTES = 64 * 2**20
 """Taken where the device does not tell the size of its last-level cache."""
 
@@ -64,7 +58,8 @@ def clocks_seen(device: torch.device) -> dict[str, float]:
     On a CPU: its clock and the load average of the last minute, which tells a busy machine.
     """
     if device.type == "cuda":
-        return _nvidia_smi(device)
+        nvml = nvml_of(device)
+        return {} if nvml is None else summarise([nvml.sample()])
     frequency = psutil.cpu_freq()
     seen = {"load_average": psutil.getloadavg()[0]}
     if frequency is not None and frequency.current:
@@ -72,30 +67,18 @@ def clocks_seen(device: torch.device) -> dict[str, float]:
     return seen
 
 
-def _nvidia_smi(device: torch.device) -> dict[str, float]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return {}
-    # CUDA_VISIBLE_DEVICES renumbers GPUs for torch but not for nvidia-smi; the UUID names one.
-    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    command = [program, f"--query-gpu={','.join(NVIDIA_SMI_FIELDS.values())}"]
-    command.append("--format=csv,noheader,nounits")
-    if uuid is not None:
-        command.append(f"--id=GPU-{str(uuid).removeprefix('GPU-')}")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return parse_clocks(done.stdout) if done.returncode == 0 else {}
+@contextmanager
+def clocks_during(device: torch.device) -> Iterator[dict[str, float]]:
+    """What :func:`clocks_seen` tells, of the time that the block takes; it is filled at the end.
 
-
-def parse_clocks(text: str) -> dict[str, float]:
-    """The first line of ``nvidia-smi``'s answer; a field it does not support is left out."""
-    values = (text.strip().splitlines() or [""])[0].split(",")
-    seen = {}
-    for name, value in zip(NVIDIA_SMI_FIELDS, values, strict=False):
-        try:
-            seen[name] = float(value)
-        except ValueError:
-            continue
-    return seen
+    A GPU is watched meanwhile: its clocks sink within a second once it is idle.
+    """
+    seen: dict[str, float] = {}
+    nvml = nvml_of(device) if device.type == "cuda" else None
+    if nvml is None:
+        yield seen
+        seen.update(clocks_seen(device))
+        return
+    with Watch(nvml) as watch:
+        yield seen
+    seen.update(watch.summary())

@@ -1,7 +1,6 @@
 """Hooks for profilers: NVTX ranges, a PyTorch trace, the command line of Nsight Compute."""
 
-import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -41,15 +40,19 @@ def write_trace(call: Callable[[], object], name: str, path: Path, device: torch
     write_atomically(path, lambda temporary: recorded.export_chrome_trace(str(temporary)))
 
 
-def ncu_command(case: str, task: str, precision: str, program: str, report: Path) -> str:
-    """The Nsight Compute command line that reads the hardware counters of our kernels in a case.
+def ncu_command(
+    case: str, task: str, precision: str, program: Sequence[str], report: Path
+) -> list[str]:
+    """The words of the Nsight Compute command that reads our kernels' hardware counters in a case.
 
-    Clocks are left as they are: locking them needs privileges, and other users see it.
+    ``program`` starts ``hmc-fast``; what it writes lands beside ``report``. Clocks are left as they
+    are: locking them needs privileges, and other users see it.
     """
-    bench = [program, "bench", "kernels", "--case", case, "--peer", "triton"]
+    bench = [*program, "bench", "kernels", "--case", case, "--peer", "triton"]
     bench += ["--precision", precision, "--pass", task, "--no-graphs", "--seconds", "0.1"]
+    bench += ["--out", str(report.parent / f"{report.name}-bench")]
     counters = ["ncu", "--set", "full", "--clock-control", "none"]
     counters += ["--kernel-name", KERNEL_FILTERS[task]]
     counters += ["--launch-skip", str(SKIPPED_LAUNCHES), "--launch-count", str(PROFILED_LAUNCHES)]
     counters += ["--export", str(report), "--force-overwrite"]
-    return shlex.join([*counters, *bench])
+    return [*counters, *bench]

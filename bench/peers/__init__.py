@@ -12,6 +12,7 @@ from hmc_fast.bench.cases import Kind
 from hmc_fast.bench.peers.compiled import COMPILED
 from hmc_fast.bench.peers.cpu import CPU, CPU_PREPARED
 from hmc_fast.bench.peers.eager import EAGER
+from hmc_fast.bench.peers.flash_attention import FLASH_ATTENTION_3, FLASH_ATTENTION_4
 from hmc_fast.bench.peers.flex import FLEX
 from hmc_fast.bench.peers.onnxruntime import ONNXRUNTIME
 from hmc_fast.bench.peers.openvino import OPENVINO
@@ -25,6 +26,8 @@ PEERS: tuple[Peer, ...] = (
     TRITON_COMPILED,
     CPU,
     CPU_PREPARED,
+    FLASH_ATTENTION_3,
+    FLASH_ATTENTION_4,
     *SDPA_KERNELS,
     SDPA,
     FLEX,

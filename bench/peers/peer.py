@@ -1,8 +1,8 @@
 """What a peer is: an alternative that is timed beside others, in one way or several.
 
-A **variant** is one way in which a peer can do a case. A peer gives its variants best first; the
-first that runs a task and is right is the one that is timed. What a variant needs before the call
-(padding a head dimension, concatenating sources) is done outside of the timing, in its favour.
+A **variant** is one way in which a peer can do a case. All that run a task and are right are timed,
+and the fastest counts. What a variant needs before the call (padding a head dimension,
+concatenating sources) is done outside of the timing, in its favour.
 """
 
 import os
@@ -132,9 +132,13 @@ def split_leaves(leaves: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tenso
     return leaves[0], leaves[1 : 1 + sources], leaves[1 + sources :]
 
 
-def compiled(module: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+def compiled(
+    module: nn.Module, example: Tensor, mode: str | None = None
+) -> Callable[[Tensor], Tensor]:
     """``torch.compile`` of a module, in one graph."""
-    whole: Callable[[Tensor], Tensor] = torch.compile(module, fullgraph=True, dynamic=False)
+    whole: Callable[[Tensor], Tensor] = torch.compile(
+        module, fullgraph=True, dynamic=False, mode=mode
+    )
     return whole
 
 

@@ -172,12 +172,13 @@ SDPA = Peer(
     "attention",
     "#d55e00",
     "torch.compile around PyTorch's attention, by the kernel it picks",
-    models=(
+    models=tuple(
         ModuleVariant(
-            "torch.compile around SDPA",
-            attend=attend_sources(_any_kernel, equal_head_dims=True),
+            f"torch.compile around SDPA, {'padded' if equal else 'native'} head dims",
+            attend=attend_sources(_any_kernel, equal_head_dims=equal),
             build=compiled,
-        ),
+        )
+        for equal in (True, False)
     ),
     why_not=_why_no_model,
     slow_on_cpu=("model",),

@@ -167,6 +167,10 @@ def _closing_sections(record: Record) -> list[Section]:
     elif record.device.get("kind") == "cuda":
         targets = (TARGET_HEADER, target_rows(record))
         sections.append(Section("Targets", cells=targets))
+    if record.device.get("kind") == "cuda":
+        clocks = tables.clock_table(record)
+        if clocks[1]:
+            sections.append(Section("Clocks while timing", cells=clocks))
     if record.ceilings:
         title = "Ceilings measured in this run"
         sections.append(Section(title, cells=tables.ceiling_table(record)))
@@ -187,8 +191,8 @@ def _method(record: Record) -> Section:
     clock = "Times are wall clock"
     if record.device.get("kind") == "cuda":
         clock = (
-            "Times are between device events, with the last-level cache overwritten before each "
-            "sample"
+            "Times are between device events, with the last-level cache overwritten and a head "
+            "start for the host before each sample"
         )
     lines = [
         f"{clock}, inputs rotating, all peers sampled in turn; no sample is left out, and outliers "

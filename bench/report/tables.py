@@ -152,7 +152,10 @@ def reasons(record: Record) -> list[tuple[str, str, str]]:
 
 
 def variants(record: Record) -> list[tuple[str, str]]:
-    """The variant of a peer that was timed, with operator and task where there are several."""
+    """The variant of a peer that counts, with operator and task where there are several.
+
+    Behind it what became of its other variants.
+    """
     timed: dict[str, dict[str, list[str]]] = {}
     for row in record.measurements:
         if row.variant and row.p50_ms is not None:
@@ -167,6 +170,14 @@ def variants(record: Record) -> list[tuple[str, str]]:
             for name, labels in names.items()
         ]
         lines.append((peer, "; ".join(texts)))
+    for row in record.measurements:
+        others = {name: fate for name, fate in (row.tried or {}).items() if name != row.variant}
+        if others:
+            fates = [
+                f"{name}: {fate if isinstance(fate, str) else milliseconds(fate) + ' ms'}"
+                for name, fate in others.items()
+            ]
+            lines.append((f"{row.label}, slower or not at all", "; ".join(fates)))
     return lines
 
 
@@ -280,10 +291,11 @@ def amdahl_lines(record: Record) -> list[str]:
 
 def ceiling_table(record: Record) -> Cells:
     """The measured ceilings."""
-    header = ["precision", "matrix product", "TFLOP/s", "copy", "GB/s (read and written)"]
+    header = ["precision", "when", "matrix product", "TFLOP/s", "copy", "GB/s (read and written)"]
     cells = [
         [
             c.precision,
+            f"{c.when} the cases",
             f"{c.matmul_side}³",
             f"{c.matmul_tflops:.4g}",
             f"{c.copy_bytes / 2**20:.0f} MiB",
@@ -291,6 +303,28 @@ def ceiling_table(record: Record) -> Cells:
         ]
         for c in record.ceilings
     ]
+    return header, cells
+
+
+def clock_table(record: Record) -> Cells:
+    """Clocks and reasons for slowing down, seen while each case was timed; a line a timing."""
+    header = ["case", "SM clock, MHz", "lowest", "power, W", "temperature, °C", "slowed by"]
+    cells = []
+    for row in record.measurements:
+        clocks = row.clocks or {}
+        slowed = {n: v for n, v in clocks.items() if n.startswith("slowed_by_")}
+        reasons = [
+            f"{name.removeprefix('slowed_by_').removesuffix('_percent').replace('_', ' ')} "
+            f"({share:.0f} %)"
+            for name, share in slowed.items()
+        ]
+        names = ("sm_clock_mhz", "lowest_sm_clock_mhz", "power_w", "temperature_c")
+        numbers = [number(clocks.get(name), "{:.0f}") for name in names]
+        launch = " (CUDA graph)" if row.launch == "graph" else ""
+        line = [f"{row.case} {row.task} {row.precision}{launch}", *numbers]
+        line.append(", ".join(reasons) or DASH)
+        if clocks and line not in cells:  # peers of a case are timed together
+            cells.append(line)
     return header, cells
 
 

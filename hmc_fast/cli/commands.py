@@ -39,6 +39,7 @@ COMMANDS = (
     Command("verify", "verify:verify", "An exported graph or engine against its checkpoint."),
     Command("phantoms", "phantoms:phantoms", "Draw phantoms, laid out like MIAS."),
     Command("doctor", "doctor:doctor", "What this machine can run, and what is missing."),
+    Command("gpu-check", "gpu_check:gpu_check", "What only a GPU proves: parity, exports, speed."),
     Command("bench", "bench_group:group", "Latency, memory and accuracy across folds, by peer."),
     Command("study", "study:study", "Reports and records of studies; the lesion study."),
     Command("export", "export:export", "ONNX files, engines, kernels, model repositories."),

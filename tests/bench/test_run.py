@@ -1,5 +1,6 @@
 """``bench kernels`` from the inside: parity first, every failure a row, the rest goes on."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,42 @@ def test_a_wrong_result_gets_no_time() -> None:
     assert {row.status for row in wrong} == {"parity failed"}
     assert all(row.p50_ms is None and row.budget_units > 1 for row in wrong)
     assert {row.status for row in rows if row.peer == "eager"} == {"ok"}
+
+
+def test_every_right_variant_is_timed_and_the_fastest_counts() -> None:
+    def variant(name: str, change: Callable[[list[Tensor]], list[Tensor]]) -> Variant:
+        def bind(case: Case, inputs: Inputs) -> BoundCall:
+            assert EAGER.operators is not None
+            call = EAGER.operators(case)[0].bind(case, inputs)
+            return replace(call, forward=lambda: change(call.forward()))
+
+        return Variant(name, bind)
+
+    def slow(outs: list[Tensor]) -> list[Tensor]:
+        time.sleep(0.02)
+        return outs
+
+    def refuse(outs: list[Tensor]) -> list[Tensor]:
+        raise NotImplementedError("head dims must be equal")
+
+    ways = [
+        variant("slow", slow),
+        variant("refused", refuse),
+        variant("fast", list),
+        variant("wrong", lambda outs: [out * 1.01 for out in outs]),
+    ]
+    several = Peer("sdpa_math", "attention", "#000000", "x", operators=lambda case: ways)
+    forward = replace(PLAN, cases=(replace(PLAN.cases[0], tasks=("forward",)),))
+    row, lone = measure(forward, peers=(several, EAGER))
+    assert (row.status, row.variant, row.reason) == ("ok", "fast", None)
+    assert row.tried is not None
+    assert set(row.tried) == {"slow", "refused", "fast", "wrong"}
+    assert row.tried["fast"] == row.p50_ms
+    assert float(row.tried["slow"]) > 20
+    assert "head dims must be equal" in str(row.tried["refused"])
+    assert "outs[0]" in str(row.tried["wrong"])
+    assert row.peak_mib is not None
+    assert lone.tried is None
 
 
 def test_running_out_of_memory_is_a_row() -> None:

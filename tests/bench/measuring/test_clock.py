@@ -18,7 +18,6 @@ from hmc_fast.bench.measuring.clock import (
     outliers,
     time_side_by_side,
 )
-from hmc_fast.bench.measuring.device import parse_clocks
 
 
 def test_repeats_are_medians_of_consecutive_samples() -> None:
@@ -149,16 +148,9 @@ def test_ceilings_are_rates_of_the_clock() -> None:
     assert ceiling.bytes_per_s == pytest.approx(2 * 2**20 * 1e3)
 
 
-def test_clocks_that_are_not_told_are_left_out() -> None:
-    assert parse_clocks("1980, 2619, [N/A], 412.50\n1, 2, 3, 4\n") == {
-        "sm_clock_mhz": 1980.0,
-        "memory_clock_mhz": 2619.0,
-        "power_w": 412.5,
-    }
-    assert parse_clocks("") == {}
-
-
-def test_the_device_clock_flushes_then_brackets_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_clock_flushes_gives_the_host_a_start_then_brackets_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     order: list[str] = []
 
     class Event:
@@ -177,10 +169,11 @@ def test_the_device_clock_flushes_then_brackets_the_call(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("hmc_fast.bench.measuring.clock.l2_bytes", lambda device: 1024)
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("sleep"))
     clock = DeviceClock(torch.device("cpu"))
     monkeypatch.setattr(clock, "_flush", Flush())
     read = clock.sample(order.append, "call")
-    assert order == ["flush", "event", "call", "event"]
+    assert order == ["flush", "sleep", "event", "call", "event"]
     assert read() == 1.5
 
 

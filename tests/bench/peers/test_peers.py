@@ -1,15 +1,17 @@
 """Every alternative computes what our operators compute, in whatever layout it wants."""
 
 from collections.abc import Callable
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
+from torch.nn.attention.flex_attention import FlexKernelOptions
 
 from hmc_fast.bench.cases import Case, Inputs, parse_case
 from hmc_fast.bench.parity import budget_units, truth_of
-from hmc_fast.bench.peers import PEERS, choose_peers, peer, peer_names
+from hmc_fast.bench.peers import PEERS, choose_peers, flex, peer, peer_names
 from hmc_fast.bench.peers.layouts import bind_concatenated, bind_merged
 from hmc_fast.bench.peers.peer import BoundCall, Peer, Variant, split_leaves
 from hmc_fast.bench.peers.sdpa import SDPA_KERNELS, attend_by
@@ -94,6 +96,34 @@ def test_peers_of_this_machine_are_within_the_budget(name: str) -> None:
             assert budget_units(use) <= 1, (variant.name, str(use))
             ran.add((chosen.name, variant.name))
     assert len(ran) == (4 if case.attention.sources > 1 else 3)
+
+
+def test_flex_has_a_way_for_every_set_of_options_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled for a GPU they cannot be here: what the compiler is asked for is what is seen."""
+    asked: list[dict[str, Any]] = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, kernel_options: Any) -> Tensor:
+        asked.append(kernel_options)
+        return plain(q, k, v, scale)
+
+    monkeypatch.setattr(flex, "flex_attention", attend)
+    monkeypatch.setattr(flex, "_compiled", lambda function, mode: function)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    case = parse_case("hsa_c4@64x2")
+    inputs = case.inputs(torch.float32, CPU, 0)
+    names = []
+    for variant in operators_of(peer("flex"), case):
+        with torch.no_grad():
+            variant.bind(case, inputs).forward()
+        names.append(variant.name)
+    assert asked == [*(o or None for o in flex.KERNEL_OPTIONS.values()), None]
+    assert names[-1] == "one call, max-autotune"
+    for options in flex.KERNEL_OPTIONS.values():
+        known = get_type_hints(FlexKernelOptions)
+        assert set(options) <= set(known)
+        if "BLOCK_M" in options:  # what the backward's kernels ask of their tiles
+            assert options["BLOCK_N1"] % options["BLOCK_M1"] == 0
+            assert options["BLOCK_M2"] % options["BLOCK_N2"] == 0
 
 
 def test_a_wrong_head_or_gradient_exceeds_the_budget() -> None:

@@ -178,6 +178,16 @@ def test_targets_are_met_missed_or_not_measured(record: Record) -> None:
     assert [row[-1] for row in target_rows(None)] == ["not measured"] * len(TARGETS)
 
 
+def test_a_target_compares_at_the_same_precision(record: Record) -> None:
+    flash = next(r for r in record.measurements if r.peer == "sdpa_flash" and r.task == "forward")
+    fast = replace(flash, precision="fp16", p50_ms=1.0)
+    other = replace(record, measurements=[*record.measurements, fast])
+    assert target_rows(other)[2] == target_rows(record)[2]
+    fast = replace(flash, peer="flash_attention_3", p50_ms=3.6)
+    faster = replace(record, measurements=[*record.measurements, fast])
+    assert target_rows(faster)[2][-2:] == ["0.90×", "not met"]
+
+
 def test_reports_hold_every_row_reason_and_plot(record: Record, path: Path, tmp_path: Path) -> None:
     damaged = replace(record, problems=["record.jsonl line 7: is no line of a record"])
     markdown, html = write_reports([("now", damaged)], tmp_path)

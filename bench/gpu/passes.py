@@ -14,6 +14,7 @@ from hmc_fast.kernels.testing import assert_parity, assert_projection_parity
 
 
 def draw(*shape: int) -> torch.Tensor:
+    """Standard normal bf16 on the GPU."""
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
 
 
@@ -29,6 +30,7 @@ def engine_kernels(*, stray: bool = False) -> None:
 
 
 def main() -> None:
+    """The pass, or with ``--stray`` the planted fault alone."""
     if sys.argv[1:] == ["--stray"]:
         engine_kernels(stray=True)
         return

@@ -1,4 +1,4 @@
-"""Write a checkpoint of a small untrained HMC-Net with open gates: small_checkpoint.py OUT."""
+"""Write a checkpoint of a small untrained HMC-Net with open gates to the path that is given."""
 
 import sys
 from pathlib import Path
@@ -8,9 +8,11 @@ import torch
 from hmc_fast import create_model
 from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import Preprocessing
+from hmc_fast.files import make_folder
 
 
 def main() -> None:
+    """Write it."""
     torch.manual_seed(0)
     model = create_model("hmc_net_resnet18").eval()
     with torch.no_grad():
@@ -20,7 +22,9 @@ def main() -> None:
     classes = ("rest", "malignant")
     preprocessing = Preprocessing.square(224)
     metadata = CheckpointMetadata(model.config, "malignant", classes, preprocessing, {}, {})
-    save_checkpoint(Path(sys.argv[1]), model, metadata)
+    path = Path(sys.argv[1])
+    make_folder(path.parent)
+    save_checkpoint(path, model, metadata)
 
 
 if __name__ == "__main__":
