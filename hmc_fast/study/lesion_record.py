@@ -141,7 +141,7 @@ def read_lesion_record(path: Path) -> LesionRecord:
     try:
         if values["schema"] != SCHEMA:
             raise ValueError(f"the schema is {values['schema']}, not {SCHEMA}")
-        if values["recipe"] != json.loads(json.dumps(asdict(RECIPES[0]))):
+        if _recipe(values["recipe"]) != RECIPES[0]:
             raise ValueError(f"its recipe is {values['recipe']}, not the one of this release")
         if values["declared_recipes"] != len(RECIPES):
             raise ValueError(f"{values['declared_recipes']} recipes were declared, not those here")
@@ -217,7 +217,8 @@ def _check(seed: SeedRecord, record: LesionRecord) -> None:
     if not np.isfinite(own).all() or compared != [film.bilateral for film in seed.films]:
         raise ValueError(f"seed {seed.seed} has scores that do not follow from one another")
     scored = tuple(row.recipe for row in seed.recipes)
-    if scored not in ((), SCORED_RECIPES, (*SCORED_RECIPES, *ATTENTION_RECIPES)):
+    # Earlier records have the declared ones alone.
+    if scored not in ((), RECIPES, SCORED_RECIPES, (*SCORED_RECIPES, *ATTENTION_RECIPES)):
         raise ValueError(f"seed {seed.seed} has the scores of other recipes")
     if seed.recipes and seed.recipes[0].scores != tuple(film.bilateral for film in seed.films):
         raise ValueError(f"seed {seed.seed} has two scores of the fixed recipe")
