@@ -145,6 +145,7 @@ def kill_a_worker(inside: Namespace, rng: random.Random, process: "subprocess.Po
     return kill_a_worker(inside, rng, process)
 
 
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("kills", [1, pytest.param(KILLS, marks=pytest.mark.exhaustive)])
 def test_workers_and_drivers_are_killed(
     command: Command, inside: Namespace, temporary: Path, kills: int
