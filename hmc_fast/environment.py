@@ -76,13 +76,20 @@ def _described(checkout: Path) -> str | None:
     if not (checkout / ".git").exists():
         return None
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607 git is found by PATH
-            capture_output=True,
-            text=True,
-            timeout=10,
-            cwd=checkout,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        revision = _git(checkout, "rev-parse", "--short=12", "HEAD")
+        # git describe --dirty locks the index; whoever is killed meanwhile leaves the lock.
+        changed = _git(checkout, "--no-optional-locks", "status", "--porcelain", "-uno")
+    except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip() or None if described.returncode == 0 else None
+    return f"{revision}-dirty" if changed else revision
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments],  # noqa: S607 git is found by PATH
+        capture_output=True,
+        text=True,
+        timeout=10,
+        cwd=checkout,
+        check=True,
+    ).stdout.strip()

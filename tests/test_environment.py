@@ -1,5 +1,6 @@
 """The git revision that results are stored with."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package's folder in a checkout with one commit; the work goes on in another place."""
     checkout = tmp_path / "checkout"
     (checkout / "hmc_fast").mkdir(parents=True)
-    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m."]
-    for arguments in (["init", "-q"], commit):
+    (checkout / "hmc_fast" / "environment.py").touch()
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m."]
+    for arguments in (["init", "-q"], ["add", "."], commit):
         subprocess.run(["git", *arguments], cwd=checkout, check=True)
     monkeypatch.setattr(environment, "__file__", str(checkout / "hmc_fast" / "environment.py"))
     monkeypatch.chdir(tmp_path)
@@ -41,6 +43,18 @@ def head(checkout: Path) -> str:
 
 def test_a_checkout_tells_its_own_commit(package: Path) -> None:
     assert environment.git_revision() == head(package)
+
+
+def test_changes_are_told_and_no_lock_is_taken(package: Path) -> None:
+    """A lock would outlive a command that is killed meanwhile."""
+    checkout, file = package.parent, package / "environment.py"
+    index = checkout / ".git" / "index"
+    os.utime(file, (0, 0))  # git would write down that it is the same all the same
+    before = index.stat().st_ino, index.stat().st_mtime_ns
+    assert environment.git_revision() == head(checkout)
+    assert (index.stat().st_ino, index.stat().st_mtime_ns) == before
+    file.write_text("changed")
+    assert environment.git_revision() == f"{head(checkout)}-dirty"
 
 
 def test_a_wheel_tells_the_commit_of_its_build(package: Path) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hmc_fast.prediction.levels import Result
 
 BULK_BATCH = 8
+LOCAL = "local"
 LEVELS = ("film", "breast", "patient")
 NAMED_FAILURES = 20
 """So many films without a score are named on the terminal; the table names all."""
@@ -59,6 +60,13 @@ def predict(
         str | None,
         typer.Option(help="Score share N of M of --out, as N/M; the last one writes the table."),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray[://ADDRESS]",
+            help="What scores: this process, or Ray, which repeats what a worker or a node lost.",
+        ),
+    ] = "local",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")] = "auto",
     batch_size: Annotated[
         int | None,
@@ -101,14 +109,18 @@ def predict(
     """
     from hmc_fast.checkpoint import load_ensemble
     from hmc_fast.devices import device_by_name
-    from hmc_fast.inference import prepare, slower_precision
+    from hmc_fast.inference import slower_precision
     from hmc_fast.prediction.decision import decide
+    from hmc_fast.prediction.engine import Engine, LocalEngine
     from hmc_fast.prediction.job import PredictionJob
     from hmc_fast.prediction.manifest import file_digest
-    from hmc_fast.prediction.scores import Scorer
+    from hmc_fast.prediction.ray_engine import RayEngine, check_engine
+    from hmc_fast.prediction.recipe import Recipe
     from hmc_fast.prediction.sources import find_sources
 
-    target = device_by_name(device)
+    check_engine(engine, device)
+    local = engine == LOCAL
+    target = device_by_name(device if local else "cpu")
     sources = find_sources(files)
     tables = [path for path in files if path.is_file()]
     check_out(out, chunk, [*checkpoint, *tables, *(source.path for source in sources)])
@@ -118,26 +130,36 @@ def predict(
     if compare and len(metadata.class_names) != 2:
         raise UserError("--bilateral compares the scores of two classes; the checkpoint has more")
     decision = decide([member.metadata for member in members], threshold, compare=compare)
-    models = [prepare(member.model, precision=precision) for member in members]
+    recipe = Recipe(
+        checkpoints=tuple(path.resolve() for path in checkpoint),
+        digests=tuple(file_digest(path) for path in checkpoint),
+        backend=backend,
+        device=str(target) if local else device,
+        precision=precision,
+        compare=compare,
+        batch_size=batch_size or (1 if out is None else BULK_BATCH),
+        workers=workers,
+        allow_raw=allow_raw,
+    )
+    chosen: Engine = LocalEngine(recipe.scorer(members)) if local else RayEngine(recipe, engine)
     del members  # so that an ensemble is not held twice
-    if note := slower_precision(precision, target):
+    if local and (note := slower_precision(precision, target)):
         errors.print(note, style="yellow")
     scoring = {
-        "checkpoints": [file_digest(path) for path in checkpoint],
+        "checkpoints": list(recipe.digests),
         "preprocessing": metadata.preprocessing.to_json(),
         "precision": precision,
         "bilateral": compare,
         "allow_raw": allow_raw,
     }
-    batch = batch_size or (1 if out is None else BULK_BATCH)
-    scorer = Scorer(models, metadata.preprocessing, compare, batch, workers, allow_raw)
-    job = PredictionJob(sources, scorer, scoring, metadata.class_names, level)
+    job = PredictionJob(sources, chosen, scoring, metadata.class_names, level)
     record = {
         "model": metadata.model.to_json(),
-        "checkpoints": len(models),
+        "checkpoints": len(checkpoint),
         "task": metadata.task,
         "preprocessing": metadata.preprocessing.to_json(),
         "precision": precision,
+        "engine": engine,
         "level": level,
         "decision": decision.to_json(),
     }

@@ -45,6 +45,7 @@ def score(
     Example: [bold]hmc-fast score archive --server http://host:8000 --out scores.csv[/bold]
     """
     from hmc_fast.prediction.decision import Decision
+    from hmc_fast.prediction.engine import LocalEngine
     from hmc_fast.prediction.job import PredictionJob
     from hmc_fast.prediction.levels import check_level
     from hmc_fast.prediction.remote import RemoteScorer
@@ -71,8 +72,8 @@ def score(
         "preprocessing": preprocessing,
         "allow_raw": service.allow_raw,
     }
-    scorer = RemoteScorer(connect, connections)
-    job = PredictionJob(sources, scorer, scoring, service.class_names, level)
+    engine = LocalEngine(RemoteScorer(connect, connections))
+    job = PredictionJob(sources, engine, scoring, service.class_names, level)
     record = {
         "server": server,
         "model": service.model,

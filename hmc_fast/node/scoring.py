@@ -15,6 +15,7 @@ from hmc_fast.explain.film import usual_methods
 from hmc_fast.explain.methods import activation_map
 from hmc_fast.inference import prepare
 from hmc_fast.prediction.decision import Decision, decide
+from hmc_fast.prediction.engine import LocalEngine
 from hmc_fast.prediction.job import PredictionJob
 from hmc_fast.prediction.manifest import file_digest
 from hmc_fast.prediction.scores import Scorer
@@ -51,7 +52,9 @@ class FilmReader:
         Raises :class:`UserError`, without the path, for a film that cannot be scored.
         """
         model, metadata = self.loaded
-        job = PredictionJob([Source(path)], self.scorer, {}, metadata.class_names, LEVEL)
+        job = PredictionJob(
+            [Source(path)], LocalEngine(self.scorer), {}, metadata.class_names, LEVEL
+        )
         (result,) = job.run(lambda description, done, total: None)
         if result.error:
             raise UserError(result.error)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hmc_fast.errors import UserError
+from hmc_fast.prediction.engine import Engine
 from hmc_fast.prediction.levels import Result, results
 from hmc_fast.prediction.manifest import Chunk, Manifest, frozen_manifest, make_manifest
 from hmc_fast.prediction.parts import part_path, read_part, write_part
-from hmc_fast.prediction.remote import RemoteScorer
-from hmc_fast.prediction.scores import FilmScore, Scorer
+from hmc_fast.prediction.scores import FilmScore
 from hmc_fast.prediction.sources import Source
 from hmc_fast.prediction.tables import write_table
 from hmc_fast.progress import Progress
@@ -73,7 +73,7 @@ class PredictionJob:
     """
 
     sources: Sequence[Source]
-    scorer: Scorer | RemoteScorer
+    engine: Engine
     scoring: dict[str, Any]
     class_names: tuple[str, ...]
     level: str
@@ -85,9 +85,8 @@ class PredictionJob:
             self.sources, self.scoring, lambda: report("looking at files", 1, total)
         )
         scores: dict[str, FilmScore] = {}
-        for chunk in manifest.chunks:
-            for score in self._score(chunk, report, total):
-                scores[score.entry.path] = score
+        for _, scored in self._scores(manifest.chunks, report, total):
+            scores |= {score.entry.path: score for score in scored}
         return list(results([scores[entry.path] for entry in manifest.entries], self.level))
 
     def run_to_table(
@@ -108,8 +107,7 @@ class PredictionJob:
         open_chunks = _missing(folder, chunks)
         scored_now = sum(len(chunk.entries) for chunk in open_chunks)
         start = time.perf_counter()
-        for chunk in open_chunks:
-            scores = self._score(chunk, report, scored_now)
+        for chunk, scores in self._scores(open_chunks, report, scored_now):
             write_part(folder, chunk, scores, self.class_names)
         seconds = time.perf_counter() - start
         missing = len(_missing(folder, manifest.chunks))
@@ -124,8 +122,10 @@ class PredictionJob:
             count, len(manifest.chunks), missing, scored_now, seconds, tuple(failures)
         )
 
-    def _score(self, chunk: Chunk, report: Progress, total: int) -> list[FilmScore]:
-        return self.scorer.score(chunk.entries, lambda n: report("predicting", n, total))
+    def _scores(
+        self, chunks: Sequence[Chunk], report: Progress, total: int
+    ) -> Iterator[tuple[Chunk, list[FilmScore]]]:
+        return self.engine.scores(chunks, lambda n: report("predicting", n, total))
 
     def _merged(
         self, folder: Path, manifest: Manifest, failures: list[Failure]

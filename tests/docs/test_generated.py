@@ -82,3 +82,15 @@ def test_the_profile_is_that_of_its_record_and_adds_up() -> None:
         groups = dict(row["groups_ms"])
         whole = groups.pop("whole")
         assert sum(groups.values()) == pytest.approx(whole, rel=1e-3)
+
+
+def test_the_pace_of_predictions_is_that_of_its_record() -> None:
+    bulk = script("bulk_prediction")
+    record = json.loads((ROOT / "bench" / "results" / "bulk-prediction.json").read_text())
+    page = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+    assert bulk.updated(page, record) == page
+    assert (
+        record["speed"]["films_per_second"] >= 2 * record["speed"]["single_pass_films_per_second"]
+    )
+    first, *_, last = record["archive"]["resident_mib_by_quarter"]
+    assert last - first < 32

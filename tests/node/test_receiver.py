@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from dicom_phantoms import NAME, PATIENT, phantom, phantom_file
+from full_disk import room_for
 from nodes import OBJECT_BYTES, encoded, settings, wait_until_gone
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -65,6 +66,18 @@ def test_films_are_taken_once_until_the_queue_is_full(
     for secret in (NAME, "Mäuse", PATIENT, *(str(f.SOPInstanceUID) for f in films)):
         assert secret not in lines()
     assert "known" in lines()
+
+
+def test_a_film_for_which_the_disk_has_no_room_is_refused_and_can_come_again(
+    associate: Associate, spool: Spool, lines: Callable[[], str]
+) -> None:
+    association, film = associate(), phantom(1)
+    with room_for(1000):
+        assert status(association, film) == 0xA700
+    assert not [path for path in spool.folder.rglob("*") if path.suffix == ".dcm"]
+    assert "could not store a film" in lines()
+    assert status(association, film) == 0
+    assert len(spool) == 1
 
 
 def test_who_is_not_on_the_list_stores_nothing(

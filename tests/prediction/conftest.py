@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hmc_fast.data import Preprocessing
 from hmc_fast.inference import PreparedModel, prepare
+from hmc_fast.prediction.engine import LocalEngine
 from hmc_fast.prediction.job import PredictionJob
 from hmc_fast.prediction.scores import Scorer
 from hmc_fast.prediction.sources import find_sources
@@ -49,7 +50,7 @@ def job(scorer: Scorer) -> Callable[..., PredictionJob]:
 
     def make(*named: Path, level: str = "film", scorer: Scorer = scorer) -> PredictionJob:
         scoring = {"checkpoints": ["a"], "bilateral": scorer.compare}
-        return PredictionJob(find_sources(named), scorer, scoring, CLASSES, level)
+        return PredictionJob(find_sources(named), LocalEngine(scorer), scoring, CLASSES, level)
 
     return make
 

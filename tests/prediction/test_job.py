@@ -207,9 +207,8 @@ def test_doubles_and_damaged_parts_are_refused(pictures: Path, job: Jobs, tmp_pa
             made.run_to_table(table, None, ALL, no_progress)
     part.write_text(kept)
     seen: set[tuple[str, str]] = set()
-    first = made._score(
-        manifest.make_manifest(made.sources, made.scoring).chunks[0], no_progress, 2
-    )
+    chunks = manifest.make_manifest(made.sources, made.scoring).chunks
+    ((_, first),) = made._scores(chunks[:1], no_progress, 2)
     module._refuse_doubles(first, seen)
     with pytest.raises(UserError, match="has two scores"):
         module._refuse_doubles(first, seen)
