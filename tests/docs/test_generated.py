@@ -82,3 +82,18 @@ def test_the_profile_is_that_of_its_record_and_adds_up() -> None:
         groups = dict(row["groups_ms"])
         whole = groups.pop("whole")
         assert sum(groups.values()) == pytest.approx(whole, rel=1e-3)
+
+
+def test_the_graphs_are_those_of_their_record_and_keep_their_bounds() -> None:
+    graphs = script("measure_graphs")
+    record = json.loads((ROOT / "bench" / "results" / "graph-forms.json").read_text())
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    assert graphs.updated(page, record) == page
+    rows = {(row["runtime"], row["form"]): row for row in record["runtimes"]}
+    assert (
+        rows["onnxruntime", "blocks"]["peak_mib"] <= 2048 < rows["onnxruntime", "whole"]["peak_mib"]
+    )
+    assert all(row["logit_difference"] <= 1e-3 for row in rows.values())
+    chosen = {row["precision"]: row for row in record["builds"] if row["chosen"]}
+    assert chosen["fp16"]["activation_bytes"] <= 1.6e9
+    assert chosen["fp32"]["activation_bytes"] <= 4e9
