@@ -183,6 +183,8 @@ class _OnnxSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
+        # From the second call on it would hold a block for all of a call beside the arena's own.
+        options.enable_mem_pattern = False
         if sidecar.numerics == "fp8":
             # Its optimiser moves fp8 through nodes for which it has no fp8 kernel.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

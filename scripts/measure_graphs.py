@@ -1,45 +1,52 @@
-"""What each form of attention costs the runtimes and builders that read a graph, in one record.
+"""What blocks of queries cost and save the runtimes that read a graph, in one record.
 
 measure_graphs.py RECORD.json [PAGE]    measures and writes the record, then the page's table
 measure_graphs.py --page PAGE RECORD.json    writes the table alone
 
 HMC-Net at 1024², untrained, a film a call. Each runtime is a process of its own, for its memory;
-both forms take turns, for their times. Builders build for a batch of 8, without a GPU.
+both forms take turns, for their times.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from statistics import median
 from typing import Any, TextIO
 
 import torch
 
-from hmc_fast.bench.measuring.memory import reset_resident_peak, resident_peak_mib
 from hmc_fast.bench.trials import lifelike_model
 from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import Preprocessing
 from hmc_fast.environment import environment
-from hmc_fast.errors import UserError
-from hmc_fast.export import Profile, attention, load, make_onnx
-from hmc_fast.export.attention import FORMS
-from hmc_fast.export.builders import Builder, BuildRequest
-from hmc_fast.export.engine import fused_attentions
-from hmc_fast.export.engine_form import engine_form
-from hmc_fast.export.onnx_export import OnnxExport, write_onnx
-from hmc_fast.progress import no_progress
+from hmc_fast.export import Profile, attention, make_onnx
+from hmc_fast.export.onnx_export import write_onnx
+from hmc_fast.files import write_json, write_text
 
 SIZE = 1024
 ROUNDS = 3
-BATCH = 8
-FLAVOUR = "tensorrt-rtx"
-TARGETS = ("sm_86", "sm_89", "sm_120")
 WHOLE = "whole"
 """All scores at once: the blocks with no limit."""
 RUNTIMES = ("onnxruntime", "openvino")
+SERVER = """
+import json, sys, time, torch
+from pathlib import Path
+from hmc_fast.export import load
+runner = load(sys.argv[1], runtime=sys.argv[2])
+torch.manual_seed(0)
+images = torch.randn(1, 3, int(sys.argv[3]), int(sys.argv[3]))
+for _ in sys.stdin:
+    Path("/proc/self/clear_refs").write_text("5")
+    start = time.perf_counter()
+    logits = runner(images)
+    seconds = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    answer = {"s": seconds, "peak_mib": peak_kib / 1024, "logits": logits.tolist()}
+    print(json.dumps(answer), flush=True)
+"""
+"""Loads a graph, then answers every line; it imports no more than it needs, which would count."""
 BEGIN, END = "<!-- graphs:begin -->", "<!-- graphs:end -->"
 
 
@@ -66,19 +73,6 @@ def write_graphs(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def serve(path: str, runtime: str) -> None:
-    """Load a graph, then answer every line with the seconds of a call, its peak and its logits."""
-    runner = load(path, runtime=runtime)
-    images = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    for _ in sys.stdin:
-        reset_resident_peak()
-        start = time.perf_counter()
-        logits = runner(images)
-        seconds = time.perf_counter() - start
-        answer = {"s": seconds, "peak_mib": resident_peak_mib(), "logits": logits.tolist()}
-        print(json.dumps(answer), flush=True)
-
-
 def measure_runtimes(graphs: dict[str, Path]) -> list[dict[str, Any]]:
     """A row for every runtime and form: seconds of rounds in turn, the highest peak of a call."""
     return [row for runtime in RUNTIMES for row in _measure_runtime(runtime, graphs)]
@@ -87,7 +81,7 @@ def measure_runtimes(graphs: dict[str, Path]) -> list[dict[str, Any]]:
 def _measure_runtime(runtime: str, graphs: dict[str, Path]) -> list[dict[str, Any]]:
     servers = {
         form: subprocess.Popen(
-            [sys.executable, __file__, "--serve", str(path), runtime],
+            [sys.executable, "-P", "-c", SERVER, str(path), runtime, str(SIZE)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -124,92 +118,38 @@ def _ask(question: TextIO, answer: TextIO) -> dict[str, Any]:
     return found
 
 
-def measure_builds(folder: Path) -> list[dict[str, Any]]:
-    """A row for every precision and form: what the builder's log says of an engine."""
-    checkpoint = write_checkpoint(folder / "model.safetensors")
-    builder = Builder(FLAVOUR)
-    rows = []
-    for precision in ("fp16", "bf16", "fp32"):
-        chosen = engine_form(FLAVOUR, TARGETS, precision)
-        for form in FORMS:
-            graph = make_onnx(
-                checkpoint,
-                precision=precision,
-                profile=Profile(1, BATCH, BATCH),
-                engine_form=form,
-            )
-            row = {"builder": f"{FLAVOUR} {builder.version}", "precision": precision, "form": form}
-            rows.append({**row, "chosen": form == chosen, **_build(builder, graph)})
-    return rows
-
-
-def _build(builder: Builder, graph: OnnxExport) -> dict[str, Any]:
-    assert graph.engine is not None
-    request = BuildRequest(graph.sidecar.profile, TARGETS, None, False, False)
-    try:
-        built = builder.build(graph.engine.content, request, no_progress)
-    except UserError as error:
-        return {"refused": str(error)}
-    return {
-        "activation_bytes": built.log.activation_bytes,
-        "engine_bytes": len(built.content),
-        "attentions": graph.engine.attentions,
-        "fused": fused_attentions(graph.engine, built.log),
-    }
-
-
 def measure() -> dict[str, Any]:
-    """The record: runtimes, builds, and what they were made with."""
+    """The record: runtimes, and what they were made with."""
     with tempfile.TemporaryDirectory() as folder:
         runtimes = measure_runtimes(write_graphs(Path(folder)))
-        builds = measure_builds(Path(folder))
     made_with = {**environment(), "command": "python scripts/measure_graphs.py"}
-    return {"size": SIZE, "runtimes": runtimes, "builds": builds, "environment": made_with}
+    return {"size": SIZE, "runtimes": runtimes, "environment": made_with}
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record as two Markdown tables."""
-    medians = {(r["runtime"], r["form"]): median(r["seconds"]) for r in record["runtimes"]}
+    """The record as a Markdown table."""
+    fastest = {(r["runtime"], r["form"]): min(r["seconds"]) for r in record["runtimes"]}
     lines = [
-        ["runtime", "attention", "s a film", "against the whole graph", "peak memory, GiB"],
+        ["runtime", "attention", "fastest call, s", "against the whole graph", "peak memory, GiB"],
         ["---"] * 5,
     ]
     for row in record["runtimes"]:
-        seconds = medians[row["runtime"], row["form"]]
-        against = seconds / medians[row["runtime"], WHOLE]
+        seconds = fastest[row["runtime"], row["form"]]
+        against = seconds / fastest[row["runtime"], WHOLE]
         peak = f"{row['peak_mib'] / 1024:.1f}"
         form = "all scores at once" if row["form"] == WHOLE else row["form"]
         lines.append([row["runtime"], form, f"{seconds:.2f}", f"{against:.2f}×", peak])
-    builds = [
-        ["builder", "precision", "form", "activations at batch 8, GB", "engine, MB", "chosen"],
-        ["---"] * 6,
-    ]
-    for row in record["builds"]:
-        size = ["refused", "–"]
-        if "refused" not in row:
-            size = [f"{row['activation_bytes'] / 1e9:.2f}", f"{row['engine_bytes'] / 1e6:.0f}"]
-        chosen = "yes" if row["chosen"] else ""
-        builds.append([row["builder"], row["precision"], row["form"], *size, chosen])
-    return "\n\n".join(_markdown(part) for part in (lines, builds))
-
-
-def _markdown(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def updated(text: str, record: dict[str, Any]) -> str:
-    """``text`` with the tables between its marks made again."""
+    """``text`` with the table between its marks made again."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table(record)}\n{END}{after}"
 
 
 def main() -> None:
-    if sys.argv[1] == "--serve":
-        serve(*sys.argv[2:])
-        return
-    from hmc_fast.files import write_json, write_text
-
     if sys.argv[1] == "--page":
         page, file = Path(sys.argv[2]), Path(sys.argv[3])
     else:

@@ -94,6 +94,3 @@ def test_the_graphs_are_those_of_their_record_and_keep_their_bounds() -> None:
         rows["onnxruntime", "blocks"]["peak_mib"] <= 2048 < rows["onnxruntime", "whole"]["peak_mib"]
     )
     assert all(row["logit_difference"] <= 1e-3 for row in rows.values())
-    chosen = {row["precision"]: row for row in record["builds"] if row["chosen"]}
-    assert chosen["fp16"]["activation_bytes"] <= 1.6e9
-    assert chosen["fp32"]["activation_bytes"] <= 4e9
