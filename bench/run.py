@@ -216,7 +216,7 @@ class CaseRun:
                 try:
                     trial = trials.make(peer, variant, task)
                 except BuiltNotRunError as built:
-                    failures.append(
+                    failed.append(
                         replace(attempt, status="built", reason=str(built), engine=built.facts)
                     )
                 except Exception as error:  # whatever a peer raises belongs in its row
