@@ -64,6 +64,7 @@ readme-table: $(VENV)/installed
 	$(VENV)/bin/python scripts/readme_study.py docs/study.md
 	$(VENV)/bin/python scripts/profile_cpu.py --page docs/benchmark.md bench/results/cpu-profile.json
 	$(VENV)/bin/python scripts/bulk_prediction.py page bench/results/bulk-prediction.json docs/predict.md
+	$(VENV)/bin/python scripts/measure_graphs.py --page docs/export.md bench/results/graph-forms.json
 	$(VENV)/bin/python scripts/list_records.py docs/results.md
 	$(VENV)/bin/python scripts/draw_architecture.py docs/architecture.svg
 	$(VENV)/bin/python scripts/draw_records.py docs

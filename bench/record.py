@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hmc_fast.bench.cases import PASSES
+from hmc_fast.bench.engine_facts import EngineFacts
 from hmc_fast.bench.measuring.ceilings import Ceiling
 from hmc_fast.bench.measuring.resources import KernelResources
 from hmc_fast.errors import UserError
@@ -23,7 +24,7 @@ SCHEMA = "hmc-fast-bench/2"
 OLD_FOLDS_SCHEMA = "hmc-fast-bench/1"
 OLD_PROFILE_SCHEMA = "hmc-fast-profile/1"
 RECORD_FILE = "record.jsonl"
-Status = Literal["ok", "unavailable", "parity failed", "error", "skipped"]
+Status = Literal["ok", "built", "unavailable", "parity failed", "error", "skipped"]
 Launch = Literal["stream", "graph"]
 
 
@@ -61,7 +62,8 @@ class Measurement:
     memory between calls; for the main job a process of its own. ``budget_units`` is the error
     against fp64 over what is allowed, of ``budget_tensor``. ``ceiling_share`` is the floor over
     the median. ``speed_up`` is the fastest other peer's median over this one's. Work, floor and
-    bound are None for models, ``scores`` for everything but the main job. ``variant`` is the
+    bound are None for models, ``scores`` for everything but the main job, ``engine`` unless
+    ``status`` is ``built``: an engine that this machine can build and not run. ``variant`` is the
     peer's fastest; ``tried`` has the median of each of its variants in ms, or why it has none,
     and is None where there is one alone.
     """
@@ -101,6 +103,7 @@ class Measurement:
     load: dict[str, float] | None = None
     scores: FoldScores | None = None
     tried: dict[str, float | str] | None = None
+    engine: EngineFacts | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:

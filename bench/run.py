@@ -17,6 +17,7 @@ import torch
 import torch._dynamo
 
 from hmc_fast.bench.cases import Case, Kind, Task
+from hmc_fast.bench.engine_facts import BuiltNotRunError
 from hmc_fast.bench.failures import describe, status_of
 from hmc_fast.bench.measuring.ceilings import Ceiling, When, measure_ceiling
 from hmc_fast.bench.measuring.clock import (
@@ -214,6 +215,10 @@ class CaseRun:
                 warnings.simplefilter("always")
                 try:
                     trial = trials.make(peer, variant, task)
+                except BuiltNotRunError as built:
+                    failed.append(
+                        replace(attempt, status="built", reason=str(built), engine=built.facts)
+                    )
                 except Exception as error:  # whatever a peer raises belongs in its row
                     reason = describe(error, caught)
                     failed.append(replace(attempt, status=status_of(error), reason=reason))

@@ -1,17 +1,17 @@
 """The forms in which a graph writes attention, one for what each runtime executes best.
 
-Softmax is computed in fp32 in every form, and the products around it stay in the dtype of the
-graph: a strongly typed engine then runs them on its half-precision units, which
-:func:`hmc_fast.kernels.ops.decompositions`, all in fp32, would forbid. The log-sum-exp and the
-scale weights, which no graph of ours needs, are not computed. A new form is one function and one
-line of :data:`FORMS`.
+Softmax is computed in fp32 in every form but ``nodes``, which cannot say so, and the products
+around it stay in the dtype of the graph: a strongly typed engine then runs them on its
+half-precision units, which :func:`hmc_fast.kernels.ops.decompositions`, all in fp32, would forbid.
+The log-sum-exp and the scale weights, which no graph of ours needs, are not computed. A new form is
+one function and one line of :data:`FORMS`.
 """
 
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,11 +39,22 @@ LEAST_BLOCK = 128
 
 @dataclass(frozen=True)
 class AttentionForm:
-    """One way to write attention; ``purpose`` says for what."""
+    """One way to write attention.
+
+    Args:
+        name: in sidecars.
+        attend: writes it.
+        purpose: what it is for.
+        fusion: how a builder makes one kernel of an attention: it finds the ``pattern``, a ``node``
+            is a kernel or no build, or not at all.
+        opset: the first that has its operators.
+    """
 
     name: str
     attend: Attend
     purpose: str
+    fusion: Literal["pattern", "node", "none"]
+    opset: int = 0
 
 
 def in_blocks(q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], scale: float) -> list[Tensor]:
@@ -67,10 +78,14 @@ def block_rows(keys: int) -> int:
     return max(LEAST_BLOCK, BLOCK_SCORES // keys)
 
 
-def on_equal_widths(
-    q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], scale: float
+def _on_one_width(
+    attend: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+    q: Tensor,
+    ks: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    scale: float,
 ) -> list[Tensor]:
-    """Attention as TensorRT's fused kernels want it: q, k and v of one width.
+    """Attention as TensorRT's fused kernels want it: ``attend`` gets q, k and v of one width.
 
     Zeros behind the narrower of them change no score and no output. Under the union softmax of
     several sources all keys are joined. Their values stand side by side in one attention where they
@@ -80,11 +95,16 @@ def on_equal_widths(
     keys = ks[0] if len(ks) == 1 else torch.cat(list(ks), dim=1)
     widths = [v.shape[3] for v in vs]
     values = [_among_all_tokens(vs, source) for source in range(len(vs))]
+
+    def attend_padded(width: int, v: Tensor) -> Tensor:
+        q_, k_, v_ = (pad(x, (0, width - x.shape[3])) for x in (q, keys, v))
+        return attend(q_, k_, v_, scale)[..., : v.shape[3]].contiguous()
+
     if sum(widths) > WIDEST_KERNEL:
-        return [_on_width(max(q.shape[3], v.shape[3]), q, keys, v, scale) for v in values]
+        return [attend_padded(max(q.shape[3], v.shape[3]), v) for v in values]
     needed = max(q.shape[3], sum(widths))
     width = next((w for w in KERNEL_WIDTHS if w >= needed), needed)
-    joined = _on_width(width, q, keys, torch.cat(values, dim=3), scale)
+    joined = attend_padded(width, torch.cat(values, dim=3))
     return [out.contiguous() for out in torch.split(joined, widths, dim=3)]
 
 
@@ -94,24 +114,35 @@ def _among_all_tokens(vs: Sequence[Tensor], source: int) -> Tensor:
     return vs[source] if len(vs) == 1 else pad(vs[source], (0, 0, 0, 0, before, after))
 
 
-def _on_width(width: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """``[B, M, H, Dv]``, with q, k and v filled up to ``width`` with zeros."""
-    queries, keys, values = (pad(x, (0, width - x.shape[3])) for x in (q * scale, k, v))
-    scores = queries.transpose(1, 2) @ keys.permute(0, 2, 3, 1)
+def _by_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """``[B, M, H, D]``: two products and a softmax, which a builder finds by their pattern."""
+    scores = (q * scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
     shares = scores.float().softmax(dim=-1).to(v.dtype)
-    out = (shares @ values.transpose(1, 2)).transpose(1, 2)
-    return out[..., : v.shape[3]].contiguous()
+    return (shares @ v.transpose(1, 2)).transpose(1, 2)
 
+
+def _by_node(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """``[B, M, H, D]`` by ONNX's ``Attention``, which a builder fuses or refuses."""
+    heads_first = (x.transpose(1, 2) for x in (q, k, v))
+    # TensorRT refuses a node that says its softmax's precision.
+    out: Tensor = torch.onnx.ops.attention(*heads_first, scale=scale)[0]
+    return out.transpose(1, 2)
+
+
+on_equal_widths: Attend = partial(_on_one_width, _by_products)
+as_nodes: Attend = partial(_on_one_width, _by_node)
 
 FORMS = {
     form.name: form
     for form in (
-        AttentionForm("blocks", in_blocks, "ONNX Runtime and OpenVINO: memory is bounded"),
-        AttentionForm("equal-widths", on_equal_widths, "TensorRT: it runs as one fused kernel"),
+        AttentionForm("blocks", in_blocks, "where nothing is fused: memory is bounded", "none"),
+        AttentionForm("equal-widths", on_equal_widths, "TensorRT: one fused kernel", "pattern"),
+        AttentionForm("nodes", as_nodes, "TensorRT, should it find no pattern", "node", 23),
     )
 }
 RUNTIME_FORMS = {"onnxruntime": "blocks", "openvino": "blocks", "tensorrt": "equal-widths"}
-"""The form that each runtime executes best."""
+"""The form that each runtime executes best; for an engine the builder is asked, see
+:mod:`hmc_fast.export.engine_form`."""
 
 
 def form_for(runtime: str) -> AttentionForm:

@@ -4,9 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hmc_fast.errors import UserError
-from hmc_fast.export.builders import AUTO, Builder, BuildRequest
+from hmc_fast.export.attention import FORMS
+from hmc_fast.export.builders import AUTO, Builder, BuildLog, BuildRequest
+from hmc_fast.export.engine_form import engine_form
 from hmc_fast.export.memory import DEFAULT_GPU_GIB, check_fits, check_gpu_memory
-from hmc_fast.export.onnx_export import OnnxExport, check_output, make_onnx, name_files, softmaxes
+from hmc_fast.export.onnx_export import EngineGraph, OnnxExport, check_output, make_onnx, name_files
 from hmc_fast.export.sidecar import EngineInfo, FileIdentity, Profile, Sidecar, write_artefacts
 from hmc_fast.files import make_folder, write_atomically
 from hmc_fast.progress import Progress, no_progress
@@ -60,12 +62,28 @@ def export_engine(
         precision=precision,
         profile=profile,
         size=size,
-        engine=True,
+        engine_form=form_for_engine(options, precision),
         plugin=options.plugin,
         gpu_memory_gib=options.gpu_memory_gib or DEFAULT_GPU_GIB,
         on_progress=on_progress,
     )
     return write_engine(export, checkpoint, out, options, on_progress=on_progress)
+
+
+def form_for_engine(options: EngineOptions, precision: str) -> str | None:
+    """The form of attention that the builder executes best; None where our plugin is attention."""
+    if options.plugin:
+        return None
+    builder = Builder(options.flavour)
+    return engine_form(builder.flavour.name, builder.choose_targets(options.targets), precision)
+
+
+def fused_attentions(graph: EngineGraph, log: BuildLog) -> int | None:
+    """How many attentions of an engine run as one kernel each, None where that is not known."""
+    if graph.attentions is None:
+        return None
+    fusion = "pattern" if graph.form is None else FORMS[graph.form].fusion
+    return {"pattern": log.fused_softmaxes, "node": graph.attentions, "none": 0}[fusion]
 
 
 def check_options(options: EngineOptions, out: Path) -> None:
@@ -115,10 +133,10 @@ def write_engine(
         options.hardware_compatible,
         options.plugin,
     )
-    content = export.engine_content
-    if content is None:
-        raise UserError("the graph for an engine is missing; make it with make_onnx(engine=True)")
-    built = builder.build(content, request, on_progress)
+    graph = export.engine
+    if graph is None:
+        raise UserError("the graph for an engine is missing; make it with make_onnx(engine_form=…)")
+    built = builder.build(graph.content, request, on_progress)
     if built.tensors != export.sidecar.tensors:
         raise RuntimeError(f"the builder sees {built.tensors}, not {export.sidecar.tensors}")
     info = EngineInfo(
@@ -131,21 +149,22 @@ def write_engine(
         options.plugin,
         built.log.activation_bytes,
         built.log.weight_bytes,
-        None if options.plugin else softmaxes(content),
-        None if options.plugin else built.log.fused_softmaxes,
+        graph.attentions,
+        fused_attentions(graph, built.log),
+        graph.form,
     )
     if options.gpu_memory_gib is not None:
         check_fits(info, len(built.content), export.sidecar.profile, options.gpu_memory_gib)
     graph_path = out.with_suffix(ONNX_SUFFIX)
-    graph = name_files(export, checkpoint, graph_path)
+    graph_sidecar = name_files(export, checkpoint, graph_path)
     sidecar = replace(
-        graph,
+        graph_sidecar,
         kind="engine",
         file=FileIdentity.of_bytes(out.name, built.content),
         tensors=built.tensors,
-        engine=replace(info, onnx=graph.file),
+        engine=replace(info, onnx=graph_sidecar.file),
     )
-    write_artefacts([(graph_path, export.content, graph), (out, built.content, sidecar)])
+    write_artefacts([(graph_path, export.content, graph_sidecar), (out, built.content, sidecar)])
     if options.timing_cache is not None and built.timing_cache is not None:
         cache = built.timing_cache
         write_atomically(options.timing_cache, lambda temporary: temporary.write_bytes(cache))

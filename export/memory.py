@@ -128,7 +128,10 @@ def describe_build(engine: EngineInfo, profile: Profile) -> list[str]:
         )
     if engine.attentions and engine.fused_attentions is not None:
         fused = engine.attentions - not_fused(engine)
-        lines.append(f"attention: {fused} of {engine.attentions} run as one fused kernel each")
+        form = "" if engine.attention is None else f" (form {engine.attention})"
+        lines.append(
+            f"attention: {fused} of {engine.attentions} run as one fused kernel each{form}"
+        )
     elif engine.attentions:
         lines.append("attention: the builder does not say whether it is fused")
     return lines

@@ -19,6 +19,7 @@ from hmc_fast.errors import UserError
 from hmc_fast.export import plugin_graph
 from hmc_fast.export.aot import attention_calls
 from hmc_fast.export.attention import (
+    FORMS,
     AttentionForm,
     check_only_outputs_used,
     decompositions,
@@ -48,13 +49,28 @@ RECORDED_PACKAGES = ("hmc-fast", "torch", "torchvision", "onnx", "onnxscript")
 
 
 @dataclass(frozen=True)
+class EngineGraph:
+    """A graph as TensorRT takes it.
+
+    ``form`` is that of our attention, None without; ``attentions`` counts all, None where they are
+    our plugin's.
+    """
+
+    content: bytes
+    form: str | None = None
+    attentions: int | None = None
+
+
+@dataclass(frozen=True)
 class OnnxExport:
-    """A graph in memory and the sidecar it will have, the file's name still open."""
+    """A graph in memory and the sidecar it will have, the file's name still open.
+
+    ``engine`` is the same graph for TensorRT, where an engine was asked for.
+    """
 
     content: bytes
     sidecar: Sidecar
-    engine_content: bytes | None = None
-    """The same graph as TensorRT takes it, where an engine was asked for."""
+    engine: EngineGraph | None = None
 
 
 def export_onnx(
@@ -113,7 +129,7 @@ def make_onnx(
     profile: Profile | None = None,
     size: int | None = None,
     runtime: str = "onnxruntime",
-    engine: bool = False,
+    engine_form: str | None = None,
     plugin: bool = False,
     gpu_memory_gib: float | None = None,
     on_progress: Progress = no_progress,
@@ -130,8 +146,9 @@ def make_onnx(
         size: rows of the image; by default as trained.
         runtime: whose form of attention the graph has: ``onnxruntime``, ``openvino`` or
             ``tensorrt``.
-        engine: also make the graph that an engine of TensorRT is built from.
-        plugin: there with attention as nodes of our TensorRT plugin.
+        engine_form: also make the graph that an engine of TensorRT is built from, with attention in
+            this form; see :func:`hmc_fast.export.engine_form.engine_form`.
+        plugin: also make that graph, with attention as nodes of our TensorRT plugin.
         gpu_memory_gib: memory of the GPU that the default profile shall fit.
         on_progress: told of the steps.
 
@@ -154,15 +171,26 @@ def make_onnx(
         raise UserError(f"{checkpoint}: this model has no attention for a plugin")
     on_progress("writing the graph", 1, 3)
     opset = OPSETS[precision]
-    content = to_onnx(_decompose(traced.program, decompositions(form)), opset)
-    engine_content = None
-    if engine or plugin:
-        fused = decompositions(form_for("tensorrt"))
-        table = plugin_graph.decompositions() if plugin else fused
-        engine_content = to_onnx(_decompose(traced.program, table), opset)
+    content = to_onnx(decompose(traced.program, decompositions(form)), opset)
+    engine = None
+    if plugin:
+        table = plugin_graph.decompositions()
+        engine = EngineGraph(to_onnx(decompose(traced.program, table), opset))
+    elif engine_form is not None:
+        engine = engine_graph(traced.program, engine_form, opset)
     on_progress("writing the graph", 1, 3)
     sidecar = _sidecar(checkpoint, traced, precision, form, content)
-    return OnnxExport(content, sidecar, engine_content)
+    return OnnxExport(content, sidecar, engine)
+
+
+def engine_graph(program: torch.export.ExportedProgram, name: str, opset: int) -> EngineGraph:
+    """A traced model with attention in the form ``name``, of ``opset`` or what the form needs."""
+    form = FORMS[name]
+    content = to_onnx(decompose(program, decompositions(form)), max(opset, form.opset))
+    ours = len(attention_calls(program))
+    if not ours:
+        return EngineGraph(content, None, _attentions(content))
+    return EngineGraph(content, form.name, ours if form.fusion == "none" else _attentions(content))
 
 
 @dataclass(frozen=True)
@@ -234,7 +262,7 @@ def _trace(
         return torch.export.export(model, (images,), dynamic_shapes=({0: batch},), strict=False)
 
 
-def _decompose(
+def decompose(
     program: torch.export.ExportedProgram, table: dict[Any, Callable[..., Any]]
 ) -> torch.export.ExportedProgram:
     """Replace our operators by what ``table`` makes of them; other models stay as traced."""
@@ -266,12 +294,12 @@ def to_onnx(program: torch.export.ExportedProgram, opset: int) -> bytes:
     return bytes(graph.SerializeToString())
 
 
-def softmaxes(content: bytes) -> int:
-    """How many softmaxes a graph has: one for each attention in it."""
+def _attentions(content: bytes) -> int:
+    """How many a graph of unblocked attention has: each is a node, or has one softmax."""
     import onnx
 
     nodes = onnx.load_from_string(content).graph.node
-    return sum(node.op_type == "Softmax" for node in nodes)
+    return sum(node.op_type in ("Attention", "Softmax") for node in nodes)
 
 
 def _name_batch(graph: Any) -> None:

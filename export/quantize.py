@@ -58,13 +58,13 @@ def quantise(
     need("onnxruntime.quantization", "onnx", extra="export")
     if not images:
         raise UserError("quantisation needs at least one film to calibrate on")
-    content, engine_content = (
-        None if graph is None else _quantised(graph, images, number_format, on_image)
-        for graph in (export.content, export.engine_content)
-    )
-    assert content is not None
+    content = _quantised(export.content, images, number_format, on_image)
     sidecar = _describe(export, content, number_format, len(images))
-    return OnnxExport(content, sidecar, engine_content)
+    engine = export.engine
+    if engine is not None:
+        for_engine = _quantised(engine.content, images, number_format, on_image)
+        engine = replace(engine, content=for_engine)
+    return OnnxExport(content, sidecar, engine)
 
 
 def _quantised(

@@ -183,6 +183,8 @@ class _OnnxSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
+        # From the second call on it would hold a block for all of a call beside the arena's own.
+        options.enable_mem_pattern = False
         if sidecar.numerics == "fp8":
             # Its optimiser moves fp8 through nodes for which it has no fp8 kernel.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -258,28 +260,34 @@ SESSIONS: dict[str, type[_OnnxSession] | type[_OpenVinoSession]] = {
 """What runs an ONNX file, by name."""
 
 
-class _EngineSession:
-    """A TensorRT engine on torch's current stream; torch owns all buffers it is called with."""
+class EngineCall:
+    """A TensorRT engine on torch's current stream; torch owns all buffers it is called with.
 
-    def __init__(self, path: Path, sidecar: Sidecar, device: torch.device) -> None:
-        assert sidecar.engine is not None
-        (trt,) = need(FLAVOURS[sidecar.engine.flavour].module, extra=sidecar.engine.flavour)
-        self._logger = trt.Logger(trt.Logger.ERROR)
-        self._runtime = trt.Runtime(self._logger)
+    Args:
+        trt: the builder's module.
+        content: of an engine that it built.
+        device: a GPU.
+
+    Raises :class:`UserError` where this GPU refuses the engine.
+    """
+
+    def __init__(self, trt: Any, content: bytes, device: torch.device) -> None:
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         with torch.cuda.device(device):
-            self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            raise UserError(
-                f"{path}: {sidecar.engine.flavour} refuses it on this GPU; rebuild it: "
-                f"{rebuild_command(sidecar, target=gpu_architecture())}"
-            )
-        _check_engine(path, self._engine, sidecar)
-        self._context = self._engine.create_execution_context()
-        self._classes = sidecar.tensors[OUTPUT_NAME]["shape"][1]
+            self.engine: Any = self._runtime.deserialize_cuda_engine(content)
+        if self.engine is None:
+            raise UserError("TensorRT refuses the engine on this GPU")
+        self._context = self.engine.create_execution_context()
         self._device = device
+        output = describe_tensor(
+            self.engine.get_tensor_dtype(OUTPUT_NAME), self.engine.get_tensor_shape(OUTPUT_NAME)
+        )
+        self._classes: int = output["shape"][1]
+        self._dtype: torch.dtype = getattr(torch, output["dtype"])
 
-    def run(self, images: Tensor) -> Tensor:
-        logits = torch.empty(len(images), self._classes, device=self._device)
+    def __call__(self, images: Tensor) -> Tensor:
+        """Contiguous images ``[B, 3, H, W]`` of the engine's dtype to logits ``[B, classes]``."""
+        logits = torch.empty(len(images), self._classes, dtype=self._dtype, device=self._device)
         self._context.set_input_shape(INPUT_NAME, tuple(images.shape))
         self._context.set_tensor_address(INPUT_NAME, images.data_ptr())
         self._context.set_tensor_address(OUTPUT_NAME, logits.data_ptr())
@@ -287,6 +295,25 @@ class _EngineSession:
         if not self._context.execute_async_v3(stream):
             raise RuntimeError("the engine did not run; see TensorRT's message above")
         return logits
+
+
+class _EngineSession:
+    """An engine that was checked against its sidecar."""
+
+    def __init__(self, path: Path, sidecar: Sidecar, device: torch.device) -> None:
+        assert sidecar.engine is not None
+        (trt,) = need(FLAVOURS[sidecar.engine.flavour].module, extra=sidecar.engine.flavour)
+        try:
+            self._call = EngineCall(trt, path.read_bytes(), device)
+        except UserError as error:
+            raise UserError(
+                f"{path}: {error}; rebuild it: "
+                f"{rebuild_command(sidecar, target=gpu_architecture())}"
+            ) from None
+        _check_engine(path, self._call.engine, sidecar)
+
+    def run(self, images: Tensor) -> Tensor:
+        return self._call(images)
 
 
 def _check_engine(path: Path, engine: Any, sidecar: Sidecar) -> None:

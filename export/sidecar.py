@@ -92,6 +92,7 @@ class EngineInfo:
     our kernels, in place of that graph's plain operations. The rest is what the builder's log says:
     bytes of activations at the largest batch, bytes of weights, how many attentions the graph has
     and how many of them run as one fused kernel; each is None where the log does not say.
+    ``attention`` is the form of attention that the builder executes best, None without.
     """
 
     flavour: str
@@ -105,6 +106,7 @@ class EngineInfo:
     weight_bytes: int | None = None
     attentions: int | None = None
     fused_attentions: int | None = None
+    attention: str | None = None
 
 
 @dataclass(frozen=True)

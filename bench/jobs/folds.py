@@ -43,7 +43,16 @@ from hmc_fast.progress import Progress, no_progress
 from hmc_fast.study import FOLDS_FILE, fold_checkpoints, run_cross_validation
 from hmc_fast.training import TrainingConfig
 
-DEFAULT_PEERS = ("eager", "compiled", "cpu", "triton")
+DEFAULT_PEERS = (
+    "eager",
+    "compiled",
+    "cpu",
+    "triton",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+)
 DEFAULT_PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")}
 LARGEST_CPU_BATCH_SIZE = 512
 """Above this image size a CPU takes minutes a batch, so throughput is measured on GPUs only."""
@@ -130,7 +139,8 @@ class FoldTrials:
         """Parity with open gates at every batch size that is timed, then accuracy across folds."""
         call = self.job.fold_model(peer, variant, self.precision)
         call.load(self.opened)
-        uses = [self.truth.check(call, batch) for batch in self.job.batch_sizes]
+        # The largest first: an engine that cannot run tells of the batch that it was built for.
+        uses = [self.truth.check(call, batch) for batch in reversed(self.job.batch_sizes)]
         call.load(self.job.folds[0].state)
         use = max(uses, key=lambda use: (not use.within, budget_units(use)))
         fields = {}

@@ -18,6 +18,7 @@ from hmc_fast.bench.peers.onnxruntime import ONNXRUNTIME
 from hmc_fast.bench.peers.openvino import OPENVINO
 from hmc_fast.bench.peers.peer import Family, Peer
 from hmc_fast.bench.peers.sdpa import SDPA, SDPA_KERNELS
+from hmc_fast.bench.peers.tensorrt import TENSORRT, TENSORRT_RTX
 from hmc_fast.bench.peers.triton import TRITON, TRITON_COMPILED
 from hmc_fast.errors import UserError
 
@@ -35,6 +36,8 @@ PEERS: tuple[Peer, ...] = (
     EAGER,
     ONNXRUNTIME,
     OPENVINO,
+    TENSORRT,
+    TENSORRT_RTX,
 )
 
 

@@ -45,6 +45,9 @@ def _session(path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_mem_pattern = (
+        False  # as loaded by the package: it takes memory, and no less time
+    )
     # Its idle threads would spin on the cores that the peers beside it are timed on.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider = "CUDAExecutionProvider" if images.is_cuda else "CPUExecutionProvider"

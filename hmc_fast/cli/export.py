@@ -308,6 +308,7 @@ def _graph(
 ) -> "OnnxExport":
     """The graph, quantised where a ``number_format`` is given, calibrated on ``films``."""
     from hmc_fast.data import film_image
+    from hmc_fast.export.engine import form_for_engine
     from hmc_fast.export.onnx_export import make_onnx
     from hmc_fast.export.quantize import quantise
     from hmc_fast.export.sidecar import Profile
@@ -319,7 +320,7 @@ def _graph(
             profile=None if batch is None else Profile.parse(batch),
             size=size,
             runtime=runtime,
-            engine=engine is not None,
+            engine_form=None if engine is None else form_for_engine(engine, precision),
             plugin=engine is not None and engine.plugin,
             gpu_memory_gib=None if engine is None else _memory(engine, batch),
             on_progress=report,
@@ -374,7 +375,7 @@ def _print(sidecar: "Sidecar", path: Path, as_json: bool) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if not_fused(sidecar.engine):
             errors.print(
-                "warning: attention that is not fused forms all scores, which takes far more "
-                "memory and time; use a builder that fuses it, or report this one",
+                "warning: attention that is not fused takes more memory and far more time; use "
+                "--precision fp16 or bf16, or a builder that fuses it",
                 style="yellow",
             )

@@ -94,3 +94,15 @@ def test_the_pace_of_predictions_is_that_of_its_record() -> None:
     )
     first, *_, last = record["archive"]["resident_mib_by_quarter"]
     assert last - first < 32
+
+
+def test_the_graphs_are_those_of_their_record_and_keep_their_bounds() -> None:
+    graphs = script("measure_graphs")
+    record = json.loads((ROOT / "bench" / "results" / "graph-forms.json").read_text())
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    assert graphs.updated(page, record) == page
+    rows = {(row["runtime"], row["form"]): row for row in record["runtimes"]}
+    assert (
+        rows["onnxruntime", "blocks"]["peak_mib"] <= 2048 < rows["onnxruntime", "whole"]["peak_mib"]
+    )
+    assert all(row["logit_difference"] <= 1e-3 for row in rows.values())

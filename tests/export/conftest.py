@@ -39,7 +39,9 @@ def onnx_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def half_graph(checkpoint: Path) -> OnnxExport:
     """fp16, batches 1 to 64."""
-    return make_onnx(checkpoint, precision="fp16", profile=Profile(1, 4, 64), engine=True)
+    return make_onnx(
+        checkpoint, precision="fp16", profile=Profile(1, 4, 64), engine_form="equal-widths"
+    )
 
 
 @pytest.fixture(scope="session")

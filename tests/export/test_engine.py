@@ -27,6 +27,7 @@ from hmc_fast.export import (
 )
 from hmc_fast.export.builders import Builder, BuildLog, BuildRequest
 from hmc_fast.export.engine import check_options, write_engine
+from hmc_fast.export.engine_form import CANDIDATES, engine_form
 from hmc_fast.export.memory import (
     GIB,
     PIXEL_BYTES,
@@ -36,7 +37,7 @@ from hmc_fast.export.memory import (
     fitting,
     not_fused,
 )
-from hmc_fast.export.onnx_export import softmaxes, trace_checkpoint
+from hmc_fast.export.onnx_export import EngineGraph, trace_checkpoint
 from hmc_fast.export.progress import BuildProgress
 
 RTX = EngineOptions("tensorrt-rtx", ("sm_89",))
@@ -58,7 +59,7 @@ def build(graph: OnnxExport, **changes: Any) -> Any:
         **changes,
     }
     return Builder("tensorrt-rtx").build(
-        graph.engine_content, BuildRequest(**request), lambda what, done, total: None
+        graph.engine.content, BuildRequest(**request), lambda what, done, total: None
     )
 
 
@@ -149,7 +150,9 @@ def test_every_model_builds(
 ) -> None:
     fixed_size = {"image_size": size} if model == "vit_b_16" else {}
     path = save_model(create_model(model, **fixed_size), tmp_path / "m.safetensors", size)  # type: ignore[arg-type]  # one keyword
-    graph = make_onnx(path, precision=precision, profile=Profile(1, 8, 64), engine=True)
+    graph = make_onnx(
+        path, precision=precision, profile=Profile(1, 8, 64), engine_form="equal-widths"
+    )
     path.unlink()
     built = build(graph)
     assert len(built.content) > 2**20
@@ -172,7 +175,7 @@ def test_turing_is_refused_with_the_builders_reason(half_graph: OnnxExport) -> N
 
 
 def test_a_graph_that_the_parser_refuses(half_graph: OnnxExport) -> None:
-    damaged = replace(half_graph, engine_content=half_graph.content[:-5000])
+    damaged = replace(half_graph, engine=EngineGraph(half_graph.content[:-5000]))
     with pytest.raises(UserError, match="tensorrt-rtx cannot read the graph"):
         build(damaged)
 
@@ -214,7 +217,7 @@ def test_progress_only_grows_and_ends_at_100(half_graph: OnnxExport) -> None:
         phases.add(what)
 
     request = BuildRequest(half_graph.sidecar.profile, ("sm_89",), None, False, False)
-    Builder("tensorrt-rtx").build(half_graph.engine_content, request, report)
+    Builder("tensorrt-rtx").build(half_graph.engine.content, request, report)
     assert min(gains) >= 0
     assert sum(gains) == 100
     assert sum(gain > 0 for gain in gains) >= 5
@@ -265,7 +268,7 @@ def test_attention_is_fused_and_activations_fit(
     model: str, save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = save_model(create_model(model), tmp_path / "m.safetensors", 1024)
-    graph = make_onnx(path, precision="fp16", profile=Profile(1, 8, 8), engine=True)
+    graph = make_onnx(path, precision="fp16", profile=Profile(1, 8, 8), engine_form="equal-widths")
     for target in ("sm_86", "sm_89", "sm_120"):
         log = build(graph, targets=(target,)).log
         assert log.fused_softmaxes == ATTENTIONS[model], target
@@ -280,11 +283,11 @@ def test_attention_of_a_narrow_trunk_is_fused(
 ) -> None:
     """The scores of the first stage alone would be 268 MB, which the log calls fused or not."""
     path = save_model(create_model(model), tmp_path / "m.safetensors", 512)
-    graph = make_onnx(path, precision="fp16", profile=Profile(1, 8, 8), engine=True)
-    assert graph.engine_content is not None
+    graph = make_onnx(path, precision="fp16", profile=Profile(1, 8, 8), engine_form="equal-widths")
+    assert graph.engine is not None
     for target in ("sm_86", "sm_89", "sm_120"):
         log = build(graph, targets=(target,)).log
-        assert log.fused_softmaxes == softmaxes(graph.engine_content), target
+        assert log.fused_softmaxes == graph.engine.attentions, target
         assert log.activation_bytes <= 2.5e8, target
 
 
@@ -298,18 +301,50 @@ def test_the_sidecar_tells_what_the_builder_said(engine_file: Path) -> None:
     assert engine.weight_bytes > 2**20
     first, second = describe_build(engine, Profile(1, 4, 64))
     assert first.startswith("activations 0.")
-    assert second == "attention: 4 of 4 run as one fused kernel each"
+    assert second == "attention: 4 of 4 run as one fused kernel each (form equal-widths)"
 
 
-def test_attention_in_another_form_is_found_not_to_be_fused(
+def test_attention_that_the_builder_finds_no_pattern_in_is_told_not_to_be_fused(
     half_graph: OnnxExport, checkpoint: Path, tmp_path: Path
 ) -> None:
-    write_engine(
-        replace(half_graph, engine_content=half_graph.content), checkpoint, tmp_path / "e", RTX
-    )
+    assert half_graph.engine is not None
+    unfused = replace(half_graph.engine, content=half_graph.content)
+    write_engine(replace(half_graph, engine=unfused), checkpoint, tmp_path / "e", RTX)
     engine = read_sidecar(tmp_path / "e").engine
     assert engine is not None
     assert not_fused(engine) > 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "candidates", "chosen"),
+    [
+        ("fp16", CANDIDATES, "equal-widths"),
+        ("fp16", ("blocks", "equal-widths"), "blocks"),
+        pytest.param("fp16", ("nodes", "blocks"), "nodes", marks=pytest.mark.systems),
+        pytest.param("bf16", CANDIDATES, "equal-widths", marks=pytest.mark.systems),
+        ("fp32", CANDIDATES, "blocks"),
+        pytest.param("fp32", ("equal-widths", "nodes"), "equal-widths", marks=pytest.mark.systems),
+    ],
+)
+def test_the_builders_own_log_decides_the_form(
+    precision: str, candidates: tuple[str, ...], chosen: str
+) -> None:
+    """It calls attention in fp32 fused and stores its scores, and refuses it as a node."""
+    assert engine_form("tensorrt-rtx", ("sm_89", "sm_120"), precision, candidates) == chosen
+
+
+@pytest.mark.systems
+def test_an_fp32_engine_stores_no_scores(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    """The first stage's scores alone would be 4.3 GB; in pairs of products they take 9 GB."""
+    path = save_model(create_model("resnet18_hsa"), tmp_path / "m.safetensors", 1024)
+    out = tmp_path / "m.engine"
+    profile = Profile(1, 4, 4)
+    sidecar = export_engine(path, out, precision="fp32", profile=profile, options=RTX)
+    engine = sidecar.engine
+    assert engine is not None
+    assert (engine.attention, engine.attentions, engine.fused_attentions) == ("blocks", 3, 0)
+    assert engine.activation_bytes is not None
+    assert engine.activation_bytes < 2e9
 
 
 def test_an_engine_that_does_not_fit_is_refused_with_what_would(
@@ -325,7 +360,9 @@ def test_an_engine_that_does_not_fit_is_refused_with_what_would(
 def test_what_cannot_fit_is_refused_before_the_build(checkpoint: Path) -> None:
     many = Profile(1, 8, 10_000)
     with pytest.raises(UserError, match=r"at batch 10000 one layer alone has .*--batch 1,8,\d+"):
-        make_onnx(checkpoint, precision="fp16", profile=many, engine=True, gpu_memory_gib=1)
+        make_onnx(
+            checkpoint, precision="fp16", profile=many, engine_form="equal-widths", gpu_memory_gib=1
+        )
 
 
 @pytest.mark.parametrize("memory", [math.nan, math.inf, 0.0])
@@ -343,7 +380,7 @@ def test_what_is_known_before_a_build_bounds_the_log_from_both_sides(
 ) -> None:
     path = save_model(create_model(model), tmp_path / "m.safetensors", size)
     profile = Profile(1, 8, 8)
-    log = build(make_onnx(path, precision="fp16", profile=profile, engine=True)).log
+    log = build(make_onnx(path, precision="fp16", profile=profile, engine_form="equal-widths")).log
     assert log.activation_bytes <= PIXEL_BYTES[2] * size**2 * 8
     program = trace_checkpoint(path, precision="fp16", profile=profile).program
     check_may_fit(program, torch.float16, profile, log.activation_bytes / USABLE_SHARE / GIB)

@@ -168,6 +168,26 @@ def test_every_model_at_224(name: str, save_model: Callable[..., Path], tmp_path
     torch.testing.assert_close(run(content, images), expected, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("batch", ["1,1,1", "1,4,8"])
+@pytest.mark.parametrize("sides", [(224, 224), (512, 512), (1024, 1024), (960, 544)], ids=str)
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_model_at_every_size_from_the_command_and_from_python(
+    name: str, sides: tuple[int, int], batch: str, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    fixed_size = {"image_size": sides[0]} if name == "vit_b_16" else {}
+    if fixed_size and sides[0] != sides[1]:
+        pytest.skip("this model takes square images alone")
+    path = save_model(create_model(name, **fixed_size), tmp_path / "m.safetensors", sides)  # type: ignore[arg-type]  # one keyword
+    out = tmp_path / "m.onnx"
+    assert run_command(["export", "onnx", str(path), "--out", str(out), "--batch", batch]) == 0
+    assert out.read_bytes() == make_onnx(path, profile=Profile.parse(batch)).content
+    images = torch.randn(2, 3, *sides)
+    with torch.inference_mode():
+        expected = load_model(path).model(images)
+    torch.testing.assert_close(load(out)(images), expected, atol=1e-3, rtol=1e-4)
+
+
 @pytest.mark.parametrize("batch", [pytest.param("1,1,1", marks=pytest.mark.exhaustive), "1,4,8"])
 def test_hmc_net_on_films_that_are_not_square(
     batch: str, save_model: Callable[..., Path], tmp_path: Path

@@ -187,8 +187,8 @@ def test_only_the_batch_may_vary(tensorrt: tuple[Any, Any]) -> None:
 @pytest.mark.systems
 def test_attention_becomes_a_node_of_the_plugin(checkpoint: Path) -> None:
     graphs = make_onnx(checkpoint, precision="fp16", plugin=True)
-    assert graphs.engine_content is not None
-    nodes = onnx.load_from_string(graphs.engine_content).graph.node
+    assert graphs.engine is not None
+    nodes = onnx.load_from_string(graphs.engine.content).graph.node
     ours = [node for node in nodes if node.domain == plugin.NAMESPACE]
     assert [node.op_type for node in ours] == ["attention"] * 3 + ["two_source_attention"]
     assert [(len(node.input), len(node.output)) for node in ours] == [(3, 1)] * 3 + [(5, 2)]
