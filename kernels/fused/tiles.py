@@ -92,13 +92,19 @@ class TileTable:
         ``d_v`` counts the value columns that one program accumulates. Raises ``LookupError`` where
         no entry serves it.
         """
-        for entry in self.entries[kernel]:
-            if entry.serves(bits, d_qk, d_v, queries):
-                return entry.tiles[0]
+        tile = self.find(kernel, bits, d_qk, d_v, queries)
+        if tile is not None:
+            return tile
         raise LookupError(
             f"{self.architecture} has no tile of {kernel} for {bits}-bit values, head dim {d_qk} "
             f"of q and k and {d_v} value columns"
         )
+
+    def find(self, kernel: str, bits: int, d_qk: int, d_v: int, queries: int) -> Tile | None:
+        """As :meth:`choose`, None where no entry serves the problem or the kernel has none."""
+        entries = self.entries.get(kernel, ())
+        serving = (entry for entry in entries if entry.serves(bits, d_qk, d_v, queries))
+        return next((entry.tiles[0] for entry in serving), None)
 
 
 _tiles_in_use: ContextVar[TileTable | None] = ContextVar("tiles_in_use", default=None)
