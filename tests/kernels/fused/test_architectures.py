@@ -10,7 +10,7 @@ from hmc_fast.kernels.fused import architectures, operators
 from hmc_fast.kernels.fused.architectures import DEFAULT, PLANS, plan_for
 from hmc_fast.kernels.fused.launch import Launch, Target
 from hmc_fast.kernels.fused.tiles import INTERPRETER, load_tiles
-from hmc_fast.kernels.geometry import self_attention_problem
+from hmc_fast.kernels.geometry import cross_attention_problem, self_attention_problem
 
 PROBLEM = self_attention_problem("c5", 224, batch=1)
 
@@ -23,17 +23,25 @@ def target(architecture: str) -> Target:
 def test_a_registered_plan_is_taken_on_its_architecture_alone(
     operator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    default = plan_for(operator, "sm_90")
+    default = plan_for(operator, "sm_80")
 
     def special(*arguments: Any) -> list[Launch]:
         return default(*arguments)
 
-    monkeypatch.setitem(PLANS[operator], "sm_90", special)
-    assert plan_for(operator, "sm_90") is special
-    for other in {*gate.ARCHITECTURES, INTERPRETER} - {"sm_90"}:
+    monkeypatch.setitem(PLANS[operator], "sm_80", special)
+    assert plan_for(operator, "sm_80") is special
+    for other in {*gate.ARCHITECTURES, INTERPRETER} - {"sm_80", "sm_90"}:
         assert plan_for(operator, other) is default
     for other in set(PLANS) - {operator}:
-        assert plan_for(other, "sm_90") is PLANS[other][DEFAULT]
+        assert plan_for(other, "sm_80") is PLANS[other][DEFAULT]
+
+
+def test_hopper_alone_has_a_forward_of_its_own() -> None:
+    large = self_attention_problem("c3", 1024, batch=8)
+    names = {a: plan_passes(target(a), large)[0][0].name for a in gate.ARCHITECTURES}
+    assert {a for a, name in names.items() if name == "specialised_forward"} == {"sm_90"}
+    several = plan_passes(target("sm_90"), cross_attention_problem(1024, batch=8))[0]
+    assert "specialised_forward" not in {launch.name for launch in several}
 
 
 def test_the_gate_and_the_operators_ask_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
