@@ -107,8 +107,9 @@ class Target:
 
 
 def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Memory of the current device in the order of its stream, at a multiple of 512 bytes."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
+    """Memory of the current device, freed in the order of its stream; aligned to 512 bytes."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.empty(size, dtype=torch.int8, device=device)
 
 
 def value_block(d_v: int, limit: int) -> int:

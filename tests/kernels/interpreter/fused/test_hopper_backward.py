@@ -1,4 +1,4 @@
-"""Hopper's warp-specialised kernels within the error budget of fp64, forward and every gradient.
+"""Hopper's specialised kernels together, within the error budget: forward and every gradient.
 
 In the interpreter a loop is not divided among warps: what is seen is the arithmetic, the masks and
 the tiles that descriptors fetch.
@@ -15,6 +15,7 @@ from hmc_fast.kernels import attention
 from hmc_fast.kernels.fused.architectures import PLANS
 from hmc_fast.kernels.fused.launch import Launch
 from hmc_fast.kernels.fused.tiles import INTERPRETER, Tile, TileEntry, load_tiles, use_tiles
+from hmc_fast.kernels.problem import AttentionProblem
 from hmc_fast.kernels.testing import DrawnProblem, assert_parity, draw_problems
 
 BLOCKS = {
@@ -52,7 +53,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 
     def recorded(launch: Launch) -> None:
         names.add(launch.name)
-        run(replace(launch, scratch=False))  # there is no GPU to take memory of
+        run(launch)
 
     monkeypatch.setattr(Launch, "run", recorded)
     shipped = load_tiles(INTERPRETER)
@@ -85,12 +86,35 @@ def test_any_scale(scale: float, launched: set[str]) -> None:
     assert launched >= set(BLOCKS)
 
 
-def test_unaligned_tensors_take_the_pointer_kernels(launched: set[str]) -> None:
-    q, (k,), (v,) = PROBLEMS[0].tensors(torch.float16)
-    storage = torch.zeros(k.numel() + 1, dtype=k.dtype)
-    shifted = storage[1:].view_as(k).copy_(k)
-    assert_parity(q, [shifted], [v], backend="triton")
-    assert not launched & set(BLOCKS)
+def test_several_sources_take_a_launch_each(launched: set[str]) -> None:
+    shape = AttentionProblem(1, 70, 5, (64, 45), (128, 64), 32, torch.float32)
+    q, ks, vs = DrawnProblem(5, "normal", shape).tensors(torch.float16)
+    assert_parity(q, ks, vs, backend="triton")
+    forward = {"attention_forward"}
+    assert launched == {*forward, "delta", "attention_backward_q", "specialised_backward_kv"}
+
+
+Q, K, V = (x[0] if isinstance(x, list) else x for x in PROBLEMS[0].tensors(torch.float16))
+
+
+def shifted(x: Tensor) -> Tensor:
+    """The same numbers one element off the alignment that descriptors need."""
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x)
+
+
+OTHERS = {
+    "unaligned key": (Q, [shifted(K)], [V]),
+    "one unaligned source": (Q, [K, shifted(K)], [V, V]),
+    "few keys": (Q, [K[:, :31]], [V[:, :31]]),
+    "fp32": (Q.float(), [K.float()], [V.float()]),
+}
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_what_does_not_fit_goes_to_the_pointer_kernel(name: str, launched: set[str]) -> None:
+    assert_parity(*OTHERS[name], backend="triton")
+    assert "specialised_backward_kv" not in launched
+    assert "attention_backward_kv" in launched
 
 
 @pytest.mark.parametrize("order", ["shuffled", "backwards"])
