@@ -20,7 +20,8 @@ MAX_TOKEN_STRIDE = 2**23
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """As :func:`hmc_fast.kernels.reference.attention`."""
     lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
-    outs = _attend(q, [k], [v], scale, lse, lse)  # weights are not written for one source
+    unwritten = lse.new_empty(1)  # the weights of one source
+    outs = _attend(q, [k], [v], scale, lse, unwritten)
     return outs[0], lse
 
 
