@@ -15,6 +15,8 @@ from torch import Tensor
 
 from hmc_fast.kernels.building import aot
 from hmc_fast.kernels.fused.architectures import plan_for
+from hmc_fast.kernels.fused.hopper_backward import KERNEL as SPECIALISED_BACKWARD_KV
+from hmc_fast.kernels.fused.hopper_forward import KERNEL as SPECIALISED_FORWARD
 from hmc_fast.kernels.fused.launch import Launch, Target
 from hmc_fast.kernels.fused.tiles import Tile, TileEntry, load_tiles
 from hmc_fast.kernels.geometry import model_problems
@@ -22,6 +24,8 @@ from hmc_fast.kernels.problem import AttentionProblem
 
 MATRIX_KERNELS = (
     "attention_forward",
+    SPECIALISED_FORWARD,
+    SPECIALISED_BACKWARD_KV,
     "attention_backward_q",
     "attention_backward_kv",
     "attention_backward_k",
@@ -67,8 +71,7 @@ class TileBuild:
 
     def launch(self) -> Launch:
         only = TileEntry(self.entry.bits, 256, 512, None, (self.tile,))
-        shipped = load_tiles(self.architecture)
-        tiles = replace(shipped, entries={**shipped.entries, self.kernel: [only]})
+        tiles = load_tiles(self.architecture).instead(self.kernel, [only])
         splits = self.kernel == "combine_splits"
         multiprocessors = _MANY_MULTIPROCESSORS if splits else _FEW_MULTIPROCESSORS
         target = Target(tiles, multiprocessors, self.precision)

@@ -1,7 +1,9 @@
 """The cross-compile gate: every shipped tile, built for its architecture without a GPU.
 
 A tile passes if its kernel builds, fits the architecture's shared (and tensor) memory and computes
-its products on the matrix units; a default tile must not spill registers either.
+its products on the matrix units; a default tile must not spill registers either. On Hopper the
+model's launches must also keep products and loads in flight, as far as machine code tells. What is
+predicted of them is a prediction: see :mod:`hmc_fast.kernels.building.pipes`.
 """
 
 import os
@@ -15,7 +17,8 @@ import torch
 import triton
 
 from hmc_fast.kernels.building import aot
-from hmc_fast.kernels.building.builds import MATRIX_KERNELS, Build, builds_for
+from hmc_fast.kernels.building.builds import MATRIX_KERNELS, Build, ModelBuild, builds_for
+from hmc_fast.kernels.building.schedules import Schedule, schedule_of
 from hmc_fast.kernels.fused.tiles import SHARED_MEMORY_KIB
 
 ARCHITECTURES = tuple(SHARED_MEMORY_KIB)
@@ -30,6 +33,9 @@ HEADER = (
     "spilled bytes",
     "shared KiB",
     "products by",
+    "loop: products, instructions",
+    "loop: in flight, barriers",
+    "predicted",
     "verdict",
 )
 
@@ -48,10 +54,14 @@ class CompiledTile:
     shared_kib: float
     shared_limit_kib: int
     mma: str
+    schedule: Schedule | None
     faults: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "faults": list(self.faults)}
+        document = {**asdict(self), "faults": list(self.faults)}
+        if self.schedule and self.schedule.prediction:
+            document["schedule"]["prediction"]["share"] = self.schedule.prediction.share
+        return document
 
     def cells(self) -> list[str]:
         """The row of a table with :data:`HEADER`."""
@@ -64,6 +74,7 @@ class CompiledTile:
             str(self.stack_bytes),
             f"{self.shared_kib:.0f} of {self.shared_limit_kib}",
             self.mma,
+            *(self.schedule.cells() if self.schedule else ("", "", "")),
             "; ".join(self.faults) or "passes",
         ]
 
@@ -100,9 +111,12 @@ def compile_build(build: Build) -> CompiledTile:
     """Compile one build; a compiler's error becomes a fault of the row."""
     launch = build.launch()
     limit = SHARED_MEMORY_KIB[build.architecture]
+    schedule = None
     try:
-        used = aot.resources(aot.compile_for(launch, build.architecture))
-        faults = tuple(_faults(build, used, limit))
+        compiled = aot.compile_for(launch, build.architecture)
+        used = aot.resources(compiled)
+        schedule = schedule_of(launch, compiled, used)
+        faults = (*_faults(build, used, limit), *_schedule_faults(build, schedule))
     except Exception as error:
         # Triton raises many kinds of errors for a tile that cannot be built: all are findings.
         used = aot.Resources(0, 0, 0.0, "none", 0)
@@ -118,6 +132,7 @@ def compile_build(build: Build) -> CompiledTile:
         shared_kib=used.shared_kib,
         shared_limit_kib=limit,
         mma=used.mma,
+        schedule=schedule,
         faults=faults,
     )
 
@@ -149,3 +164,17 @@ def _faults(build: Build, used: aot.Resources, shared_limit_kib: int) -> Iterato
     on_matrix_units = build.dtype != torch.float32 or build.precision == "tf32"
     if build.kernel in MATRIX_KERNELS and on_matrix_units and used.mma in ("fma", "none"):
         yield "no matrix instructions"
+
+
+def _schedule_faults(build: Build, schedule: Schedule | None) -> Iterator[str]:
+    """What a launch of the model may not do on Hopper, in 16 bits."""
+    if schedule is None or schedule.prediction is None or not isinstance(build, ModelBuild):
+        return
+    if schedule.serialised:
+        yield f"{schedule.serialised} waits between two steps of one product"
+    if schedule.spills:
+        yield f"{schedule.spills} spills in the loop"
+    if not schedule.loads_in_flight:
+        yield "a wait leaves no load in flight"
+    if schedule.specialised and schedule.block_barriers:
+        yield f"{schedule.block_barriers} barriers of the whole block in a specialised loop"

@@ -120,7 +120,7 @@ def _time_tiles(
     for tile in tiles:
         entries = list(shipped.entries[kernel])
         entries[index] = replace(entries[index], tiles=(tile,))
-        with use_tiles(replace(shipped, entries={**shipped.entries, kernel: entries})):
+        with use_tiles(shipped.instead(kernel, entries)):
             if _is_right(device, problem):
                 timed[tile] = measure(forward if kernel == "attention_forward" else backward)
     return timed

@@ -1,14 +1,14 @@
 """Backward kernels: recomputed probabilities, no atomics, each gradient written by one program.
 
 With ``P = exp(S - lse)``, ``dP_s = dout_s v_sᵀ`` and ``δ = Σ_s (dout_s·out_s + dw_s·w_s) - dlse``,
-every score receives ``dS_s = P_s · (dP_s + dw_s - δ)``. Queries and keys are walked twice, once for
+every score receives ``dS_s = P_s · (dP_s + dw_s - δ)``. The first launch writes ``lse`` and
+``dw_s - δ`` for the others. Queries and keys are walked twice, once for
 ``dq`` and once for ``dk`` and ``dv``: what that costs in arithmetic it saves in memory and in
 atomics, and two runs give the same bits (Dao 2023, FlashAttention-2, deterministic backward).
 """
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -32,15 +32,19 @@ from hmc_fast.kernels.fused.primitives import (
     store_rows,
 )
 
+ROW_BLOCK = tl.constexpr(128)
+"""Rows of statistics are padded to a multiple of it, so that no kernel has to mask them."""
+
 
 @triton.jit
 def _delta_kernel(
     out_ptrs,
     d_out_ptrs,
+    lse_ptr,
     weights_ptr,
     d_weights_ptr,
     d_lse_ptr,
-    delta_ptr,
+    statistics_ptrs,
     d_out_strides,
     queries,
     heads,
@@ -48,14 +52,17 @@ def _delta_kernel(
     BLOCK_DVS: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Grid: (query blocks × B·H). Writes ``δ [B, H, M]``."""
+    """Grid: (padded query blocks × B·H). Writes what :func:`row_statistics` describes."""
     SOURCES: tl.constexpr = len(out_ptrs)
-    query_blocks = tl.cdiv(queries, BLOCK_M)
+    query_blocks = padded_rows(queries) // BLOCK_M
     first_row = (tl.program_id(0) % query_blocks) * BLOCK_M
     batch_head = tl.cast(tl.program_id(0) // query_blocks, tl.int64)
     row = first_row + tl.arange(0, BLOCK_M)
     inside = row < queries
     rows = batch_head * queries + row
+    padded = batch_head * padded_rows(queries) + row
+    lse = tl.load(lse_ptr + rows, mask=inside, other=float("inf"))
+    tl.store(statistics_ptrs[0] + padded, lse * 1.4426950408889634)  # log2 e
     delta = -tl.load(d_lse_ptr + rows, mask=inside, other=0.0)  # [BLOCK_M]
     for s in tl.static_range(SOURCES):
         out_ptr = contiguous_head(out_ptrs[s], queries, batch_head, heads, D_VS[s])
@@ -70,21 +77,27 @@ def _delta_kernel(
             weight = tl.load(weights_ptr + rows * SOURCES + s, mask=inside, other=0.0)
             d_weight = tl.load(d_weights_ptr + rows * SOURCES + s, mask=inside, other=0.0)
             delta += weight * d_weight
-    tl.store(delta_ptr + rows, delta, mask=inside)
+    for s in tl.static_range(SOURCES):
+        shift = -delta
+        if SOURCES > 1:
+            shift += tl.load(d_weights_ptr + rows * SOURCES + s, mask=inside, other=0.0)
+        tl.store(statistics_ptrs[1 + s] + padded, shift)
 
 
 @triton.jit
-def _row_statistics(statistics_ptrs, rows, inside, s, SOURCES: tl.constexpr):
-    """``lse`` in log2 units (+∞ outside, where probabilities are zero), and ``dw_s - δ``.
+def padded_rows(queries):
+    """Rows of one head's statistics."""
+    return tl.cdiv(queries, ROW_BLOCK) * ROW_BLOCK
 
-    ``statistics_ptrs`` are those of lse, δ and dw.
+
+@triton.jit
+def row_statistics(statistics_ptrs, queries, batch_head, first_row, s, BLOCK_M: tl.constexpr):
+    """``lse`` in log2 units and ``dw_s - δ`` of a block of rows, each ``[B, H, padded rows]``.
+
+    In rows beyond the last query ``lse`` is +∞, which makes probabilities zero.
     """
-    log2_lse = tl.load(statistics_ptrs[0] + rows, mask=inside, other=float("inf"))
-    log2_lse = log2_lse * 1.4426950408889634  # log2 e
-    shift = -tl.load(statistics_ptrs[1] + rows, mask=inside, other=0.0)
-    if SOURCES > 1:
-        shift += tl.load(statistics_ptrs[2] + rows * SOURCES + s, mask=inside, other=0.0)
-    return log2_lse, shift
+    rows = batch_head * padded_rows(queries) + first_row + tl.arange(0, BLOCK_M)
+    return tl.load(statistics_ptrs[0] + rows), tl.load(statistics_ptrs[1 + s] + rows)
 
 
 @triton.jit
@@ -142,8 +155,6 @@ def _attention_backward_q_kernel(
     query_blocks = tl.cdiv(queries, BLOCK_M)
     first_row = (tl.program_id(0) % query_blocks) * BLOCK_M
     batch_head = tl.cast(tl.program_id(0) // query_blocks, tl.int64)
-    row = first_row + tl.arange(0, BLOCK_M)
-    rows = batch_head * queries + row
 
     q_rows = head_rows(q_ptr, q_strides, queries, batch_head, heads)
     q = load_rows(q_rows, first_row, 0, BLOCK_M, D_QK, BLOCK_QK, False)  # [BLOCK_M, BLOCK_QK]
@@ -152,7 +163,9 @@ def _attention_backward_q_kernel(
     dq = tl.zeros([BLOCK_M, BLOCK_QK], tl.float32)
     for s in tl.static_range(SOURCES):
         length = lengths[s]
-        log2_lse, shift = _row_statistics(statistics_ptrs, rows, row < queries, s, SOURCES)
+        log2_lse, shift = row_statistics(
+            statistics_ptrs, queries, batch_head, first_row, s, BLOCK_M
+        )
         keys = head_rows(k_ptrs[s], k_strides[s], length, batch_head, heads)
         values = head_rows(v_ptrs[s], v_strides[s], length, batch_head, heads)
         d_outs = head_rows(d_out_ptrs[s], d_out_strides[s], queries, batch_head, heads)
@@ -204,7 +217,6 @@ def _backward_one_key_block(
     log2_scale,
     scale,
     s,
-    SOURCES: tl.constexpr,
     D_QK: tl.constexpr,
     D_V: tl.constexpr,
     BLOCK_QK: tl.constexpr,
@@ -228,9 +240,8 @@ def _backward_one_key_block(
     if WRITE_DV:
         dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
     for start in tl.range(0, queries.count, BLOCK_M):
-        row = start + tl.arange(0, BLOCK_M)
-        log2_lse, shift = _row_statistics(
-            statistics_ptrs, batch_head * queries.count + row, row < queries.count, s, SOURCES
+        log2_lse, shift = row_statistics(
+            statistics_ptrs, queries.count, batch_head, start, s, BLOCK_M
         )
         # [BLOCK_M, BLOCK_QK] and [BLOCK_M, BLOCK_DV]
         q = load_rows(queries, start, 0, BLOCK_M, D_QK, BLOCK_QK, WHOLE_QUERIES)
@@ -314,7 +325,6 @@ def _attention_backward_kv_kernel(
                 log2_scale,
                 scale,
                 s,
-                SOURCES,
                 D_QK,
                 D_VS[s],
                 BLOCK_QK,
@@ -351,7 +361,8 @@ def plan_attention_backward(
     d_vs = tuple(v.shape[3] for v in vs)
     blocks = tuple(value_block(d, target.tiles.value_columns[bits(q)].chunk) for d in d_vs)
     lengths = tuple(k.shape[1] for k in ks)
-    delta = torch.empty_like(lse)
+    rows = ceil_div(queries, ROW_BLOCK.value) * ROW_BLOCK.value
+    statistics = lse.new_empty(1 + len(vs), batch, heads, rows).unbind()
     problem = (bits(q), d_qk, max(blocks), queries)
     delta_tile = target.tiles.choose("delta", *problem)
     q_tile = target.tiles.choose("attention_backward_q", *problem)
@@ -362,7 +373,7 @@ def plan_attention_backward(
         "k_ptrs": tuple(ks),
         "v_ptrs": tuple(vs),
         "d_out_ptrs": tuple(d_outs),
-        "statistics_ptrs": (lse, delta, d_weights),
+        "statistics_ptrs": statistics,
     }
     shapes = {
         "q_strides": row_strides(q),
@@ -384,15 +395,16 @@ def plan_attention_backward(
     }
     delta_launch = Launch.of(
         _delta_kernel,
-        (ceil_div(queries, delta_tile.blocks["BLOCK_M"]) * batch * heads,),
+        (rows // delta_tile.blocks["BLOCK_M"] * batch * heads,),
         delta_tile,
         {
             "out_ptrs": tuple(outs),
             "d_out_ptrs": tuple(d_outs),
+            "lse_ptr": lse,
             "weights_ptr": weights,
             "d_weights_ptr": d_weights,
             "d_lse_ptr": d_lse,
-            "delta_ptr": delta,
+            "statistics_ptrs": statistics,
             "d_out_strides": shapes["d_out_strides"],
             "queries": queries,
             "heads": heads,

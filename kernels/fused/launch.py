@@ -3,10 +3,13 @@
 Beside it what every plan needs: what a launch is planned for, and small arithmetic.
 """
 
+from contextvars import copy_context
 from dataclasses import dataclass
 from math import log2
 from typing import Any
 
+import torch
+import triton
 from torch import Tensor
 
 from hmc_fast.kernels.fused.tiles import Tile, TileTable
@@ -31,6 +34,8 @@ class Launch:
     num_warps: int
     num_stages: int
     max_registers: int | None = None
+    scratch: bool = False
+    """Whether the kernel makes tensor descriptors, for which Triton wants memory of its caller."""
 
     @classmethod
     def of(
@@ -40,11 +45,13 @@ class Launch:
         tile: Tile,
         arguments: dict[str, Any],
         constants: dict[str, Any],
+        *,
+        scratch: bool = False,
     ) -> "Launch":
         """A launch with the block sizes, warps, stages and registers of ``tile``."""
         constants = {**constants, **tile.blocks}
         options = (tile.num_warps, tile.num_stages, tile.max_registers)
-        return cls(kernel, grid, arguments, constants, *options)
+        return cls(kernel, grid, arguments, constants, *options, scratch)
 
     @property
     def name(self) -> str:
@@ -62,6 +69,18 @@ class Launch:
 
     def run(self) -> None:
         """Queue the kernel on the current stream of the current device."""
+        if self.scratch:
+            # Triton's allocator belongs to the context, which autograd's threads do not share; in
+            # a copy of the context the caller keeps its own.
+            copy_context().run(self._run_with_scratch)
+        else:
+            self._run()
+
+    def _run_with_scratch(self) -> None:
+        triton.set_allocator(_allocate)
+        self._run()
+
+    def _run(self) -> None:
         self.kernel[self.grid](
             **self.arguments,
             **self.constants,
@@ -85,6 +104,12 @@ class Target:
     def architecture(self) -> str:
         """``"sm_90"`` and the like, or ``"interpreter"``."""
         return self.tiles.architecture
+
+
+def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory of the current device, freed in the order of its stream; aligned to 512 bytes."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.empty(size, dtype=torch.int8, device=device)
 
 
 def value_block(d_v: int, limit: int) -> int:

@@ -19,7 +19,9 @@ MAX_TOKEN_STRIDE = 2**23
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """As :func:`hmc_fast.kernels.reference.attention`."""
-    outs, lse, _ = multi_scale_attention(q, [k], [v], scale)
+    lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+    unwritten = lse.new_empty(1)  # the weights of one source
+    outs = _attend(q, [k], [v], scale, lse, unwritten)
     return outs[0], lse
 
 
@@ -27,18 +29,30 @@ def multi_scale_attention(
     q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], scale: float
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """As :func:`hmc_fast.kernels.reference.multi_scale_attention`."""
-    q, ks, vs = _addressable(q), [_addressable(k) for k in ks], [_addressable(v) for v in vs]
     batch, queries, heads, _ = q.shape
-    outs = [q.new_empty(batch, queries, heads, v.shape[3]) for v in vs]
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     if len(vs) == 1:
         weights = lse.new_ones(batch, heads, queries, 1)
     else:
         weights = lse.new_empty(batch, heads, queries, len(vs))
+    return _attend(q, ks, vs, scale, lse, weights), lse, weights
+
+
+def _attend(
+    q: Tensor,
+    ks: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    scale: float,
+    lse: Tensor,
+    weights: Tensor,
+) -> list[Tensor]:
+    """The outs; ``lse`` and, for several sources, ``weights`` are filled."""
+    q, ks, vs = _addressable(q), [_addressable(k) for k in ks], [_addressable(v) for v in vs]
+    outs = [q.new_empty(*q.shape[:3], v.shape[3]) for v in vs]
     target = target_of(q)
     plan = plan_for("attention_forward", target.architecture)
     run(q, plan(target, q, ks, vs, scale, outs, lse, weights))
-    return outs, lse, weights
+    return outs
 
 
 def attention_backward(

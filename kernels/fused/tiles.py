@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
@@ -25,6 +25,8 @@ SHARED_MEMORY_KIB = {
     "sm_120": 99,
 }
 """Shared memory one block can have (CUDA C++ Programming Guide, table of technical limits)."""
+SPECIALISED = "specialised_"
+"""How the names of warp-specialised kernels begin."""
 TILE_FILE = {"sm_89": "sm_86"}
 """Architectures that share another's tiles."""
 
@@ -92,13 +94,27 @@ class TileTable:
         ``d_v`` counts the value columns that one program accumulates. Raises ``LookupError`` where
         no entry serves it.
         """
-        for entry in self.entries[kernel]:
-            if entry.serves(bits, d_qk, d_v, queries):
-                return entry.tiles[0]
+        tile = self.find(kernel, bits, d_qk, d_v, queries)
+        if tile is not None:
+            return tile
         raise LookupError(
             f"{self.architecture} has no tile of {kernel} for {bits}-bit values, head dim {d_qk} "
             f"of q and k and {d_v} value columns"
         )
+
+    def instead(self, kernel: str, entries: Sequence[TileEntry]) -> "TileTable":
+        """The table with other ``entries`` of ``kernel``, and nothing that goes before it.
+
+        Specialised kernels take the problems that they can before the pointer kernels do.
+        """
+        others = {n: e for n, e in self.entries.items() if not n.startswith(SPECIALISED)}
+        return replace(self, entries={**others, kernel: entries})
+
+    def find(self, kernel: str, bits: int, d_qk: int, d_v: int, queries: int) -> Tile | None:
+        """As :meth:`choose`, None where no entry serves the problem or the kernel has none."""
+        entries = self.entries.get(kernel, ())
+        serving = (entry for entry in entries if entry.serves(bits, d_qk, d_v, queries))
+        return next((entry.tiles[0] for entry in serving), None)
 
 
 _tiles_in_use: ContextVar[TileTable | None] = ContextVar("tiles_in_use", default=None)

@@ -1,5 +1,6 @@
 """A plan of one architecture is taken there and nowhere else."""
 
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from hmc_fast.kernels.fused import architectures, operators
 from hmc_fast.kernels.fused.architectures import DEFAULT, PLANS, plan_for
 from hmc_fast.kernels.fused.launch import Launch, Target
 from hmc_fast.kernels.fused.tiles import INTERPRETER, load_tiles
-from hmc_fast.kernels.geometry import self_attention_problem
+from hmc_fast.kernels.geometry import cross_attention_problem, self_attention_problem
+from hmc_fast.kernels.problem import AttentionProblem
 
 PROBLEM = self_attention_problem("c5", 224, batch=1)
 
@@ -19,21 +21,39 @@ def target(architecture: str) -> Target:
     return Target(load_tiles(architecture), 132, "ieee")
 
 
+def kernels_of(architecture: str, problem: AttentionProblem) -> list[str]:
+    """The names of a forward and a backward pass's launches."""
+    return [launch.name for launch in chain(*plan_passes(target(architecture), problem))]
+
+
 @pytest.mark.parametrize("operator", list(PLANS))
 def test_a_registered_plan_is_taken_on_its_architecture_alone(
     operator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    default = plan_for(operator, "sm_90")
+    default = plan_for(operator, "sm_80")
 
     def special(*arguments: Any) -> list[Launch]:
         return default(*arguments)
 
-    monkeypatch.setitem(PLANS[operator], "sm_90", special)
-    assert plan_for(operator, "sm_90") is special
-    for other in {*gate.ARCHITECTURES, INTERPRETER} - {"sm_90"}:
+    monkeypatch.setitem(PLANS[operator], "sm_80", special)
+    assert plan_for(operator, "sm_80") is special
+    for other in {*gate.ARCHITECTURES, INTERPRETER} - {"sm_80", "sm_90"}:
         assert plan_for(operator, other) is default
     for other in set(PLANS) - {operator}:
-        assert plan_for(other, "sm_90") is PLANS[other][DEFAULT]
+        assert plan_for(other, "sm_80") is PLANS[other][DEFAULT]
+
+
+def test_hopper_alone_has_specialised_kernels() -> None:
+    large = self_attention_problem("c3", 1024, batch=8)
+    names = {a: kernels_of(a, large) for a in gate.ARCHITECTURES}
+    own = {"specialised_forward", "specialised_backward_kv"}
+    assert {a for a, launched in names.items() if own & set(launched)} == {"sm_90"}
+    assert own <= set(names["sm_90"])
+    several = kernels_of("sm_90", cross_attention_problem(1024, batch=8))
+    assert "specialised_forward" not in several
+    assert several.count("specialised_backward_kv") == 2  # a launch for each source
+    few = kernels_of("sm_90", PROBLEM)  # fewer keys than a block
+    assert not own & set(few)
 
 
 def test_the_gate_and_the_operators_ask_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

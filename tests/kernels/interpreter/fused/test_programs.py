@@ -1,8 +1,6 @@
 """What programs of a grid touch, and that their order does not matter."""
 
 import inspect
-import itertools
-import random
 import signal
 import subprocess
 from collections.abc import Callable
@@ -10,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from triton.runtime.interpreter import interpreter_builder
 
 from hmc_fast.kernels import attention, gated_projection, multi_scale_attention
 
@@ -113,26 +110,11 @@ def test_an_overrun_is_noticed(run_guarded: Run) -> None:
 
 
 @pytest.mark.parametrize("order", ["shuffled", "backwards"])
-def test_the_order_of_programs_changes_no_bit(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_programs_changes_no_bit(
+    order: str, run_in_order: Callable[[str], Callable[[], int]]
+) -> None:
     expected = everything(torch.float32)
-    chance = random.Random(0)
-    place: dict[tuple[int, ...], tuple[int, ...]] = {}
-    moved = 0
-    set_dimensions, set_index = interpreter_builder.set_grid_dim, interpreter_builder.set_grid_idx
-
-    def rearrange(*dimensions: int) -> None:
-        nonlocal moved
-        set_dimensions(*dimensions)
-        programs = list(itertools.product(*map(range, dimensions)))
-        others = programs[::-1]
-        if order == "shuffled":
-            chance.shuffle(others)
-        place.clear()
-        place.update(zip(programs, others, strict=True))
-        moved += sum(a != b for a, b in place.items())
-
-    monkeypatch.setattr(interpreter_builder, "set_grid_dim", rearrange)
-    monkeypatch.setattr(interpreter_builder, "set_grid_idx", lambda *i: set_index(*place[i]))
+    moved = run_in_order(order)
     for actual, e in zip(everything(torch.float32), expected, strict=True):
         assert torch.equal(actual, e)
-    assert moved > 20
+    assert moved() > 20
