@@ -120,6 +120,7 @@ def test_shares_of_a_prediction(slurm: Slurm, checkpoint: Path, tmp_path: Path) 
     assert table.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_jobs_of_a_study(slurm: Slurm, phantom_folder: Path, tmp_path: Path) -> None:
     """A job for each fold; the plain command then sums up, and has nothing to train."""
     options = ["--model", "resnet18", "--folds", "2", "--epochs", "1", "--size", "32"]

@@ -24,6 +24,7 @@ from hmc_fast.prediction import manifest
 
 pytestmark = [
     pytest.mark.systems,
+    pytest.mark.exhaustive,
     pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray"),
 ]
 PATIENTS = 18
@@ -146,7 +147,7 @@ def kill_a_worker(inside: Namespace, rng: random.Random, process: "subprocess.Po
 
 
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("kills", [1, pytest.param(KILLS, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kills", [1, KILLS])
 def test_workers_and_drivers_are_killed(
     command: Command, inside: Namespace, temporary: Path, kills: int
 ) -> None:
@@ -204,7 +205,6 @@ class Cluster:
         return {p for p in self.inside.processes() if _title(p).split(" ")[0].endswith("/raylet")}
 
 
-@pytest.mark.exhaustive
 @pytest.mark.timeout(2400)
 def test_nodes_are_killed(command: Command, inside: Namespace, temporary: Path) -> None:
     """The films of a node that is gone are scored by another, by either way to a cluster."""
