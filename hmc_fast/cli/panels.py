@@ -10,10 +10,10 @@ PANELS = {
         "data allow-missing allow-raw annotations calibration calibration-films films include-seen "
         "folds hold-out repeats protocol copies folds-file split task bilateral level"
     ),
-    "Image": "size also-size width native crop-breast face-left average-flips",
+    "Image": "size also-size width native crop-breast face-left average-flips clahe",
     "Model": (
         "model models checkpoint weights trunk threshold at-specificity layer class method "
-        "score-channels steps sanity-films name version nested recipes seeds film-model"
+        "score-channels steps sanity-films name version nested recipes attention seeds film-model"
     ),
     "Training": (
         "epochs head-epochs train-trunk dropout learning-rate schedule warmup-epochs weight-decay "

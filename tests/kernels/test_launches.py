@@ -66,6 +66,8 @@ def test_the_model_launches_what_is_compiled(
         images = torch.empty(BATCH, 3, size, size, dtype=torch.bfloat16)
         model(images.to(memory_format=torch.channels_last))
     compiled = {code_of(launch) for launch in planned(target, size)}
-    assert {launch.name for launch in launched} >= {"attention_forward", "attention_backward_kv"}
+    names = {launch.name for launch in launched}
+    assert "attention_forward" in names
+    assert names & {"attention_backward_kv", "specialised_backward_kv"}
     missing = [launch.name for launch in launched if code_of(launch) not in compiled]
     assert not missing

@@ -129,7 +129,7 @@ def test_logits_far_apart_multiply_few_numbers_that_are_slow(
     (out.square().sum() + lse.sum()).backward()
     monkeypatch.undo()
     assert plain > 100 or spread < 30
-    assert slow <= plain / 5
+    assert slow <= max(plain / 5, scores.numel() / 1000)
     assert_parity(spread * q, [k.detach()], [v.detach()], scale=0.125, backend="cpu")
 
 
