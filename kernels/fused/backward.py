@@ -362,7 +362,7 @@ def plan_attention_backward(
     blocks = tuple(value_block(d, target.tiles.value_columns[bits(q)].chunk) for d in d_vs)
     lengths = tuple(k.shape[1] for k in ks)
     rows = ceil_div(queries, ROW_BLOCK.value) * ROW_BLOCK.value
-    statistics = lse.new_empty(1 + len(vs), batch, heads, rows).unbind()
+    statistics = tuple(lse.new_empty(batch, heads, rows) for _ in range(1 + len(vs)))
     problem = (bits(q), d_qk, max(blocks), queries)
     delta_tile = target.tiles.choose("delta", *problem)
     q_tile = target.tiles.choose("attention_backward_q", *problem)
