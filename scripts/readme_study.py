@@ -75,13 +75,6 @@ def lesion_changes_block() -> str:
     return markdown(changes_table(record, others))
 
 
-def lesion_attention_block() -> str:
-    """What trained attention adds to the lesion study's recipe."""
-    table = changes_table(read_lesion_record(RESULTS / "mias-lesions_attention.json"))
-    kept = [row for row in table.rows if row[0] == "as it is" or "attention" in row[0]]
-    return markdown(Table(table.header, kept))
-
-
 def leakage_block() -> str:
     """The probe and the model under each protocol."""
     rows = json.loads((RESULTS / "mias-leakage.json").read_text(encoding="utf-8"))
@@ -125,7 +118,6 @@ def gain(loss: Interval) -> str:
 BLOCKS = {
     "lesions": ("mias-lesions.json", lesions_block),
     "lesion-changes": ("mias-lesions.json", lesion_changes_block),
-    "lesion-attention": ("mias-lesions_attention.json", lesion_attention_block),
     "study": ("mias-seven-models.jsonl", study_block),
     "ablations": ("ablations/base.jsonl", ablations_block),
     "leakage": ("mias-leakage.json", leakage_block),
