@@ -8,6 +8,8 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
+from hmc_fast.errors import UserError
+
 PHANTOM_NOTICE = (
     "These films are procedural phantoms: the figures show that the software runs and how fast, "
     "and say nothing about mammograms."
@@ -50,6 +52,18 @@ def plus_minus(mean: float | None, std: float | None) -> str:
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:
     """A figure and its interval to three decimals."""
     return DASH if value is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def between_marks(text: str, begin: str, end: str, content: str) -> str:
+    """A page's ``text`` with ``content`` between the lines ``begin`` and ``end``.
+
+    Raises :class:`UserError` where it lacks them, has one twice, or has them the other way round.
+    """
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"a page needs the lines {begin} and {end}, once each, in this order")
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 def templates(package: str, **delimiters: str) -> Environment:

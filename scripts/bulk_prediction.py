@@ -29,6 +29,7 @@ from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import Preprocessing
 from hmc_fast.environment import environment
 from hmc_fast.files import write_json, write_text
+from hmc_fast.reporting import between_marks
 
 MODEL = "hmc_net_resnet18"
 ARCHIVE_FILMS, ARCHIVE_SIDE = 20_000, 64
@@ -168,9 +169,7 @@ def _under(part: dict[str, Any]) -> str:
 
 def updated(text: str, record: dict[str, Any]) -> str:
     """``text`` with the lines between its marks made again."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{lines(record)}\n{END}{after}"
+    return between_marks(text, BEGIN, END, lines(record))
 
 
 def measure(what: str, films: int) -> dict[str, Any]:

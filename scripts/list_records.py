@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hmc_fast.files import write_text
+from hmc_fast.reporting import between_marks
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- records:begin -->", "<!-- records:end -->"
@@ -58,9 +59,7 @@ def table() -> str:
 
 def updated(text: str) -> str:
     """``text`` with the list between its marks made again."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return between_marks(text, BEGIN, END, table())
 
 
 if __name__ == "__main__":

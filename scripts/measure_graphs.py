@@ -23,6 +23,7 @@ from hmc_fast.environment import environment
 from hmc_fast.export import Profile, attention, make_onnx
 from hmc_fast.export.onnx_export import write_onnx
 from hmc_fast.files import write_json, write_text
+from hmc_fast.reporting import between_marks
 
 SIZE = 1024
 ROUNDS = 3
@@ -144,9 +145,7 @@ def table(record: dict[str, Any]) -> str:
 
 def updated(text: str, record: dict[str, Any]) -> str:
     """``text`` with the table between its marks made again."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table(record)}\n{END}{after}"
+    return between_marks(text, BEGIN, END, table(record))
 
 
 def main() -> None:

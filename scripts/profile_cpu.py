@@ -21,6 +21,7 @@ from hmc_fast.bench.peers import PEERS
 from hmc_fast.bench.trials import infer, lifelike_model
 from hmc_fast.environment import environment
 from hmc_fast.files import write_json, write_text
+from hmc_fast.reporting import between_marks
 
 MEASURED = (
     ("hmc_net@1024x1", "fp32", "cpu_prepared"),
@@ -129,9 +130,7 @@ def _cell(groups: dict[str, float], group: str) -> str:
 
 def updated(text: str, record: dict[str, Any]) -> str:
     """``text`` with the table between its marks made again."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table(record)}\n{END}{after}"
+    return between_marks(text, BEGIN, END, table(record))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hmc_fast.bench.record import Measurement, Record, read_record
 from hmc_fast.files import write_text
-from hmc_fast.reporting import number
+from hmc_fast.reporting import between_marks, number
 from hmc_fast.study import lesion_figures, read_lesion_record
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
@@ -133,9 +133,7 @@ def status() -> str:
 
 def updated(text: str) -> str:
     """``text`` with the box between its marks made again."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{status()}\n{END}{after}"
+    return between_marks(text, BEGIN, END, status())
 
 
 def _files(pattern: str) -> list[Path]:

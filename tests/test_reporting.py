@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hmc_fast import create_model
+from hmc_fast import UserError, create_model
 from hmc_fast.bench.record import read_record
 from hmc_fast.bench.report.pages import write_reports
 from hmc_fast.checkpoint import CheckpointMetadata, LoadedModel
@@ -20,7 +20,7 @@ from hmc_fast.data import Preprocessing, read_mias, write_phantoms
 from hmc_fast.explain import explain_film
 from hmc_fast.explain.page import PageEntry, render_page
 from hmc_fast.explain.pictures import film_figure
-from hmc_fast.reporting import metric_title, milliseconds, png_base64
+from hmc_fast.reporting import between_marks, metric_title, milliseconds, png_base64
 from hmc_fast.study import compare, read_study, write_study_reports
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
@@ -156,3 +156,13 @@ def test_figures_of_all_reports_have_one_format() -> None:
         "F1",
         "recall",
     ]
+
+
+def test_a_block_is_made_again_and_a_page_without_its_marks_is_refused() -> None:
+    page = "a\n<!-- x -->\nold\n<!-- y -->\nb\n"
+    new = between_marks(page, "<!-- x -->", "<!-- y -->", "new")
+    assert new == page.replace("old", "new")
+    assert between_marks(new, "<!-- x -->", "<!-- y -->", "new") == new
+    for damaged in ("a\nb\n", page.replace("<!-- y -->", ""), page * 2):
+        with pytest.raises(UserError, match="needs the lines <!-- x --> and <!-- y -->"):
+            between_marks(damaged, "<!-- x -->", "<!-- y -->", "new")

@@ -15,7 +15,7 @@ from hmc_fast.bench.record import Record, read_record
 from hmc_fast.bench.report.tables import ceiling_share, fold_table, reasons
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_text
-from hmc_fast.reporting import milliseconds, number
+from hmc_fast.reporting import between_marks, milliseconds, number
 
 BEGIN = "<!-- performance table: made by `make readme-table`, do not edit -->"
 END = "<!-- end of the performance table -->"
@@ -150,11 +150,10 @@ def _replace(readme: Path, begin: str, end: str, section: str) -> bool:
         text = readme.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{readme}: cannot be read ({error.strerror})") from None
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise UserError(f"{readme}: needs the lines {begin} and {end}, once each, in this order")
-    before, rest = text.split(begin)
-    _, after = rest.split(end)
-    changed = f"{before}{begin}\n\n{section}\n{end}{after}"
+    try:
+        changed = between_marks(text, begin, end, f"\n{section}")
+    except UserError as error:
+        raise UserError(f"{readme}: {error}") from None
     if changed == text:
         return False
     write_text(readme, changed)
