@@ -1,4 +1,7 @@
-"""Write a checkpoint of a small untrained HMC-Net with open gates to the path that is given."""
+"""Write a checkpoint of a small untrained HMC-Net with open gates, and phantoms for it.
+
+``checkpoint.py CHECKPOINT [FILMS]``; a folder of films that is there is left as it is.
+"""
 
 import sys
 from pathlib import Path
@@ -7,12 +10,12 @@ import torch
 
 from hmc_fast import create_model
 from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
-from hmc_fast.data import Preprocessing
+from hmc_fast.data import Preprocessing, write_phantoms
 from hmc_fast.files import make_folder
 
 
 def main() -> None:
-    """Write it."""
+    """Write them."""
     torch.manual_seed(0)
     model = create_model("hmc_net_resnet18").eval()
     with torch.no_grad():
@@ -22,9 +25,12 @@ def main() -> None:
     classes = ("rest", "malignant")
     preprocessing = Preprocessing.square(224)
     metadata = CheckpointMetadata(model.config, "malignant", classes, preprocessing, {}, {})
-    path = Path(sys.argv[1])
+    path, *films = map(Path, sys.argv[1:])
     make_folder(path.parent)
     save_checkpoint(path, model, metadata)
+    for folder in films:
+        if not folder.exists():  # a folder of phantoms is whole or not there
+            write_phantoms(folder, patients=12, size=256)
 
 
 if __name__ == "__main__":

@@ -180,16 +180,13 @@ def _sanitizer() -> Iterator[Step]:
 def _engines(folder: Path, architecture: str | None) -> Iterator[Step]:
     made = folder / "exports"
     model, films = made / "small.safetensors", made / "phantoms"
-    prepare = (
-        (*_PYTHON, "hmc_fast.bench.gpu.checkpoint", str(model)),
-        (*_HMC_FAST, "phantoms", "--out", str(films), "--patients", "12", "--size", "256"),
-    )
+    prepare = (*_PYTHON, "hmc_fast.bench.gpu.checkpoint", str(model), str(films))
     cubins = ("export", "kernels", str(model), "--out", str(made / "kernels"), "--check")
     yield Step(
         "exported kernels",
         "engines",
         "exported cubins, launched through the CUDA driver, agree with the reference",
-        (prepare[0], (*_HMC_FAST, *cubins, "--target", architecture or "")),
+        (prepare, (*_HMC_FAST, *cubins, "--target", architecture or "")),
         limit_s=300,
     )
     for name, module, options in (
@@ -205,12 +202,7 @@ def _engines(folder: Path, architecture: str | None) -> Iterator[Step]:
             name,
             "engines",
             "it is built, loaded and run here, and agrees with its checkpoint",
-            (
-                ("rm", "-rf", str(films)),
-                *prepare,
-                (*_HMC_FAST, *build),
-                (*_HMC_FAST, *check),
-            ),
+            (prepare, (*_HMC_FAST, *build), (*_HMC_FAST, *check)),
             limit_s=900,
             why_not=_why_no_engine(options[0], module, architecture),
         )

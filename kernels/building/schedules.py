@@ -24,7 +24,8 @@ class Schedule:
     """The loop with most matrix work. ``registers_moved`` is empty where warps keep theirs.
 
     ``loads_in_flight`` counts the passes whose loads the barest wait leaves open; None where a loop
-    loads nothing ahead. ``prediction`` exists for Hopper's warp-group products.
+    loads nothing ahead. Where other warps load, no wait in the loop tells, and it is the launch's
+    stages less one. ``prediction`` exists for Hopper's warp-group products.
     """
 
     products: str
