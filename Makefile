@@ -62,9 +62,9 @@ readme-table: $(VENV)/installed
 	$(VENV)/bin/python -m hmc_fast.bench.report.readme docs/benchmark.md --targets $(TARGETS_RECORD) --cpu $(CPU_RECORDS)
 	$(VENV)/bin/python scripts/readme_status.py README.md
 	$(VENV)/bin/python scripts/readme_study.py docs/study.md
-	$(VENV)/bin/python scripts/profile_cpu.py --page docs/benchmark.md bench/results/cpu-profile.json
+	$(VENV)/bin/python scripts/profile_cpu.py --table bench/results/cpu-profile.json docs/benchmark.md
 	$(VENV)/bin/python scripts/bulk_prediction.py page bench/results/bulk-prediction.json docs/predict.md
-	$(VENV)/bin/python scripts/measure_graphs.py --page docs/export.md bench/results/graph-forms.json
+	$(VENV)/bin/python scripts/measure_graphs.py --table bench/results/graph-forms.json docs/export.md
 	$(VENV)/bin/python scripts/list_records.py docs/results.md
 	$(VENV)/bin/python scripts/draw_architecture.py docs/architecture.svg
 	$(VENV)/bin/python scripts/draw_records.py docs

@@ -56,7 +56,7 @@ def export_engine(
     What the options ask for is checked before anything is computed.
     """
     options = options or EngineOptions()
-    check_options(options, out)
+    check_options(options, checkpoint, out)
     export = make_onnx(
         checkpoint,
         precision=precision,
@@ -86,8 +86,11 @@ def fused_attentions(graph: EngineGraph, log: BuildLog) -> int | None:
     return {"pattern": log.fused_softmaxes, "node": graph.attentions, "none": 0}[fusion]
 
 
-def check_options(options: EngineOptions, out: Path) -> None:
-    """Raises :class:`UserError` for options that the builder cannot fulfil, or a bad name."""
+def check_options(options: EngineOptions, checkpoint: Path, out: Path) -> None:
+    """Before hours are spent: raises :class:`UserError` for what cannot be built or written.
+
+    That is options that the builder cannot fulfil, a bad name, or one that is taken.
+    """
     builder = Builder(options.flavour)
     builder.choose_targets(options.targets)
     builder.check_features(
@@ -99,6 +102,8 @@ def check_options(options: EngineOptions, out: Path) -> None:
     check_gpu_memory(options.gpu_memory_gib)
     if out.suffix == ONNX_SUFFIX:
         raise UserError(f"{out}: this name is for the graph beside the engine; use .engine")
+    for path in (out, out.with_suffix(ONNX_SUFFIX)):
+        check_output(path, checkpoint)
     make_folder(out.parent)
 
 
@@ -120,9 +125,7 @@ def write_engine(
             the GPU, or the disk refuses.
         KeyboardInterrupt: Ctrl-C; nothing is written.
     """
-    check_options(options, out)
-    for path in (out, out.with_suffix(ONNX_SUFFIX)):
-        check_output(path, checkpoint)
+    check_options(options, checkpoint, out)
     builder = Builder(options.flavour)
     targets = builder.choose_targets(options.targets)
     request = BuildRequest(

@@ -1,12 +1,13 @@
 """What blocks of queries cost and save the runtimes that read a graph, in one record.
 
 measure_graphs.py RECORD.json [PAGE]    measures and writes the record, then the page's table
-measure_graphs.py --page PAGE RECORD.json    writes the table alone
+measure_graphs.py --table RECORD.json PAGE    writes the table alone
 
 HMC-Net at 1024², untrained, a film a call. Each runtime is a process of its own, for its memory;
 both forms take turns, for their times.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -149,14 +150,18 @@ def updated(text: str, record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    if sys.argv[1] == "--page":
-        page, file = Path(sys.argv[2]), Path(sys.argv[3])
-    else:
-        file, page = Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None
-        write_json(file, measure())
-    if page is not None:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        write_text(page, updated(page.read_text(encoding="utf-8"), found))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("record", type=Path)
+    parser.add_argument("page", type=Path, nargs="?")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    given = parser.parse_args()
+    if not given.table:
+        write_json(given.record, measure())
+    if given.page is not None:
+        found = json.loads(given.record.read_text(encoding="utf-8"))
+        write_text(given.page, updated(given.page.read_text(encoding="utf-8"), found))
 
 
 if __name__ == "__main__":

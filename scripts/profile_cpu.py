@@ -1,11 +1,11 @@
 """Where a CPU's time goes in HMC-Net: every moment of a profile belongs to one group.
 
 profile_cpu.py RECORD.json [PAGE]    measures and writes the record, then the page's table
-profile_cpu.py --page PAGE RECORD.json    writes the table alone
+profile_cpu.py --table RECORD.json PAGE    writes the table alone
 """
 
+import argparse
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -134,11 +134,15 @@ def updated(text: str, record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--page":
-        page, file = Path(sys.argv[2]), Path(sys.argv[3])
-    else:
-        file, page = Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None
-        write_json(file, measure())
-    if page is not None:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        write_text(page, updated(page.read_text(encoding="utf-8"), found))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("record", type=Path)
+    parser.add_argument("page", type=Path, nargs="?")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    given = parser.parse_args()
+    if not given.table:
+        write_json(given.record, measure())
+    if given.page is not None:
+        found = json.loads(given.record.read_text(encoding="utf-8"))
+        write_text(given.page, updated(given.page.read_text(encoding="utf-8"), found))

@@ -162,7 +162,7 @@ def tensorrt(
     )
     if plugin and quantise is not None:
         raise UserError("--plugin and --quantise exclude each other: our kernels take no int8")
-    check_options(chosen, path)
+    check_options(chosen, checkpoint, path)
     films = _calibration_films(quantise, calibration, calibration_films)
     precision = precision or ("fp16" if quantise is None else "fp32")
     graph = _graph(checkpoint, precision, batch, size, quantise, films, engine=chosen)

@@ -368,7 +368,9 @@ def test_what_cannot_fit_is_refused_before_the_build(checkpoint: Path) -> None:
 @pytest.mark.parametrize("memory", [math.nan, math.inf, 0.0])
 def test_memory_that_is_no_number_is_refused(tmp_path: Path, memory: float) -> None:
     with pytest.raises(UserError, match="give the GPU's memory in GiB"):
-        check_options(replace(RTX, gpu_memory_gib=memory), tmp_path / "m.engine")
+        check_options(
+            replace(RTX, gpu_memory_gib=memory), tmp_path / "m.safetensors", tmp_path / "m.engine"
+        )
 
 
 @pytest.mark.systems

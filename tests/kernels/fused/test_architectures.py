@@ -9,6 +9,7 @@ from hmc_fast.kernels.building import gate
 from hmc_fast.kernels.building.builds import plan_passes
 from hmc_fast.kernels.fused import architectures, operators
 from hmc_fast.kernels.fused.architectures import DEFAULT, PLANS, plan_for
+from hmc_fast.kernels.fused.backward import ROW_BLOCK
 from hmc_fast.kernels.fused.launch import Launch, Target
 from hmc_fast.kernels.fused.tiles import INTERPRETER, load_tiles
 from hmc_fast.kernels.geometry import cross_attention_problem, self_attention_problem
@@ -76,3 +77,12 @@ def test_the_gate_and_the_operators_ask_the_table(monkeypatch: pytest.MonkeyPatc
     x, weight = q.flatten(2), q.new_empty(512, 512)
     operators.gated_projection(x, [x], weight, weight[0], weight[0])
     assert asked == [(operator, INTERPRETER) for operator in PLANS]
+
+
+def test_every_block_of_queries_divides_the_padding_of_the_statistics() -> None:
+    """So no kernel of the backward pass masks them."""
+    for architecture in (*gate.ARCHITECTURES, INTERPRETER):
+        for kernel, entries in load_tiles(architecture).entries.items():
+            if kernel == "delta" or "backward" in kernel:
+                for tile in (tile for entry in entries for tile in entry.tiles):
+                    assert ROW_BLOCK.value % tile.blocks["BLOCK_M"] == 0, (architecture, kernel)
