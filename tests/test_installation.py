@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,32 @@ def test_a_checkout_imports_whole_where_it_lies_and_elsewhere(folder: Path) -> N
         check=True,
     )
     assert Path(done.stdout.strip()) == ROOT / "kernels" / "api.py"
+
+
+@pytest.mark.systems
+@pytest.mark.parametrize("tool", ["pip", "uv"])
+def test_the_lines_of_the_page_install_from_git_and_by_uv(tool: str, tmp_path: Path) -> None:
+    """Without the dependencies, which would take minutes; the revision comes along."""
+    where = ["--no-deps", "--target", str(tmp_path), f"git+file://{ROOT}"]
+    if tool == "pip":
+        command = [sys.executable, "-m", "pip", "install", *where]
+    else:
+        uv = shutil.which(
+            "uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.defpath])
+        )
+        if uv is None:
+            pytest.skip("uv is not installed")
+        command = [uv, "pip", "install", "--python", sys.executable, *where]
+    subprocess.run(command, check=True, capture_output=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert (tmp_path / "hmc_fast" / "revision.txt").read_text().strip() == head.stdout.strip()
+    assert (tmp_path / "hmc_fast" / "kernels" / "fused").is_dir()
 
 
 def test_templates_and_type_marker_are_packaged() -> None:

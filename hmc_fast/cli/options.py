@@ -39,6 +39,15 @@ Precision = Annotated[str, choice("precision", PRECISIONS, help="Of the products
 Backend = Annotated[
     str, choice("backend", BACKENDS, help="What attention runs by; auto is the fastest here.")
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="[auto|cpu|cuda|cuda:NUMBER]",
+        autocompletion=lambda: ["auto", "cpu", "cuda"],
+        help="What the model runs on; auto is the GPU where there is one.",
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of folds and of what is drawn."),

@@ -67,7 +67,7 @@ def predict(
             help="What scores: this process, or Ray, which repeats what a worker or a node lost.",
         ),
     ] = "local",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")] = "auto",
+    device: options.Device = "auto",
     batch_size: Annotated[
         int | None,
         typer.Option(

@@ -48,7 +48,7 @@ def dicom(
     tls_ca: Annotated[
         Path | None, typer.Option(help="Authority that signs the peers' certificates, PEM.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")] = "auto",
+    device: options.Device = "auto",
     backend: options.Backend = "auto",
     *,
     effective: Effective,

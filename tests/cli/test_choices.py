@@ -61,6 +61,11 @@ def test_the_words_are_those_of_the_table(command: str, option: str, words: Any)
     assert sorted(offered) == sorted(words)
 
 
+@pytest.mark.parametrize("command", ["predict", "serve dicom"])
+def test_a_device_is_shown_as_what_it_may_be(command: str) -> None:
+    assert shown(command, "--device") == "[auto|cpu|cuda|cuda:NUMBER]"
+
+
 def test_the_words_that_modules_repeat_are_in_the_tables_order() -> None:
     assert options.BACKENDS == BACKENDS
     assert predict.LEVELS == LEVELS
