@@ -20,6 +20,7 @@ from hmc_fast.kernels.cpu.blocks import (
     full_precision,
     product,
     reach,
+    rounded,
     row_products,
     spans,
 )
@@ -37,6 +38,12 @@ class QuerySide:
     """``[G, M, Dv_s]``."""
     row_terms: Tensor
     """``dw_s + dlse - δ``, ``[G, M, S]``."""
+    rounds: bool
+    """Whether sums multiply in bf16."""
+    factor_queries: Tensor
+    """``queries`` as the sum of ``dk`` multiplies them, bf16 where that rounds."""
+    factor_d_outs: list[Tensor]
+    """``d_outs`` as the sums of ``dv`` multiply them."""
 
     @classmethod
     def of(
@@ -49,14 +56,21 @@ class QuerySide:
         d_lse: Tensor,
         d_weights: Tensor,
         scale: float,
+        *,
+        rounds: bool,
     ) -> "QuerySide":
-        """From ``q [G, M, Dqk]``, ``outs [G, M, Dv_s]``, ``lse [G, M]``, ``weights [G, M, S]``."""
+        """From ``q [G, M, Dqk]``, ``outs [G, M, Dv_s]``, ``lse [G, M]``, ``weights [G, M, S]``.
+
+        ``rounds`` is for bf16 only, see :func:`hmc_fast.kernels.cpu.precision.rounds_products`.
+        """
         delta = (weights * d_weights).sum(dim=2)
         for out, d_out in zip(outs, d_outs, strict=True):
             delta += row_products(d_out, out)
         full = [d_out.float() for d_out in d_outs]
         row_terms = d_weights + (d_lse - delta).unsqueeze(2)
-        return cls(q.float() * exact_factor(scale), lse.unsqueeze(2), full, row_terms)
+        queries = q.float() * exact_factor(scale)
+        factors = (queries.to(q.dtype), list(d_outs)) if rounds else (queries, full)
+        return cls(queries, lse.unsqueeze(2), full, row_terms, rounds, *factors)
 
 
 def differentiate(
@@ -81,6 +95,7 @@ def differentiate(
         for columns in spans(key.shape[1], BACKWARD.keys):
             k = full_precision("keys", key[:, columns])
             v = full_precision("values", value[:, columns])
+            factor_k = key[:, columns] if side.rounds else k
             dk_sum, dv_sum = ProductSum(dks[s][:, columns]), ProductSum(dvs[s][:, columns])
             for rows, dq_sum in zip(row_spans, dq_sums, strict=True):
                 q, d_out = side.queries[:, rows], side.d_outs[s][:, rows]
@@ -90,12 +105,19 @@ def differentiate(
                     exponentials(probabilities, probabilities.amax(dim=2, keepdim=True))
                 else:
                     probabilities.exp_()
-                dv_sum.add(probabilities.transpose(1, 2), d_out)
+                factor = _factor(probabilities, side)
+                dv_sum.add(factor.transpose(1, 2), side.factor_d_outs[s][:, rows])
                 d_scores = product("scores", d_out, v.transpose(1, 2))
                 d_scores.add_(side.row_terms[:, rows, s, None]).mul_(probabilities)
-                dk_sum.add(d_scores.transpose(1, 2), q)
-                dq_sum.add(d_scores, k)
+                factor = _factor(d_scores, side)
+                dk_sum.add(factor.transpose(1, 2), side.factor_queries[:, rows])
+                dq_sum.add(factor, factor_k)
             dk_sum.store(rest)
             dv_sum.store()
     for dq_sum in dq_sums:
         dq_sum.store(scale)
+
+
+def _factor(x: Tensor, side: QuerySide) -> Tensor:
+    """``x`` as sums multiply it."""
+    return rounded("factor", x) if side.rounds else x

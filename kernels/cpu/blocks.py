@@ -9,8 +9,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels.cpu.precision import rounds_products
-
 VECTOR = 16
 """Numbers in a vector register: blocks are whole multiples of it where they can be."""
 FLOOR, NEAR = -80.0, -40.0
@@ -38,16 +36,9 @@ class BlockShape:
 
 # Measured at N = 784 and 4,096, d_qk 64, d_v 256, on two idle cores with 2 MiB of L2 each, among
 # 256 to 2,048 queries, 512 to 1,024 keys and one or two heads a block: the best or within a point
-# of it. bf16 products are converted from fp32 by each call, so larger blocks pay, but for the
-# backward pass, which holds more of them.
+# of it. With products of bf16 on a core with 1 MiB likewise, but for N = 784 within a sixth.
 FORWARD = BlockShape(queries=1024, keys=512)
-ROUNDED_FORWARD = BlockShape(queries=2048, keys=1024)
 BACKWARD = BlockShape(queries=1024, keys=512)
-
-
-def forward_block(q: Tensor, keys: Sequence[Tensor]) -> BlockShape:
-    """For ``q [·, M, …]`` and ``keys[s] [·, N_s, …]``."""
-    return ROUNDED_FORWARD if rounds_products(q, keys) else FORWARD
 
 
 @dataclass(frozen=True)
@@ -85,15 +76,15 @@ class _Workspace(threading.local):
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """Contiguous fp32 ``[shape]`` of undefined content, until the next call with ``name``."""
+    def take(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Contiguous ``[shape]`` of undefined content, until ``name`` and ``dtype`` come again."""
         size = prod(shape)
-        kept = self._kept.get(name)
+        kept = self._kept.get((name, dtype))
         if kept is None or kept.numel() < size:
             with torch.inference_mode(False):  # its tensors could not be written to outside
-                kept = self._kept[name] = torch.empty(size, dtype=torch.float32)
+                kept = self._kept[name, dtype] = torch.empty(size, dtype=dtype)
         return kept[:size].view(shape)
 
 
@@ -139,6 +130,11 @@ def full_precision(name: str, x: Tensor) -> Tensor:
     return x if x.dtype == torch.float32 else _workspace.take(name, *x.shape).copy_(x)
 
 
+def rounded(name: str, x: Tensor) -> Tensor:
+    """``x`` in bf16, until ``name`` comes again."""
+    return _workspace.take(name, *x.shape, dtype=torch.bfloat16).copy_(x)
+
+
 def row_products(a: Tensor, b: Tensor) -> Tensor:
     """``Σ_d a b [G, M]`` of ``a`` and ``b [G, M, D]`` of any dtype, in fp32."""
     heads, rows, width = a.shape
@@ -152,7 +148,10 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 class ProductSum:
-    """``Σ a b`` over blocks in fp32, for a ``target [G, R, D]`` of any dtype and outer strides."""
+    """``Σ a b`` over blocks in fp32, for a ``target [G, R, D]`` of any dtype and outer strides.
+
+    Operands are both fp32, or both bf16: the product of a block is then rounded to it.
+    """
 
     def __init__(self, target: Tensor) -> None:
         self._target = target
@@ -162,8 +161,16 @@ class ProductSum:
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Add ``a b``."""
-        beta = 0.0 if self._empty else 1.0
-        torch.baddbmm(self.value, a, b, beta=beta, out=self.value)
+        if a.dtype == torch.float32:
+            beta = 0.0 if self._empty else 1.0
+            torch.baddbmm(self.value, a, b, beta=beta, out=self.value)
+        else:
+            partial = _workspace.take("partial", *self.value.shape, dtype=a.dtype)
+            torch.bmm(a, b, out=partial)
+            if self._empty:
+                self.value.copy_(partial)
+            else:
+                self.value.add_(partial)
         self._empty = False
 
     def store(self, scale: float = 1.0) -> None:

@@ -15,15 +15,17 @@ from torch import Tensor
 
 from hmc_fast.kernels.cpu.blocks import (
     FLOOR,
+    FORWARD,
     ProductSum,
     exact_factor,
     exponentials,
-    forward_block,
     full_precision,
     product,
     reach,
+    rounded,
     spans,
 )
+from hmc_fast.kernels.cpu.precision import rounds_products
 
 SUM_LIMIT = 2.0**32
 """Exponentials of a block add up to at most this, and those of the first to at least its inverse:
@@ -44,14 +46,15 @@ def attend(
     ``keys[s] [G, N_s, Dqk]``, ``values[s] [G, N_s, Dv_s]`` and ``outs[s] [G, M, Dv_s]`` may be of
     any dtype; ``lse [G, M]`` and ``weights [G, M, S]`` are fp32.
     """
-    block = forward_block(q, keys)
+    rounds = rounds_products(q, keys)
     wide = reach(q, keys, scale) > -FLOOR
-    for span in spans(q.shape[1], block.queries):
+    for span in spans(q.shape[1], FORWARD.queries):
         rows = _Rows(q[:, span].float(), scale, [out[:, span] for out in outs], wide=wide)
         for s, (key, value) in enumerate(zip(keys, values, strict=True)):
-            for columns in spans(key.shape[1], block.keys):
+            for columns in spans(key.shape[1], FORWARD.keys):
                 k = full_precision("keys", key[:, columns])
-                rows.add(s, k, full_precision("values", value[:, columns]))
+                v = value[:, columns]
+                rows.add(s, k, v if rounds else full_precision("values", v))
         rows.store(lse[:, span], weights[:, span])
 
 
@@ -73,8 +76,13 @@ class _Rows:
         """Of each source, ``Σ exp(score - reference) v``, ``[G, R, Dv_s]``."""
 
     def add(self, s: int, keys: Tensor, values: Tensor) -> None:
-        """Attend to a block of source ``s``: ``keys [G, C, Dqk]`` and ``values [G, C, Dv]``."""
+        """Attend to a block of source ``s``: ``keys [G, C, Dqk]`` and ``values [G, C, Dv]``.
+
+        Values are fp32, or bf16 to be multiplied in it.
+        """
         probabilities, sums = self._wide_block(keys) if self._wide else self._block(keys)
+        if values.dtype == torch.bfloat16:
+            probabilities = rounded("probabilities", probabilities)
         if s == len(self._sums):
             self._sums.append(sums)
         else:

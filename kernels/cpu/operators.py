@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hmc_fast.kernels.cpu import flash
 from hmc_fast.kernels.cpu.backward import QuerySide, differentiate
-from hmc_fast.kernels.cpu.blocks import BACKWARD, forward_block, head_groups
+from hmc_fast.kernels.cpu.blocks import BACKWARD, FORWARD, head_groups
 from hmc_fast.kernels.cpu.forward import attend
-from hmc_fast.kernels.cpu.precision import products_of
+from hmc_fast.kernels.cpu.precision import products_of, rounds_products
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def multi_scale_attention(
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     weights = lse.new_empty(batch, heads, queries, len(vs))
     with products_of(q, ks):
-        for group in head_groups(q, max(k.shape[1] for k in ks), forward_block(q, ks)):
+        for group in head_groups(q, max(k.shape[1] for k in ks), FORWARD):
             attend(
                 group.tokens(q),
                 [group.tokens(k) for k in ks],
@@ -93,6 +93,7 @@ def multi_scale_attention_backward(
                 d_lse[group.film, group.heads],
                 d_weights[group.film, group.heads],
                 scale,
+                rounds=rounds_products(q, ks),
             )
             differentiate(
                 side,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hmc_fast.kernels.cpu import backward, blocks, operators, precision
+from hmc_fast.kernels.cpu import backward, blocks, forward, operators, precision
 
 
 @pytest.fixture(autouse=True)
@@ -13,8 +13,8 @@ def _small_problems_round(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FORWARD", "ROUNDED_FORWARD"):
-        monkeypatch.setattr(blocks, name, blocks.BlockShape(queries=32, keys=16))
+    for module in (forward, operators):
+        monkeypatch.setattr(module, "FORWARD", blocks.BlockShape(queries=32, keys=16))
     for module in (backward, operators):
         monkeypatch.setattr(module, "BACKWARD", blocks.BlockShape(queries=16, keys=48))
     monkeypatch.setattr(blocks, "SCORES_AT_ONCE", 1024)

@@ -14,7 +14,7 @@ from hmc_fast.kernels.cpu.precision import products_of
 from hmc_fast.kernels.testing import textbook_attention
 
 precision.LEAST_SCORES = 1
-blocks.FORWARD = blocks.ROUNDED_FORWARD = blocks.BlockShape(queries=32, keys=16)
+forward.FORWARD = blocks.BlockShape(queries=32, keys=16)
 backward.BACKWARD = blocks.BlockShape(queries=16, keys=48)
 torch.manual_seed(0)
 for at_end in (False, True):
@@ -42,7 +42,10 @@ for at_end in (False, True):
             )
             for out, e in zip(outs, expected[0]):
                 torch.testing.assert_close(out.double(), e[:, :, 0], rtol=1e-2, atol=1e-2)
-            side = backward.QuerySide.of(q, outs, lse, weights, outs, lse, weights, 0.25)
+            side = backward.QuerySide.of(
+                q, outs, lse, weights, outs, lse, weights, 0.25,
+                rounds=precision.rounds_products(q, ks),
+            )
             gradients = [torch.empty_like(t) for t in (q, *ks, *vs)]
             placed = [blank(*g.shape) for g in gradients]
             n = len(ks)
