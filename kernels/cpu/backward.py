@@ -15,6 +15,7 @@ from hmc_fast.kernels.cpu.blocks import (
     BACKWARD,
     FLOOR,
     ProductSum,
+    dense,
     exact_factor,
     exponentials,
     full_precision,
@@ -23,6 +24,7 @@ from hmc_fast.kernels.cpu.blocks import (
     rounded,
     row_products,
     spans,
+    takes_onednn,
 )
 
 
@@ -66,9 +68,9 @@ class QuerySide:
         delta = (weights * d_weights).sum(dim=2)
         for out, d_out in zip(outs, d_outs, strict=True):
             delta += row_products(d_out, out)
-        full = [d_out.float() for d_out in d_outs]
+        full = [dense(d_out) for d_out in d_outs]
         row_terms = d_weights + (d_lse - delta).unsqueeze(2)
-        queries = q.float() * exact_factor(scale)
+        queries = dense(q) * exact_factor(scale)
         factors = (queries.to(q.dtype), list(d_outs)) if rounds else (queries, full)
         return cls(queries, lse.unsqueeze(2), full, row_terms, rounds, *factors)
 
@@ -89,15 +91,21 @@ def differentiate(
     rest = scale / exact_factor(scale)
     keys_in_all = sum(key.shape[1] for key in keys)
     lowest = -2 * reach(side.queries, keys, rest) - log(keys_in_all)  # of scores less their lse
+    onednn = takes_onednn(dq.shape[1], max(key.shape[1] for key in keys))
+    full_keys = [dense(key) for key in keys] if onednn else keys
+    full_values = [dense(value) for value in values] if onednn else values
+    turn = _turned if onednn and not side.rounds else Tensor.detach
     row_spans = spans(dq.shape[1], BACKWARD.queries)
     dq_sums = [ProductSum(dq[:, rows]) for rows in row_spans]
-    for s, (key, value) in enumerate(zip(keys, values, strict=True)):
+    factor_queries = [turn(side.factor_queries[:, rows]) for rows in row_spans]
+    for s, key in enumerate(keys):
+        factor_d_outs = [turn(side.factor_d_outs[s][:, rows]) for rows in row_spans]
         for columns in spans(key.shape[1], BACKWARD.keys):
-            k = full_precision("keys", key[:, columns])
-            v = full_precision("values", value[:, columns])
+            k = full_precision("keys", full_keys[s][:, columns])
+            v = full_precision("values", full_values[s][:, columns])
             factor_k = key[:, columns] if side.rounds else k
             dk_sum, dv_sum = ProductSum(dks[s][:, columns]), ProductSum(dvs[s][:, columns])
-            for rows, dq_sum in zip(row_spans, dq_sums, strict=True):
+            for i, rows in enumerate(row_spans):
                 q, d_out = side.queries[:, rows], side.d_outs[s][:, rows]
                 probabilities = product("probabilities", q, k.transpose(1, 2), rest)
                 probabilities.sub_(side.lse[:, rows])
@@ -106,16 +114,21 @@ def differentiate(
                 else:
                     probabilities.exp_()
                 factor = _factor(probabilities, side)
-                dv_sum.add(factor.transpose(1, 2), side.factor_d_outs[s][:, rows])
+                dv_sum.add(factor.mT, factor_d_outs[i])
                 d_scores = product("scores", d_out, v.transpose(1, 2))
                 d_scores.add_(side.row_terms[:, rows, s, None]).mul_(probabilities)
                 factor = _factor(d_scores, side)
-                dk_sum.add(factor.transpose(1, 2), side.factor_queries[:, rows])
-                dq_sum.add(factor, factor_k)
+                dk_sum.add(factor.mT, factor_queries[i])
+                dq_sums[i].add(factor, factor_k)
             dk_sum.store(rest)
             dv_sum.store()
     for dq_sum in dq_sums:
         dq_sum.store(scale)
+
+
+def _turned(x: Tensor) -> Tensor:
+    """``x [G, R, D]`` in memory by columns, as the right factor of a product by oneDNN wants it."""
+    return x.mT.contiguous().mT
 
 
 def _factor(x: Tensor, side: QuerySide) -> Tensor:

@@ -1,4 +1,9 @@
-"""How the work is cut into blocks that stay in a core's caches, and the memory blocks use."""
+"""How the work is cut into blocks that stay in a core's caches, and the memory blocks use.
+
+PyTorch multiplies fp32 by Intel's MKL, which leaves half of the vector width of AMD's processors
+unused. oneDNN, which PyTorch brings for layers, uses all of it. There, large products of one head
+are asked of it.
+"""
 
 import math
 import threading
@@ -9,6 +14,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from hmc_fast.kernels.cpu.precision import is_wide_amd
+
 VECTOR = 16
 """Numbers in a vector register: blocks are whole multiples of it where they can be."""
 FLOOR, NEAR = -80.0, -40.0
@@ -16,6 +23,10 @@ FLOOR, NEAR = -80.0, -40.0
 at most. A processor takes many times as long to multiply numbers below 1e-38."""
 SCORES_AT_ONCE = 2**19
 """Heads share a block up to so many scores, 2 MiB in fp32: a call of PyTorch costs microseconds."""
+
+
+LEAST_OF_ONEDNN = 2**16
+"""Scores of a head from which on oneDNN is asked: below, heads share a call of MKL."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +67,15 @@ class Group:
 def head_groups(q: Tensor, keys: int, block: BlockShape) -> Iterator[Group]:
     """All films and heads of ``q [B, M, H, D]``, against ``keys`` keys at most per source."""
     batch, queries, heads, _ = q.shape
-    together = block.heads(queries, keys)
+    together = 1 if takes_onednn(queries, keys) else block.heads(queries, keys)
     for film in range(batch):
         for span in spans(heads, together):
             yield Group(film, span)
+
+
+def takes_onednn(queries: int, keys: int) -> bool:
+    """Whether products of one head with so many tokens are asked of oneDNN."""
+    return queries * keys >= LEAST_OF_ONEDNN and is_wide_amd()
 
 
 def spans(length: int, most: int) -> list[slice]:
@@ -96,10 +112,29 @@ def product(name: str, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
 
     It stays until ``name`` comes again.
     """
+    if _suits_onednn(a, b):
+        result = _linear(a[0], b[0].T)
+        return (result if scale == 1.0 else result.mul_(scale)).unsqueeze(0)
     result = _workspace.take(name, *a.shape[:2], b.shape[2])
     if scale == 0.0:  # rounded products leave their result undefined
         return result.zero_()
     return torch.baddbmm(result, a, b, beta=0.0, alpha=scale, out=result)
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x weightᵀ`` in fp32 by oneDNN; fast where both lie in memory without gaps."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return result
+
+
+def _suits_onednn(a: Tensor, b: Tensor) -> bool:
+    """Whether ``a [G, R, K]`` and ``b [G, K, C]`` are of one head and lie as oneDNN wants them."""
+    return (
+        a.shape[0] == 1
+        and takes_onednn(max(a.shape[1:]), max(b.shape[1:]))
+        and a[0].is_contiguous()
+        and (b[0].is_contiguous() or b[0].T.is_contiguous())
+    )
 
 
 def reach(q: Tensor, keys: Sequence[Tensor], scale: float) -> float:
@@ -128,6 +163,11 @@ def exact_factor(scale: float) -> float:
 def full_precision(name: str, x: Tensor) -> Tensor:
     """``x`` where it is fp32, else a copy that is, until ``name`` comes again."""
     return x if x.dtype == torch.float32 else _workspace.take(name, *x.shape).copy_(x)
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` in fp32 and without gaps."""
+    return x.float().contiguous()
 
 
 def rounded(name: str, x: Tensor) -> Tensor:
@@ -161,17 +201,23 @@ class ProductSum:
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Add ``a b``."""
-        if a.dtype == torch.float32:
+        if _suits_onednn(a, b) and a.dtype == torch.float32:
+            self._add(_linear(a[0], b[0].T))
+        elif _suits_onednn(b.mT, a.mT) and a.dtype == torch.float32:
+            self._add(_linear(b[0].T, a[0]).T)
+        elif a.dtype == torch.float32:
             beta = 0.0 if self._empty else 1.0
             torch.baddbmm(self.value, a, b, beta=beta, out=self.value)
         else:
             partial = _workspace.take("partial", *self.value.shape, dtype=a.dtype)
-            torch.bmm(a, b, out=partial)
-            if self._empty:
-                self.value.copy_(partial)
-            else:
-                self.value.add_(partial)
+            self._add(torch.bmm(a, b, out=partial))
         self._empty = False
+
+    def _add(self, partial: Tensor) -> None:
+        if self._empty:
+            self.value.copy_(partial)
+        else:
+            self.value.add_(partial)
 
     def store(self, scale: float = 1.0) -> None:
         """Bring ``scale`` times the sum into the target."""

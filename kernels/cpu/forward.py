@@ -17,6 +17,7 @@ from hmc_fast.kernels.cpu.blocks import (
     FLOOR,
     FORWARD,
     ProductSum,
+    dense,
     exact_factor,
     exponentials,
     full_precision,
@@ -24,6 +25,7 @@ from hmc_fast.kernels.cpu.blocks import (
     reach,
     rounded,
     spans,
+    takes_onednn,
 )
 from hmc_fast.kernels.cpu.precision import rounds_products
 
@@ -48,6 +50,9 @@ def attend(
     """
     rounds = rounds_products(q, keys)
     wide = reach(q, keys, scale) > -FLOOR
+    if takes_onednn(q.shape[1], max(key.shape[1] for key in keys)):
+        keys = [dense(key) for key in keys]
+        values = values if rounds else [dense(value) for value in values]
     for span in spans(q.shape[1], FORWARD.queries):
         rows = _Rows(q[:, span].float(), scale, [out[:, span] for out in outs], wide=wide)
         for s, (key, value) in enumerate(zip(keys, values, strict=True)):
@@ -66,7 +71,7 @@ class _Rows:
     ) -> None:
         self._wide = wide
         """Whether scores may lie so far apart that exponents are cut off."""
-        self._queries = queries * exact_factor(scale)
+        self._queries = (queries * exact_factor(scale)).contiguous()
         self._scale = scale / exact_factor(scale)
         self._reference: Tensor | None = None
         """``[G, R, 1]``; None stands for zero."""

@@ -4,10 +4,11 @@ Some processors multiply bf16 several times faster than fp32 and add up in fp32.
 their gradients are then rounded to bf16 before they multiply, as in every fused kernel. Such a
 product comes out in bf16 as well, and blocks of it are summed in fp32.
 
-Scores and the gradients of probabilities have to come out in fp32. PyTorch offers that as a setting
-of the whole process: fp32 products of rounded operands. Products of two bf16 inputs lose nothing by
-it. It is on only while such a call runs, and no call of ours that wants exact products runs
-meanwhile; fp32 products of *other* code in other threads may be rounded as well.
+Scores and the gradients of probabilities have to come out in fp32. With Intel AMX, PyTorch has a
+setting of the whole process for that: fp32 products of rounded operands. Products of two bf16
+inputs lose nothing by it. It is on only while such a call runs, and no call of ours that wants
+exact products runs meanwhile; fp32 products of *other* code in other threads may be rounded as
+well.
 """
 
 import threading
@@ -25,16 +26,24 @@ LEAST_SCORES = 2**16
 on either side of it, on two idle cores."""
 
 
+def has_tiles() -> bool:
+    """Whether the processor has Intel AMX for bf16."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def is_wide_amd(instructions: str = "avx512_f") -> bool:
+    """Whether this is a processor of AMD with these ``instructions``, by PyTorch's name."""
+    facts = torch.cpu.get_capabilities()
+    return bool(facts.get(instructions)) and facts.get("cpu_name", "").startswith("AMD")
+
+
 def multiplies_bf16_fast() -> bool:
     """Whether this processor's bf16 products are clearly faster than those in fp32.
 
-    So they are with Intel AMX, and with AVX-512-BF16 on AMD, 4 times in one thread on Zen 5. On an
+    So they are with Intel AMX, and with AVX-512-BF16 on AMD, twice in one thread on Zen 5. On an
     Intel Xeon with AVX-512-BF16 and no AMX they ran at half the rate of fp32.
     """
-    facts = torch.cpu.get_capabilities()
-    if facts.get("amx_bf16", False):
-        return True
-    return bool(facts.get("avx512_bf16")) and facts.get("cpu_name", "").startswith("AMD")
+    return has_tiles() or is_wide_amd("avx512_bf16")
 
 
 def rounds_products(q: Tensor, keys: Sequence[Tensor]) -> bool:
@@ -79,8 +88,8 @@ _turns = _Turns()
 
 @contextmanager
 def products_of(q: Tensor, keys: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, products are rounded or exact, as :func:`rounds_products` says."""
-    if not multiplies_bf16_fast():
+    """Inside, fp32 products are rounded or exact; rounded with tiles only."""
+    if not has_tiles():
         yield
         return
     _turns.enter(rounds_products(q, keys))

@@ -11,6 +11,13 @@ def _small_problems_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "LEAST_SCORES", 1)
 
 
+@pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
+def _products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of fp32 by one library or the other, whatever the processor."""
+    monkeypatch.setattr(blocks, "is_wide_amd", lambda: request.param)
+    monkeypatch.setattr(blocks, "LEAST_OF_ONEDNN", 1)
+
+
 @pytest.fixture
 def _tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (forward, operators):

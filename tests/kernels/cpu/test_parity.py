@@ -16,6 +16,8 @@ from hmc_fast.kernels.testing import (
     textbook_attention,
 )
 
+pytestmark = pytest.mark.usefixtures("_products")
+
 PROBLEMS = draw_problems(seed=7, count=66)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPE = AttentionProblem(2, 70, 2, (130, 17), (48, 64), 32, torch.float32)

@@ -22,9 +22,10 @@ def problem(
     ]
 
 
-@pytest.fixture(params=[False, True], ids=["slow bf16", "fast bf16"])
-def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    monkeypatch.setattr(precision, "multiplies_bf16_fast", lambda: request.param)
+@pytest.fixture(params=[False, True], ids=["without tiles", "with tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    monkeypatch.setattr(precision, "has_tiles", lambda: request.param)
+    monkeypatch.setattr(precision, "is_wide_amd", lambda instructions: False)
     yield request.param
     assert setting() == "none"
 
@@ -47,22 +48,30 @@ def test_which_processors_are_fast_at_bf16(
     assert precision.multiplies_bf16_fast() == fast
 
 
-def test_only_bf16_inputs_round_and_only_where_it_is_fast(fast: bool) -> None:
+def test_only_bf16_inputs_round_and_only_with_tiles(tiles: bool) -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         with precision.products_of(*problem(dtype)):
-            rounds = fast and dtype == torch.bfloat16
+            rounds = tiles and dtype == torch.bfloat16
             assert setting() == ("bf16" if rounds else "none")
             assert precision.rounds_products(*problem(dtype)) == rounds
 
 
+def test_other_fast_processors_round_without_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"avx512_bf16": True, "cpu_name": "AMD EPYC"}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts)
+    with precision.products_of(*problem(torch.bfloat16)):
+        assert precision.rounds_products(*problem(torch.bfloat16))
+        assert setting() == "none"
+
+
 def test_small_problems_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "multiplies_bf16_fast", lambda: True)
+    monkeypatch.setattr(precision, "has_tiles", lambda: True)
     monkeypatch.setattr(precision, "LEAST_SCORES", 24)
     assert precision.rounds_products(*problem(torch.bfloat16, 4, (1, 5)))
     assert not precision.rounds_products(*problem(torch.bfloat16, 4, (5,)))
 
 
-def test_the_setting_of_the_user_comes_back(fast: bool) -> None:
+def test_the_setting_of_the_user_comes_back(tiles: bool) -> None:
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"
     try:
         with pytest.raises(ZeroDivisionError), precision.products_of(*problem(torch.bfloat16)):
@@ -73,7 +82,7 @@ def test_the_setting_of_the_user_comes_back(fast: bool) -> None:
 
 
 def test_exact_calls_wait_for_rounding_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "multiplies_bf16_fast", lambda: True)
+    monkeypatch.setattr(precision, "has_tiles", lambda: True)
     inside, leave = threading.Event(), threading.Event()
     seen: list[str] = []
 
