@@ -157,7 +157,14 @@ def write_engine(
         graph.form,
     )
     if options.gpu_memory_gib is not None:
-        check_fits(info, len(built.content), export.sidecar.profile, options.gpu_memory_gib)
+        described = export.sidecar
+        check_fits(
+            info,
+            len(built.content),
+            described.preprocessing,
+            described.profile,
+            options.gpu_memory_gib,
+        )
     graph_path = out.with_suffix(ONNX_SUFFIX)
     graph_sidecar = name_files(export, checkpoint, graph_path)
     sidecar = replace(

@@ -6,6 +6,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from hmc_fast.data import Preprocessing
 from hmc_fast.errors import UserError
 from hmc_fast.export.sidecar import EngineInfo, Profile
 
@@ -21,22 +22,22 @@ LARGEST_BATCH = 64
 USUAL_BATCH = 8
 
 
-def fitting(pixels: int, dtype: torch.dtype, gpu_memory_gib: float) -> Profile:
+def fitting(image: Preprocessing, dtype: torch.dtype, gpu_memory_gib: float) -> Profile:
     """Batch sizes whose activations are likely to fit a GPU.
 
     Args:
-        pixels: of an image.
+        image: how large it is.
         dtype: of the graph.
         gpu_memory_gib: all of the GPU's memory.
 
     Raises:
         UserError: not even one image fits.
     """
-    an_image = PIXEL_BYTES[dtype.itemsize] * pixels
+    an_image = PIXEL_BYTES[dtype.itemsize] * image.height * image.width
     largest = int(USABLE_SHARE * gpu_memory_gib * GIB // an_image)
     if largest < 1:
         raise UserError(
-            f"one image of {pixels} pixels needs about {an_image / GIB:.2f} GiB of activations, "
+            f"one image of {_size(image)} needs about {an_image / GIB:.2f} GiB of activations, "
             f"more than a GPU of {gpu_memory_gib:g} GiB has; use a smaller --size"
         )
     largest = min(LARGEST_BATCH, 2 ** (largest.bit_length() - 1))
@@ -50,7 +51,11 @@ def check_gpu_memory(gib: float | None) -> None:
 
 
 def check_may_fit(
-    program: ExportedProgram, dtype: torch.dtype, profile: Profile, gpu_memory_gib: float
+    program: ExportedProgram,
+    dtype: torch.dtype,
+    image: Preprocessing,
+    profile: Profile,
+    gpu_memory_gib: float,
 ) -> None:
     """Raises :class:`UserError` where no build of ``program`` can fit a GPU.
 
@@ -64,8 +69,9 @@ def check_may_fit(
     fits = int(usable // an_image)
     advice = f"try --batch 1,{min(fits, USUAL_BATCH)},{fits}" if fits else "use a smaller --size"
     raise UserError(
-        f"at batch {profile.maximum} one layer alone has {an_image * profile.maximum / GIB:.2f} "
-        f"GiB of activations, a GPU of {gpu_memory_gib:g} GiB leaves {usable / GIB:.2f}; {advice}"
+        f"at {_size(image)} and batch {profile.maximum} one layer alone has "
+        f"{an_image * profile.maximum / GIB:.2f} GiB of activations, a GPU of {gpu_memory_gib:g} "
+        f"GiB leaves {usable / GIB:.2f}; {advice}"
     )
 
 
@@ -79,7 +85,11 @@ def _values_of_an_image(node: Node) -> int:
 
 
 def check_fits(
-    engine: EngineInfo, engine_bytes: int, profile: Profile, gpu_memory_gib: float
+    engine: EngineInfo,
+    engine_bytes: int,
+    image: Preprocessing,
+    profile: Profile,
+    gpu_memory_gib: float,
 ) -> None:
     """Raises :class:`UserError` where an engine and its activations exceed a GPU's memory.
 
@@ -100,10 +110,14 @@ def check_fits(
         else ("not even one image fits; use a smaller --size")
     )
     raise UserError(
-        f"the engine needs {needed / GIB:.2f} GiB at batch {profile.maximum} "
+        f"the engine needs {needed / GIB:.2f} GiB at {_size(image)} and batch {profile.maximum} "
         f"({engine.activation_bytes / GIB:.2f} of them for activations), a GPU of "
         f"{gpu_memory_gib:g} GiB leaves {usable / GIB:.2f}; {advice}"
     )
+
+
+def _size(image: Preprocessing) -> str:
+    return f"{image.height}x{image.width}"
 
 
 def not_fused(engine: EngineInfo) -> int:

@@ -220,8 +220,9 @@ def trace_checkpoint(
     if size is not None:
         preprocessing = preprocessing.at_height(size)
     if profile is None:
-        pixels = preprocessing.height * preprocessing.width
-        profile = Profile() if gpu_memory_gib is None else fitting(pixels, dtype, gpu_memory_gib)
+        profile = Profile()
+        if gpu_memory_gib is not None:
+            profile = fitting(preprocessing, dtype, gpu_memory_gib)
     shape = (EXAMPLE_BATCH, 3, preprocessing.height, preprocessing.width)
     _check_size(model, shape)
     on_progress("tracing", 1, 3)
@@ -230,7 +231,7 @@ def trace_checkpoint(
     program = _trace(precise, torch.zeros(shape), profile)
     check_only_outputs_used(program)
     if gpu_memory_gib is not None:
-        check_may_fit(program, dtype, profile, gpu_memory_gib)
+        check_may_fit(program, dtype, preprocessing, profile, gpu_memory_gib)
     return TracedCheckpoint(program, metadata, preprocessing, profile)
 
 

@@ -69,7 +69,7 @@ def load(
     artefact: str | Path,
     *,
     device: str | torch.device | None = None,
-    runtime: str = "onnxruntime",
+    runtime: str | None = None,
     precision: str | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Runner:
@@ -78,7 +78,7 @@ def load(
     Args:
         artefact: written by ``hmc-fast export``.
         device: by default ``cpu`` for ONNX and ``cuda`` for an engine.
-        runtime: ``onnxruntime`` or ``openvino``, for an ONNX file.
+        runtime: ``onnxruntime``, the default, or ``openvino`` for an ONNX file; None for an engine.
         precision: refuse an artefact of any other: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8``.
         preprocessing: refuse an artefact that expects any other.
 
@@ -92,19 +92,23 @@ def load(
     sidecar = read_sidecar(path)
     _check_wishes(path, sidecar, precision, preprocessing)
     if sidecar.kind == "onnx":
+        chosen = runtime or DEFAULT_RUNTIME
         target = torch.device(device or "cpu")
-        check_attention(path, sidecar, runtime)
-        return Runner(SESSIONS[runtime](path, sidecar, target), sidecar, target)
-    _check_engine_fits(path, sidecar)
+        check_attention(path, sidecar, chosen)
+        return Runner(SESSIONS[chosen](path, sidecar, target), sidecar, target)
+    _check_engine_fits(path, sidecar, runtime)
     target = torch.device(device or "cuda")
     return Runner(_EngineSession(path, sidecar, target), sidecar, target)
 
 
 def check_attention(path: Path, sidecar: Sidecar, runtime: str) -> None:
     """Refuse a graph whose attention another runtime would run, slowly and in gigabytes."""
-    if runtime not in SESSIONS:
-        raise UserError(f"unknown runtime {runtime!r}; choose one of {', '.join(SESSIONS)}")
     form = form_for(runtime).name
+    if runtime not in SESSIONS:
+        raise UserError(
+            f"{path}: is a graph, {runtime} runs an engine: hmc-fast export tensorrt CHECKPOINT; "
+            f"graphs are run by {', '.join(SESSIONS)}"
+        )
     if sidecar.attention not in (None, form):
         raise UserError(
             f"{path}: its attention is written for another runtime ({sidecar.attention}), which "
@@ -135,11 +139,16 @@ def _describe(preprocessing: Preprocessing) -> str:
     )
 
 
-def _check_engine_fits(path: Path, sidecar: Sidecar) -> None:
+def _check_engine_fits(path: Path, sidecar: Sidecar, runtime: str | None) -> None:
     """By the sidecar alone: engine bytes of another release are not for parsing."""
     engine = sidecar.engine
     if engine is None or engine.flavour not in FLAVOURS:
         raise UserError(f"{path}: its sidecar names no builder known here; export it again")
+    if runtime is not None:
+        raise UserError(
+            f"{path}: is an engine of {engine.flavour}, which {runtime} does not run; load "
+            f"{engine.onnx.name} with it instead"
+        )
     (trt,) = need(FLAVOURS[engine.flavour].module, extra=engine.flavour)
     if trt.__version__ != engine.version and not engine.version_compatible:
         raise CannotRunHereError(
@@ -258,6 +267,7 @@ SESSIONS: dict[str, type[_OnnxSession] | type[_OpenVinoSession]] = {
     "openvino": _OpenVinoSession,
 }
 """What runs an ONNX file, by name."""
+DEFAULT_RUNTIME = "onnxruntime"
 
 
 class EngineCall:

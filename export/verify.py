@@ -104,11 +104,11 @@ class Check(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One artefact in one runtime."""
+    """One artefact in one runtime; an engine has its own."""
 
     label: str
     path: Path
-    runtime: str = "onnxruntime"
+    runtime: str | None = None
 
 
 def verify(

@@ -43,7 +43,16 @@ from hmc_fast.progress import Progress, no_progress
 from hmc_fast.study import FOLDS_FILE, fold_checkpoints, run_cross_validation
 from hmc_fast.training import TrainingConfig
 
-DEFAULT_PEERS = ("eager", "compiled", "cpu", "triton")
+DEFAULT_PEERS = (
+    "eager",
+    "compiled",
+    "cpu",
+    "triton",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+)
 DEFAULT_PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")}
 LARGEST_CPU_BATCH_SIZE = 512
 """Above this image size a CPU takes minutes a batch, so throughput is measured on GPUs only."""

@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from hmc_fast.export.attention import FORMS, RUNTIME_FORMS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -106,3 +108,17 @@ def test_the_graphs_are_those_of_their_record_and_keep_their_bounds() -> None:
         rows["onnxruntime", "blocks"]["peak_mib"] <= 2048 < rows["onnxruntime", "whole"]["peak_mib"]
     )
     assert all(row["logit_difference"] <= 1e-3 for row in rows.values())
+
+
+def test_the_engines_are_those_of_their_record_and_keep_their_bounds() -> None:
+    engines = script("build_engines")
+    record = json.loads((ROOT / "bench" / "results" / "engine-builds.json").read_text())
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    assert engines.updated(page, record) == page
+    rows = {(row["model"], row["form"], row["target"]): row for row in record["builds"]}
+    assert len(rows) == len(engines.MODELS) * len(FORMS) * len(engines.TARGETS)
+    for model in engines.MODELS:
+        for target in engines.TARGETS:
+            engine = rows[model, RUNTIME_FORMS["tensorrt"], target]["engine"]
+            assert engine["fused_attentions"] == engine["attentions"]
+            assert engine["activation_bytes"] <= 1.6e9

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from hmc_fast import UserError, create_model
 from hmc_fast.checkpoint import load_model
-from hmc_fast.export import attention, export_onnx, load, make_onnx, read_sidecar
-from hmc_fast.export.attention import FORMS, block_rows, decompositions
+from hmc_fast.data import Film
+from hmc_fast.export import attention, export_onnx, load, make_onnx, read_sidecar, verify
+from hmc_fast.export.attention import FORMS, RUNTIME_FORMS, block_rows, decompositions
 from hmc_fast.export.onnx_export import to_onnx
+from hmc_fast.export.runtime import SESSIONS, check_attention
 from hmc_fast.export.serving import ServingOptions, write_model_repository
 from hmc_fast.kernels import attention as attention_of_one
 from hmc_fast.kernels import multi_scale_attention
@@ -161,20 +163,72 @@ def test_the_graph_has_the_blocks_and_the_sidecar_names_the_form(
     assert export.sidecar.attention == "blocks"
 
 
-def test_a_graph_for_another_runtime_is_refused_by_name(
-    checkpoint: Path, onnx_file: Path, tmp_path: Path
+WRITTEN_FOR = ("onnxruntime", "openvino", "tensorrt")
+
+
+@pytest.fixture(scope="module")
+def graphs(
+    checkpoint: Path, onnx_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A graph written for each runtime."""
+    folder = tmp_path_factory.mktemp("graphs")
+    paths = {runtime: folder / f"{runtime}.onnx" for runtime in WRITTEN_FOR[1:]}
+    for runtime, path in paths.items():
+        export_onnx(checkpoint, path, runtime=runtime)
+    return {WRITTEN_FOR[0]: onnx_file, **paths}
+
+
+@pytest.mark.parametrize("given_to", WRITTEN_FOR)
+@pytest.mark.parametrize("written_for", WRITTEN_FOR)
+def test_a_graph_of_one_runtime_given_to_another_works_or_is_refused_by_name(
+    graphs: dict[str, Path], checkpoint: Path, written_for: str, given_to: str
 ) -> None:
-    sidecar = export_onnx(checkpoint, tmp_path / "m.onnx", runtime="tensorrt")
-    assert sidecar.attention == "equal-widths"
-    for runtime in ("onnxruntime", "openvino"):
-        with pytest.raises(UserError, match=rf"another runtime .*--runtime {runtime}"):
-            load(tmp_path / "m.onnx", runtime=runtime)
-    with pytest.raises(UserError, match="another runtime .*--runtime onnxruntime"):
-        write_model_repository(tmp_path / "m.onnx", tmp_path / "r", ServingOptions(device="cpu"))
+    path = graphs[written_for]
+    if given_to == "tensorrt":
+        with pytest.raises(UserError, match="tensorrt runs an engine: hmc-fast export tensorrt"):
+            load(path, runtime=given_to)
+    elif written_for == "tensorrt":
+        with pytest.raises(UserError, match=rf"\(equal-widths\), .*--runtime {given_to}"):
+            load(path, runtime=given_to)
+    else:
+        images = torch.randn(2, 3, 64, 64)
+        expected = load_model(checkpoint, backend="reference").model(images).detach()
+        found = load(path, runtime=given_to)(images)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("runtime", RUNTIME_FORMS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_is_run_by_its_runtimes_alone(onnx_file: Path, form: str, runtime: str) -> None:
+    sidecar = replace(read_sidecar(onnx_file), attention=form)
+    if runtime in SESSIONS and RUNTIME_FORMS[runtime] == form:
+        check_attention(onnx_file, sidecar, runtime)
+        return
+    with pytest.raises(UserError, match=runtime):
+        check_attention(onnx_file, sidecar, runtime)
+
+
+def test_other_ways_to_a_graph_refuse_by_name(
+    graphs: dict[str, Path],
+    checkpoint: Path,
+    onnx_file: Path,
+    phantoms: list[Film],
+    tmp_path: Path,
+) -> None:
+    fused = graphs["tensorrt"]
+    verified = verify(fused, phantoms, max_films=2)
+    assert not verified.passed
+    for row, runtime in zip(verified.rows[1:], ("onnxruntime", "openvino"), strict=True):
+        assert row.status == "failed"
+        assert f"--runtime {runtime}" in (row.reason or "")
+    for device in ("cpu", "gpu"):
+        with pytest.raises(UserError, match="another runtime .*--runtime onnxruntime"):
+            write_model_repository(fused, tmp_path / "r", ServingOptions(device=device))
     with pytest.raises(UserError, match="unknown runtime 'coreml'"):
         export_onnx(checkpoint, tmp_path / "m.onnx", runtime="coreml")
-    with pytest.raises(UserError, match="unknown runtime 'tensorrt'"):
-        load(onnx_file, runtime="tensorrt")
+    with pytest.raises(UserError, match="unknown runtime 'coreml'"):
+        load(onnx_file, runtime="coreml")
+    assert not list(tmp_path.iterdir())
 
 
 class UsesWeights(nn.Module):

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from hmc_fast import UserError, create_model
+from hmc_fast.cli.app import run
+from hmc_fast.data import Preprocessing
 from hmc_fast.export import (
     EngineOptions,
     OnnxExport,
@@ -257,6 +259,35 @@ def test_ctrl_c_stops_the_builder(half_graph: OnnxExport, checkpoint: Path, tmp_
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.systems
+@pytest.mark.parametrize("number", [1, 2], ids=["the form is chosen", "the engine is built"])
+def test_ctrl_c_in_the_command_leaves_nothing(
+    number: int,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    builds: list[BuildProgress] = []
+
+    def press(progress: BuildProgress, *phase: Any) -> None:
+        if progress not in builds:
+            builds.append(progress)
+        if len(builds) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(progress, *phase)
+
+    original = BuildProgress.start
+    engine_form.cache_clear()
+    monkeypatch.setattr(BuildProgress, "start", press)
+    out = tmp_path / "m.engine"
+    arguments = ["export", "tensorrt", str(checkpoint), "--out", str(out), "--target", "sm_89"]
+    assert run([*arguments, "--flavour", "tensorrt-rtx", "--batch", "1,2,4"]) == 130
+    assert len(builds) == number
+    assert "interrupted; nothing half-written is left" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 ATTENTIONS = {"hmc_net": 5, "resnet50_hsa": 3, "resnet50_msca": 2}
 """HSA has one in each of three stages, MSCA one for each of its two sources."""
 LARGEST_ACTIVATION_BYTES = 1.6e9
@@ -351,7 +382,9 @@ def test_an_engine_that_does_not_fit_is_refused_with_what_would(
     half_graph: OnnxExport, checkpoint: Path, tmp_path: Path
 ) -> None:
     options = replace(RTX, gpu_memory_gib=0.05)
-    with pytest.raises(UserError, match=r"at batch 64 .* GPU of 0.05 GiB .*--batch 1,8,\d+ would"):
+    with pytest.raises(
+        UserError, match=r"at 64x64 and batch 64 .* GPU of 0.05 GiB .*--batch 1,8,\d+ would"
+    ):
         write_engine(half_graph, checkpoint, tmp_path / "m.engine", options)
     assert not list(tmp_path.iterdir())
     write_engine(half_graph, checkpoint, tmp_path / "m.engine", replace(RTX, gpu_memory_gib=2))
@@ -359,7 +392,7 @@ def test_an_engine_that_does_not_fit_is_refused_with_what_would(
 
 def test_what_cannot_fit_is_refused_before_the_build(checkpoint: Path) -> None:
     many = Profile(1, 8, 10_000)
-    with pytest.raises(UserError, match=r"at batch 10000 one layer alone has .*--batch 1,8,\d+"):
+    with pytest.raises(UserError, match=r"at 64x64 and batch 10000 one layer .*--batch 1,8,\d+"):
         make_onnx(
             checkpoint, precision="fp16", profile=many, engine_form="equal-widths", gpu_memory_gib=1
         )
@@ -384,16 +417,19 @@ def test_what_is_known_before_a_build_bounds_the_log_from_both_sides(
     profile = Profile(1, 8, 8)
     log = build(make_onnx(path, precision="fp16", profile=profile, engine_form="equal-widths")).log
     assert log.activation_bytes <= PIXEL_BYTES[2] * size**2 * 8
-    program = trace_checkpoint(path, precision="fp16", profile=profile).program
-    check_may_fit(program, torch.float16, profile, log.activation_bytes / USABLE_SHARE / GIB)
+    traced = trace_checkpoint(path, precision="fp16", profile=profile)
+    fits = log.activation_bytes / USABLE_SHARE / GIB
+    check_may_fit(traced.program, torch.float16, traced.preprocessing, profile, fits)
 
 
 def test_the_default_profile_follows_from_memory() -> None:
-    assert fitting(224**2, torch.float16, 8) == Profile(1, 8, 64)
-    assert fitting(1024**2, torch.float16, 8) == Profile(1, 8, 16)
-    assert fitting(1024**2, torch.float32, 2) == Profile(1, 2, 2)
-    with pytest.raises(UserError, match=r"one image of 1048576 pixels needs about 0.31 GiB"):
-        fitting(1024**2, torch.float16, 0.3)
+    small, large = Preprocessing.square(224), Preprocessing.square(1024)
+    assert fitting(small, torch.float16, 8) == Profile(1, 8, 64)
+    assert fitting(large, torch.float16, 8) == Profile(1, 8, 16)
+    assert fitting(large, torch.float32, 2) == Profile(1, 2, 2)
+    assert fitting(Preprocessing(2048, 1024), torch.float32, 4) == Profile(1, 2, 2)
+    with pytest.raises(UserError, match=r"one image of 1024x1024 needs about 0.31 GiB"):
+        fitting(large, torch.float16, 0.3)
 
 
 def test_the_log_is_read() -> None:

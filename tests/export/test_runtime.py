@@ -219,3 +219,12 @@ def test_an_engine_for_another_gpu(
         UserError, match=r"was built for sm_89, this GPU is sm_86; .* --target sm_86"
     ):
         load(engine())
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_an_engine_is_run_by_its_own_runtime_alone(
+    engine: Callable[..., Path], runtime: str
+) -> None:
+    message = rf"is an engine of tensorrt-rtx, which {runtime} does not run; load model.onnx with"
+    with pytest.raises(UserError, match=message):
+        load(engine(), runtime=runtime)

@@ -258,7 +258,7 @@ def test_an_engine_that_should_run_but_breaks_is_no_pass(
     assert [row.status for row in without_gpu.rows] == ["ok", "ok", "ok", "not run"]
     assert without_gpu.passed
     assert not without_gpu.artefact_ran
-    monkeypatch.setattr("hmc_fast.export.runtime._check_engine_fits", lambda path, sidecar: None)
+    monkeypatch.setattr("hmc_fast.export.runtime._check_engine_fits", lambda *engine: None)
     broken = verify(engine, phantoms, max_films=6)
     assert [row.status for row in broken.rows] == ["ok", "ok", "ok", "failed"]
     assert broken.rows[3].reason

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from hmc_fast import UserError
+from hmc_fast.bench.cases import parse_case
 from hmc_fast.bench.jobs import folds
-from hmc_fast.bench.jobs.folds import FoldsOptions, run_folds
+from hmc_fast.bench.jobs.folds import DEFAULT_PEERS, FoldsOptions, run_folds
 from hmc_fast.bench.measuring.clock import TimingResults
+from hmc_fast.bench.peers import peer
 from hmc_fast.bench.peers.eager import EAGER
 from hmc_fast.bench.record import Record, read_record, write_record
 from hmc_fast.bench.report.pages import write_reports
@@ -85,6 +88,37 @@ def test_the_load_of_the_throughput_stands_in_its_row(
     (row,) = run_folds(options, phantoms, DATA, out).measurements
     assert row.load is not None
     assert row.load["others_percent"] == 55
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_an_engine_that_cannot_run_here_is_a_row_with_its_build(
+    phantoms: list[Film], record: Record, out: Path
+) -> None:
+    engines = ("tensorrt", "tensorrt_rtx")
+    assert set(engines) < set(DEFAULT_PEERS)
+    options = replace(OPTIONS, extra_sizes=(), peers=("eager", *engines), precisions=("bf16",))
+    rows = {row.peer: row for row in run_folds(options, phantoms, DATA, out).measurements}
+    built = rows["tensorrt_rtx"]
+    assert (built.status, built.p50_ms, built.scores) == ("built", None, None)
+    assert built.engine is not None
+    assert built.engine.batch == OPTIONS.throughput_batch
+    assert built.engine.fused_attentions == built.engine.attentions
+    assert rows["tensorrt"].status == "unavailable"
+    assert rows["tensorrt"].reason
+
+
+def test_default_peers_that_are_not_installed_say_what_installs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtimes = [name for name in DEFAULT_PEERS if peer(name).family == "runtime"]
+    assert runtimes == ["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"]
+    case = parse_case("hmc_net_resnet18@32x1")
+    for name in runtimes:
+        module = "tensorrt" if name == "tensorrt_rtx" else name
+        with monkeypatch.context() as patch:
+            patch.setattr(f"hmc_fast.bench.peers.{module}.installed_version", lambda name: None)
+            reason = peer(name).why_not(case, torch.float32, torch.device("cpu"))
+        assert "pip install 'hmc-fast[" in (reason or "")
 
 
 def test_no_parity_no_speed(
