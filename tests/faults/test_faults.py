@@ -1,0 +1,176 @@
+"""What can go wrong around a command that writes, for each of them.
+
+Whatever happens, no half file stands under a final name, the error is one line, and the same
+command, once nothing stands in its way, leaves what an undisturbed run does.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from machine import Fault, Machine, machine
+from writing_commands import ELSEWHERE, JOBS, Job, Undisturbed, essence, tree
+
+from hmc_fast.cli.app import application
+
+KILLS = 10
+"""Of a job, in the exhaustive tests; two in the others."""
+HOUR_S = 3600.0
+Run = Callable[[Job], Undisturbed]
+pytestmark = pytest.mark.systems
+
+
+def each_job(*, kills: int = 0) -> pytest.MarkDecorator:
+    """Each job; the slow ones by hand. With ``kills``, so many seeds of each."""
+    cases = []
+    for job in JOBS:
+        for seed in range(kills or 1):
+            by_hand = [pytest.mark.exhaustive] if job.slow or seed > 1 else []
+            values = (job, seed) if kills else (job,)
+            label = f"{job.name}-{seed}" if kills else job.name
+            cases.append(pytest.param(*values, marks=by_hand, id=label))
+    return pytest.mark.parametrize(("job", "seed") if kills else ("job",), cases)
+
+
+def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[str]:
+    """The names of all commands that do something."""
+    for name, command in group.commands.items():
+        below = getattr(command, "commands", None)
+        if not below or command.invoke_without_command:
+            yield " ".join((*words, name))
+        if below:
+            yield from commands(command, (*words, name))
+
+
+def test_every_command_is_here() -> None:
+    names = set(commands(typer.main.get_command(application())))
+    assert names == {job.name for job in JOBS} | set(ELSEWHERE)
+
+
+def whole(files: dict[str, bytes]) -> dict[str, str]:
+    """What is under final names; each of these files is whole."""
+    final = {name: content for name, content in files.items() if "/." not in f"/{name}"}
+    return {name: essence(name, content) for name, content in final.items()}
+
+
+@each_job()
+def test_a_folder_that_cannot_be_written(
+    job: Job, computer: Machine, inputs: dict[str, Path]
+) -> None:
+    computer.new_disk()
+    computer.set_disk("ro")
+    ended = computer.run(job.words(job.line, computer.disk, inputs))
+    assert ended.code == 1, ended.err
+    assert str(computer.disk) in ended.line
+    assert not tree(computer.seen())
+
+
+@each_job()
+def test_a_disk_that_runs_full(
+    job: Job, computer: Machine, inputs: dict[str, Path], undisturbed: Run
+) -> None:
+    expected = undisturbed(job)
+    words = job.words(job.line, computer.disk, inputs)
+    share = random.Random(job.line).uniform(0, 0.9)
+    computer.new_disk(4096 + int(share * expected.size))
+    ended = computer.run(words)
+    assert ended.code == 1, ended.err
+    assert ended.line.startswith("hmc-fast: ")
+    assert "No space left on device" in ended.line
+    left = tree(computer.seen())
+    assert whole(left).keys() == left.keys(), "something temporary is left"
+    computer.set_disk("size=90%")
+    again = computer.run(words)
+    assert again.code == 0, again.err
+    assert whole(tree(computer.seen())) == expected.files
+
+
+@each_job(kills=KILLS)
+def test_a_kill_at_any_moment(
+    job: Job, seed: int, computer: Machine, inputs: dict[str, Path], undisturbed: Run
+) -> None:
+    expected = undisturbed(job)
+    words = job.words(job.line, computer.disk, inputs)
+    rng = random.Random(f"{job.line} {seed}")
+    fault = Fault(rng.randrange(expected.steps), rng.choice((0.0, rng.uniform(0, 0.2))))
+    computer.new_disk()
+    killed = computer.run(words, fault)
+    assert killed.code in (-9, 0), killed.err
+    whole(tree(computer.seen()))
+    again = computer.run(words)
+    left = whole(tree(computer.seen()))
+    if again.code == 1:  # it was done, and is not done twice
+        assert job.once
+        assert re.search("holds|exists already|not be written .Directory not empty", again.line)
+        left.pop(f"{job.out}/resume.ckpt", None)
+    else:
+        assert again.code == 0, (fault, again.err)
+    assert left == expected.files
+
+
+@each_job()
+def test_another_run_in_the_same_place(
+    job: Job, computer: Machine, inputs: dict[str, Path], undisturbed: Run
+) -> None:
+    """Where a folder belongs to its settings, others are refused; else the result is replaced."""
+    expected = undisturbed(job)
+    computer.new_disk()
+    assert computer.run(job.words(job.line, computer.disk, inputs)).code == 0
+    ended = computer.run(job.words(job.other, computer.disk, inputs))
+    if job.resumes:
+        assert ended.code == 1, ended.err
+        assert str(computer.disk) in ended.line
+        assert whole(tree(computer.seen())) == expected.files
+        return
+    assert ended.code == 0, ended.err
+    replaced = tree(computer.seen())
+    computer.new_disk()
+    assert computer.run(job.words(job.other, computer.disk, inputs)).code == 0
+    assert whole(replaced) == whole(tree(computer.seen()))
+
+
+@each_job()
+def test_files_of_others_stay(
+    job: Job, computer: Machine, inputs: dict[str, Path], undisturbed: Run
+) -> None:
+    """A file of another hand under any name that the command writes to."""
+    names = sorted(undisturbed(job).files)
+    for name in random.Random(job.line).sample(names, k=min(2, len(names))):
+        computer.new_disk()
+        foreign = computer.seen(name)
+        foreign.parent.mkdir(parents=True, exist_ok=True)
+        foreign.write_text("mine\n")
+        ended = computer.run(job.words(job.line, computer.disk, inputs))
+        assert ended.code == 1, (name, ended.err)
+        assert str(computer.disk) in ended.line
+        assert foreign.read_text() == "mine\n", name
+
+
+@pytest.fixture(scope="module")
+def with_a_clock() -> Iterator[Machine]:
+    with machine(own_clock=True) as made:
+        yield made
+
+
+@each_job()
+def test_a_clock_that_steps_back(
+    job: Job, with_a_clock: Machine, inputs: dict[str, Path], undisturbed: Run
+) -> None:
+    """By an hour, while the command runs, and again before it goes on."""
+    expected = undisturbed(job)
+    words = job.words(job.line, with_a_clock.disk, inputs)
+    rng = random.Random(f"clock {job.line}")
+    with_a_clock.new_disk()
+    with_a_clock.set_clock(0)
+    step = rng.randrange(expected.steps)
+    killed = with_a_clock.run(words, Fault(step, kill=rng.random() < 0.5, clock_s=-HOUR_S))
+    assert killed.code in (-9, 0), killed.err
+    with_a_clock.set_clock(-2 * HOUR_S)
+    if killed.code:
+        again = with_a_clock.run(words)
+        assert again.code == 0, again.err
+    assert len(tree(with_a_clock.seen())) >= len(expected.files)

@@ -1,0 +1,264 @@
+"""A process with disks of its own, which runs command lines and kills them where it is told to.
+
+It has imported everything once and forks for each command, so that a command takes no start. Its
+disks are file systems in memory: of any size, and read-only where that is asked for. Nothing of
+them is seen outside, but through :meth:`Machine.seen`.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DISK = "disk"
+STEPS = {
+    "os.mkdir": 0, "os.remove": 0, "os.rename": 1, "os.rmdir": 0, "os.truncate": 0, "open": 0,
+    "shutil.rmtree": 0,
+}  # fmt: skip
+"""Audit events that change a disk, and which of their arguments says where."""
+LONGEST_WAIT_S = 300
+FAKETIME = "libfaketimeMT.so.1"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens just before the ``step``-th change of the disk, or a while later."""
+
+    step: int
+    after_s: float = 0.0
+    kill: bool = True
+    clock_s: float = 0.0
+    """Seconds by which the clock is set, the other way where negative."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command: exit code (negative for a signal), output, and how often it changed the disk."""
+
+    code: int
+    out: str
+    err: str
+    steps: int
+
+    @property
+    def line(self) -> str:
+        """The last line of the errors, which is to be the only one that a failure has."""
+        assert "Traceback" not in self.err, self.err
+        return self.err.strip().splitlines()[-1] if self.err.strip() else ""
+
+
+@dataclass
+class Machine:
+    """``disk`` is the folder on its disk, as commands on it name it."""
+
+    process: "subprocess.Popen[str]"
+    disk: Path
+    clock: Path | None = None
+    _waiting: list[str] = field(default_factory=list)
+
+    def run(self, words: Sequence[object], fault: Fault | None = None) -> Ended:
+        """Run ``hmc-fast words``; with a ``fault``, it comes over it."""
+        told = None if fault is None else asdict(fault)
+        return Ended(**self._ask(words=[str(word) for word in words], fault=told))
+
+    def new_disk(self, size: int = 0) -> None:
+        """An empty disk; ``size`` in bytes, 0 for all that is wanted."""
+        self._ask(mount=str(self.disk), options=f"size={size or '90%'},mode=755")
+
+    def set_disk(self, options: str) -> None:
+        """Set the disk's size anew, or make it read-only: options of ``mount``."""
+        self._ask(mount=str(self.disk), options=f"remount,{options}")
+
+    def seen(self, path: Path | str = "") -> Path:
+        """A file of the disk, or the disk, from outside."""
+        return Path(f"/proc/{self.process.pid}/root{self.disk / path}")
+
+    def set_clock(self, seconds: float) -> None:
+        if self.clock is not None:
+            self.clock.write_text(f"{seconds:+.0f}")
+
+    def _ask(self, **request: Any) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            pytest.fail("the machine has ended")
+        return json.loads(answer)
+
+
+def faketime() -> str | None:
+    """The library that lets a process have a clock of its own, or None."""
+    named = os.environ.get("HMC_FAST_FAKETIME")
+    found = [Path(named)] if named else Path("/usr/lib").glob(f"*/faketime/{FAKETIME}")
+    return next((str(path) for path in found if path.is_file()), None)
+
+
+@contextmanager
+def machine(*, own_clock: bool = False) -> Iterator[Machine]:
+    """A machine, or a skipped test where the system gives none."""
+    if not all(map(shutil.which, ("unshare", "mount"))):
+        pytest.skip("needs unshare and mount")
+    rights = ["--map-root-user"] if os.geteuid() else []
+    library = faketime()
+    if own_clock and library is None:
+        pytest.skip("needs libfaketime: apt-get install faketime")
+    with tempfile.TemporaryDirectory() as folder:
+        disk, clock = Path(folder) / DISK, Path(folder) / "clock"
+        disk.mkdir()
+        clock.write_text("+0")
+        variables = {
+            "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock),
+            "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1",
+        }  # fmt: skip
+        process = subprocess.Popen(
+            ["unshare", "--mount", *rights, sys.executable, __file__, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None,
+            text=True,
+            env=os.environ | (variables if own_clock else {}),
+        )
+        try:
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                pytest.skip("needs the right to make a mount namespace")
+            yield Machine(process, disk, clock if own_clock else None)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _serve(folder: Path) -> None:
+    """Inside: answer requests, one a line, until there are no more."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    disk = folder / DISK
+    _mount(disk, "size=90%", first=True)
+    _import_all()
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = None
+        if "mount" in request:
+            _mount(disk, request["options"])
+        else:
+            answer = _run(request["words"], request["fault"], folder)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _mount(disk: Path, options: str, *, first: bool = False) -> None:
+    again = options.startswith("remount")
+    if not first and not again:
+        subprocess.run(["umount", disk], check=True)
+    kind = [] if again else ["-t", "tmpfs"]
+    subprocess.run(["mount", *kind, "-o", options, "none", disk], check=True)
+
+
+def _import_all() -> None:
+    """Whatever the commands import when they run; nothing is computed, so that forks are sound."""
+    import importlib
+    import pkgutil
+
+    import hmc_fast
+    from hmc_fast.cli.app import application
+
+    application()
+    for package in pkgutil.walk_packages(hmc_fast.__path__, "hmc_fast."):
+        if package.name.rpartition(".")[2] not in ("__main__", "tensorrt_plugin"):
+            try:
+                importlib.import_module(package.name)
+            except ImportError:  # an extra that is not there
+                continue
+
+
+def _run(words: list[str], fault: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
+    import time
+
+    names = [folder / name for name in ("out", "err", "steps")]
+    child = os.fork()
+    if not child:
+        _child(words, fault, folder, names)
+    deadline = time.monotonic() + LONGEST_WAIT_S
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.killpg(child, 9)
+        time.sleep(0.002)
+    with suppress(ProcessLookupError):  # what it has started ends with it
+        os.killpg(child, 9)
+    out, err, steps = (name.read_text(errors="replace") for name in names)
+    code = os.waitstatus_to_exitcode(ended[1])
+    return {"code": code, "out": out, "err": err, "steps": len(steps)}
+
+
+def _child(words: list[str], fault: dict[str, Any] | None, folder: Path, names: list[Path]) -> None:
+    code = 99
+    try:
+        os.setsid()
+        os.chdir(folder)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        out, err, steps = (os.open(n, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for n in names)
+        for descriptor, number in ((nothing, 0), (out, 1), (err, 2)):
+            os.dup2(descriptor, number)
+        _watch(folder, steps, None if fault is None else Fault(**fault))
+        from hmc_fast.cli.app import run
+
+        code = run(words)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _watch(folder: Path, steps: int, fault: Fault | None) -> None:
+    """Count the changes of the disk, and let the fault come over the one that it is meant for."""
+    import signal
+    import threading
+
+    disk, count = str(folder / DISK), 0
+
+    def strike(fault: Fault) -> None:
+        if fault.clock_s:
+            (folder / "clock").write_text(f"{fault.clock_s:+.0f}")
+        if fault.kill:
+            os.killpg(0, signal.SIGKILL)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event not in STEPS or not _is_below(arguments[STEPS[event]], disk):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+        os.write(steps, b".")
+        if fault is not None and count == fault.step:
+            if fault.after_s:
+                threading.Timer(fault.after_s, strike, [fault]).start()
+            else:
+                strike(fault)
+        count += 1
+
+    sys.addaudithook(hook)
+
+
+def _is_below(path: object, disk: str) -> bool:
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    return isinstance(path, str | os.PathLike) and str(Path(path).absolute()).startswith(disk)
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))
