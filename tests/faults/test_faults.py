@@ -21,7 +21,6 @@ KILLS = 10
 """Of a job, in the exhaustive tests; two in the others."""
 HOUR_S = 3600.0
 Run = Callable[[Job], Undisturbed]
-pytestmark = pytest.mark.systems
 
 
 def each_job(*, kills: int = 0) -> pytest.MarkDecorator:
@@ -30,9 +29,10 @@ def each_job(*, kills: int = 0) -> pytest.MarkDecorator:
     for job in JOBS:
         for seed in range(kills or 1):
             by_hand = [pytest.mark.exhaustive] if job.slow or seed > 1 else []
+            marks = [pytest.mark.systems, *by_hand]
             values = (job, seed) if kills else (job,)
             label = f"{job.name}-{seed}" if kills else job.name
-            cases.append(pytest.param(*values, marks=by_hand, id=label))
+            cases.append(pytest.param(*values, marks=marks, id=label))
     return pytest.mark.parametrize(("job", "seed") if kills else ("job",), cases)
 
 

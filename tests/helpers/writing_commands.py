@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-TRAINING = "--size 32 --epochs 2 --batch-size 18"
-OTHER_TRAINING = "--size 32 --epochs 3 --batch-size 18"
+TRAINING = "--size 32 --epochs 2 --batch-size 18 --dropout 0.1"
+OTHER_TRAINING = "--size 32 --epochs 3 --batch-size 18 --dropout 0.1"
 TIMED = "--seconds 0.01 --precision fp32"
 
 

@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -180,6 +181,40 @@ def test_the_state_of_another_training_is_not_continued(
     torch.save(state, job / "resume.ckpt")
     with pytest.raises(UserError, match="is the state of another training; delete it"):
         run_cross_validation(["resnet18"], QUICK, phantoms, study, fold_count=2)
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "[" * 100_000, "[]", "null", '{"config": 3}', '{"config": {}, "fold": Infinity}']
+)
+def test_a_damaged_job_is_one_line(
+    phantoms: list[Film], config: TrainingConfig, study: Path, damage: str
+) -> None:
+    (study / "resnet18" / "fold0" / "job.json").write_text(damage)
+    with pytest.raises(UserError, match=r"fold 1/2: .*job\.json: "):
+        run_cross_validation(["resnet18"], config, phantoms, study, fold_count=2)
+
+
+def test_a_state_that_a_kill_left_beside_the_result_goes(
+    phantoms: list[Film], config: TrainingConfig, study: Path
+) -> None:
+    state = study / "resnet18" / "fold0" / "resume.ckpt"
+    state.write_bytes(b"a hundred megabytes")
+    run_cross_validation(["resnet18"], config, phantoms, study, fold_count=2)
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["folds.json", "folds.csv", "study.json", "summary.json", "resnet18/out_of_fold.csv"]
+)
+def test_a_study_overwrites_nothing_of_others(
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path, name: str
+) -> None:
+    foreign = tmp_path / name
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("mine")
+    with pytest.raises(UserError, match=re.escape(str(foreign))):
+        run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=2)
+    assert foreign.read_text() == "mine"
 
 
 def test_a_changed_configuration_does_not_mix_in(
