@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from lively_models import save_lively
-from machine import Machine, machine
+from machine import PAGE, Machine, machine
 from safetensors.torch import save_file
 from writing_commands import Job, Undisturbed, essence, tree
 
@@ -64,7 +64,7 @@ def undisturbed(computer: Machine, inputs: dict[str, Path]) -> Callable[[Job], U
             files = tree(computer.seen())
             known[job.line] = Undisturbed(
                 {name: essence(name, content) for name, content in files.items()},
-                sum(map(len, files.values())),
+                sum(-(-len(content) // PAGE) for content in files.values()),
                 ended.steps,
             )
         return known[job.line]

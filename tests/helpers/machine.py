@@ -13,13 +13,16 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-DISK = "disk"
+DISK = Path("/mnt")
+"""In every machine, so that results that name their place are equal."""
+PAGE = 4096
+"""Bytes; a file takes whole pages."""
 STEPS = {
     "os.mkdir": 0, "os.remove": 0, "os.rename": 1, "os.rmdir": 0, "os.truncate": 0, "open": 0,
     "shutil.rmtree": 0,
@@ -27,6 +30,7 @@ STEPS = {
 """Audit events that change a disk, and which of their arguments says where."""
 LONGEST_WAIT_S = 300
 FAKETIME = "libfaketimeMT.so.1"
+CLOCK = "clock"
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,11 @@ class Ended:
 
 @dataclass
 class Machine:
-    """``disk`` is the folder on its disk, as commands on it name it."""
+    """``disk`` is its disk, as commands on it name it; ``clock`` the file that sets its clock."""
 
     process: "subprocess.Popen[str]"
-    disk: Path
-    clock: Path | None = None
-    _waiting: list[str] = field(default_factory=list)
+    clock: Path
+    disk: Path = DISK
 
     def run(self, words: Sequence[object], fault: Fault | None = None) -> Ended:
         """Run ``hmc-fast words``; with a ``fault``, it comes over it."""
@@ -72,19 +75,19 @@ class Machine:
 
     def new_disk(self, size: int = 0) -> None:
         """An empty disk; ``size`` in bytes, 0 for all that is wanted."""
-        self._ask(mount=str(self.disk), options=f"size={size or '90%'},mode=755")
+        self._ask(mount=f"size={size or '90%'},mode=755")
 
     def set_disk(self, options: str) -> None:
         """Set the disk's size anew, or make it read-only: options of ``mount``."""
-        self._ask(mount=str(self.disk), options=f"remount,{options}")
+        self._ask(mount=f"remount,{options}")
 
     def seen(self, path: Path | str = "") -> Path:
         """A file of the disk, or the disk, from outside."""
         return Path(f"/proc/{self.process.pid}/root{self.disk / path}")
 
     def set_clock(self, seconds: float) -> None:
-        if self.clock is not None:
-            self.clock.write_text(f"{seconds:+.0f}")
+        """Let the clock go so much before the true one, where the machine has its own."""
+        self.clock.write_text(f"{seconds:+.0f}")
 
     def _ask(self, **request: Any) -> Any:
         assert self.process.stdin is not None
@@ -107,15 +110,14 @@ def faketime() -> str | None:
 @contextmanager
 def machine(*, own_clock: bool = False) -> Iterator[Machine]:
     """A machine, or a skipped test where the system gives none."""
-    if not all(map(shutil.which, ("unshare", "mount"))):
-        pytest.skip("needs unshare and mount")
+    if not all(map(shutil.which, ("unshare", "mount"))) or not DISK.is_dir():
+        pytest.skip(f"needs unshare, mount and a folder {DISK}")
     rights = ["--map-root-user"] if os.geteuid() else []
     library = faketime()
     if own_clock and library is None:
         pytest.skip("needs libfaketime: apt-get install faketime")
     with tempfile.TemporaryDirectory() as folder:
-        disk, clock = Path(folder) / DISK, Path(folder) / "clock"
-        disk.mkdir()
+        clock = Path(folder) / CLOCK
         clock.write_text("+0")
         variables = {
             "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock),
@@ -131,9 +133,10 @@ def machine(*, own_clock: bool = False) -> Iterator[Machine]:
         )
         try:
             assert process.stdout is not None
-            if process.stdout.readline() != "ready\n":
+            if process.stdout.readline() != "mounted\n":
                 pytest.skip("needs the right to make a mount namespace")
-            yield Machine(process, disk, clock if own_clock else None)
+            assert process.stdout.readline() == "ready\n"
+            yield Machine(process, clock)
         finally:
             process.kill()
             process.wait()
@@ -143,26 +146,26 @@ def _serve(folder: Path) -> None:
     """Inside: answer requests, one a line, until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    disk = folder / DISK
-    _mount(disk, "size=90%", first=True)
+    _mount("size=90%", first=True)
+    print("mounted", file=answers, flush=True)
     _import_all()
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         answer = None
         if "mount" in request:
-            _mount(disk, request["options"])
+            _mount(request["mount"])
         else:
             answer = _run(request["words"], request["fault"], folder)
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _mount(disk: Path, options: str, *, first: bool = False) -> None:
+def _mount(options: str, *, first: bool = False) -> None:
     again = options.startswith("remount")
     if not first and not again:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", DISK], check=True)
     kind = [] if again else ["-t", "tmpfs"]
-    subprocess.run(["mount", *kind, "-o", options, "none", disk], check=True)
+    subprocess.run(["mount", *kind, "-o", options, "none", DISK], check=True)
 
 
 def _import_all() -> None:
@@ -229,17 +232,17 @@ def _watch(folder: Path, steps: int, fault: Fault | None) -> None:
     import signal
     import threading
 
-    disk, count = str(folder / DISK), 0
+    count = 0
 
     def strike(fault: Fault) -> None:
         if fault.clock_s:
-            (folder / "clock").write_text(f"{fault.clock_s:+.0f}")
+            (folder / CLOCK).write_text(f"{fault.clock_s:+.0f}")
         if fault.kill:
             os.killpg(0, signal.SIGKILL)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
-        if event not in STEPS or not _is_below(arguments[STEPS[event]], disk):
+        if event not in STEPS or not _is_on_disk(arguments[STEPS[event]]):
             return
         if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             return
@@ -254,10 +257,10 @@ def _watch(folder: Path, steps: int, fault: Fault | None) -> None:
     sys.addaudithook(hook)
 
 
-def _is_below(path: object, disk: str) -> bool:
+def _is_on_disk(path: object) -> bool:
     if isinstance(path, bytes):
         path = os.fsdecode(path)
-    return isinstance(path, str | os.PathLike) and str(Path(path).absolute()).startswith(disk)
+    return isinstance(path, str | os.PathLike) and Path(path).absolute().is_relative_to(DISK)
 
 
 if __name__ == "__main__":

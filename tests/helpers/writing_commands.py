@@ -136,10 +136,10 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run without a fault: its files' essences, their bytes, how often it changed the disk."""
+    """A run without a fault: its files' essences, their pages, how often it changed the disk."""
 
     files: dict[str, str]
-    size: int
+    pages: int
     steps: int
 
 
@@ -147,7 +147,7 @@ BESIDE = re.compile(r"(^|/)(\.?lock|.*\.lock|record-\d{8}T\d{6}.*\.jsonl)$")
 """Locks, and records that a bench has kept of an earlier run."""
 CHANGING = (
     "environment", "created", "seconds", "films_per_second", "scored_now", "training_patients",
-    "versions", "resources_used",
+    "versions", "sha256", "size_bytes",
 )  # fmt: skip
 """Keys whose values another run may have otherwise."""
 TIMES = ("b", "bk", "bm")
