@@ -47,7 +47,7 @@ def resources(
             known = ", ".join(gate.ARCHITECTURES)
             raise UserError(f"--target {name}: unknown; use one of {known}")
     if out is not None:
-        effective.keep_beside(out)
+        effective.keep_beside(out, ours=gate.is_table(out))
     with progress_bar("tiles") as progress:
         tiles = gate.check_tiles(chosen, defaults_only=defaults_only, progress=progress)
     if out is not None:

@@ -81,9 +81,10 @@ def record(
     """
     from hmc_fast.files import refuse_overwrite
     from hmc_fast.study import read_study, write_study_record
+    from hmc_fast.study.record import is_study_record
 
     refuse_overwrite(out, run)
-    effective.keep_beside(out)
+    effective.keep_beside(out, ours=is_study_record(out))
     kept = read_study(run)
     write_study_record(out, kept)
     console.print(f"record {out}: {len(kept.jobs)} jobs", markup=False)

@@ -147,7 +147,8 @@ def frozen_manifest(
 
 def _check_empty(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.name != LOCK_FILE and not path.name.startswith("."):  # what a kill has left
+        mine = path.name == LOCK_FILE or path.name.startswith(".")  # what a kill has left
+        if path.is_file() and not mine:
             raise UserError(
                 f"{folder}: is for the parts of a prediction, and holds another file, {path.name}; "
                 "give another --out"

@@ -106,6 +106,16 @@ def read_study(path: Path) -> StudyRecord:
     return _read_folder(path) if path.is_dir() else _read_file(path)
 
 
+def is_study_record(path: Path) -> bool:
+    """Whether ``path`` is a study's record, so that another may take its place."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            parse_json(_Header, file.readline(), str(path))
+    except (OSError, UnicodeDecodeError, UserError):
+        return False
+    return True
+
+
 def write_study_record(path: Path, record: StudyRecord) -> None:
     """First line the study, then one line a job and one for each model's maps; atomically."""
     lines: list[dict[str, Any]] = [
