@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import typer
-from machine import PAGE, Ended, Fault, Machine, machine
+from machine import PAGE, Ended, Fault, Machine
 from writing_commands import ELSEWHERE, JOBS, Job, Undisturbed, essence, tree
 
 from hmc_fast.cli.app import application
@@ -157,23 +157,14 @@ def test_files_of_others_stay(
         assert foreign.read_text() == "mine\n", name
 
 
-@pytest.fixture(scope="module")
-def with_a_clock() -> Iterator[Machine]:
-    with machine(own_clock=True) as made:
-        yield made
-
-
 @each_job()
 def test_a_clock_that_steps_back(
-    job: Job, with_a_clock: Machine, inputs: dict[str, Path], undisturbed: Run
+    job: Job, computer: Machine, inputs: dict[str, Path], undisturbed: Run
 ) -> None:
-    """By an hour, while the command runs, and again before it goes on."""
+    """By an hour while the command runs, which a kill follows or not; then it is run again."""
     expected = undisturbed(job)
-    words = job.words(job.line, with_a_clock.disk, inputs)
+    words = job.words(job.line, computer.disk, inputs)
     rng = random.Random(f"clock {job.line}")
-    with_a_clock.new_disk()
-    with_a_clock.set_clock(0)
-    step = rng.randrange(expected.steps)
-    stepped = with_a_clock.run(words, Fault(step, kill=rng.random() < 0.5, clock_s=-HOUR_S))
-    with_a_clock.set_clock(-2 * HOUR_S)
-    ends_as_undisturbed(with_a_clock, job, words, expected, stepped)
+    computer.new_disk()
+    fault = Fault(rng.randrange(expected.steps), kill=rng.random() < 0.5, back_s=HOUR_S)
+    ends_as_undisturbed(computer, job, words, expected, computer.run(words, fault))

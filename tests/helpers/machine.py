@@ -29,8 +29,6 @@ STEPS = {
 }  # fmt: skip
 """Audit events that change a disk, and which of their arguments says where."""
 LONGEST_WAIT_S = 300
-FAKETIME = "libfaketimeMT.so.1"
-CLOCK = "clock"
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,8 @@ class Fault:
     step: int
     after_s: float = 0.0
     kill: bool = True
-    clock_s: float = 0.0
-    """Seconds by which the clock is set, the other way where negative."""
+    back_s: float = 0.0
+    """Seconds by which the clock is set back."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,9 @@ class Ended:
 
 @dataclass
 class Machine:
-    """``disk`` is its disk, as commands on it name it; ``clock`` the file that sets its clock."""
+    """``disk`` is its disk, as commands on it name it."""
 
     process: "subprocess.Popen[str]"
-    clock: Path
     disk: Path = DISK
 
     def run(self, words: Sequence[object], fault: Fault | None = None) -> Ended:
@@ -85,10 +82,6 @@ class Machine:
         """A file of the disk, or the disk, from outside."""
         return Path(f"/proc/{self.process.pid}/root{self.disk / path}")
 
-    def set_clock(self, seconds: float) -> None:
-        """Let the clock go so much before the true one, where the machine has its own."""
-        self.clock.write_text(f"{seconds:+.0f}")
-
     def _ask(self, **request: Any) -> Any:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -100,43 +93,26 @@ class Machine:
         return json.loads(answer)
 
 
-def faketime() -> str | None:
-    """The library that lets a process have a clock of its own, or None."""
-    named = os.environ.get("HMC_FAST_FAKETIME")
-    found = [Path(named)] if named else Path("/usr/lib").glob(f"*/faketime/{FAKETIME}")
-    return next((str(path) for path in found if path.is_file()), None)
-
-
 @contextmanager
-def machine(*, own_clock: bool = False) -> Iterator[Machine]:
+def machine() -> Iterator[Machine]:
     """A machine, or a skipped test where the system gives none."""
     if not all(map(shutil.which, ("unshare", "mount"))) or not DISK.is_dir():
         pytest.skip(f"needs unshare, mount and a folder {DISK}")
     rights = ["--map-root-user"] if os.geteuid() else []
-    library = faketime()
-    if own_clock and library is None:
-        pytest.skip("needs libfaketime: apt-get install faketime")
     with tempfile.TemporaryDirectory() as folder:
-        clock = Path(folder) / CLOCK
-        clock.write_text("+0")
-        variables = {
-            "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock),
-            "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1",
-        }  # fmt: skip
         process = subprocess.Popen(
             ["unshare", "--mount", *rights, sys.executable, __file__, folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None,
             text=True,
-            env=os.environ | (variables if own_clock else {}),
         )
         try:
             assert process.stdout is not None
             if process.stdout.readline() != "mounted\n":
                 pytest.skip("needs the right to make a mount namespace")
             assert process.stdout.readline() == "ready\n"
-            yield Machine(process, clock)
+            yield Machine(process)
         finally:
             process.kill()
             process.wait()
@@ -213,7 +189,7 @@ def _child(words: list[str], fault: dict[str, Any] | None, folder: Path, names: 
         out, err, steps = (os.open(n, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for n in names)
         for descriptor, number in ((nothing, 0), (out, 1), (err, 2)):
             os.dup2(descriptor, number)
-        _watch(folder, steps, None if fault is None else Fault(**fault))
+        _watch(steps, None if fault is None else Fault(**fault))
         from hmc_fast.cli.app import run
 
         code = run(words)
@@ -227,7 +203,7 @@ def _child(words: list[str], fault: dict[str, Any] | None, folder: Path, names: 
         os._exit(code)
 
 
-def _watch(folder: Path, steps: int, fault: Fault | None) -> None:
+def _watch(steps: int, fault: Fault | None) -> None:
     """Count the changes of the disk, and let the fault come over the one that it is meant for."""
     import signal
     import threading
@@ -235,8 +211,8 @@ def _watch(folder: Path, steps: int, fault: Fault | None) -> None:
     count = 0
 
     def strike(fault: Fault) -> None:
-        if fault.clock_s:
-            (folder / CLOCK).write_text(f"{fault.clock_s:+.0f}")
+        if fault.back_s:
+            _set_clock_back(fault.back_s)
         if fault.kill:
             os.killpg(0, signal.SIGKILL)
 
@@ -255,6 +231,27 @@ def _watch(folder: Path, steps: int, fault: Fault | None) -> None:
         count += 1
 
     sys.addaudithook(hook)
+
+
+def _set_clock_back(seconds: float) -> None:
+    """For this process's code; what is on the disk looks, from now on, as if made later."""
+    import time
+    from datetime import datetime, timedelta, tzinfo
+
+    class Earlier(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]  # no Earlier
+            return datetime.now(tz) - timedelta(seconds=seconds)
+
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() - seconds
+    time.time_ns = lambda: now_ns() - int(seconds * 1e9)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("hmc_fast") and getattr(module, "datetime", None) is datetime:
+            module.datetime = Earlier  # type: ignore[attr-defined]  # it has one
+    for path in DISK.rglob("*"):
+        later = path.stat().st_mtime + seconds
+        os.utime(path, (later, later))
 
 
 def _is_on_disk(path: object) -> bool:
