@@ -176,8 +176,13 @@ def _umask() -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write ``text`` as UTF-8, atomically; see :func:`spelled` for names that are none."""
+    write_atomically(path, lambda temporary: temporary.write_text(spelled(text), encoding="utf-8"))
+
+
+def spelled(text: str) -> str:
+    """Text with the bytes of file names that are no UTF-8 spelled out, as ``\\udcff``."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -224,6 +229,8 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
                     raise UserError(
                         f"{path} line {reader.line_num}: has more or fewer cells than the header"
                     )
+                if any("\0" in cell for cell in cells):
+                    raise UserError(f"{path} line {reader.line_num}: holds a zero byte")
                 if cells:
                     named = zip(header, (cell.strip() for cell in cells), strict=True)
                     rows.append((reader.line_num, dict(named)))

@@ -75,6 +75,11 @@ def test_an_input_is_known_by_any_of_its_names(tmp_path: Path) -> None:
         refuse_overwrite(output, source, folder, tmp_path / "missing")
 
 
+def test_bytes_of_names_that_are_no_text_are_spelled_out(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", os.fsdecode(b"film\xff ä"))
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "film\\udcff ä"
+
+
 def test_a_mark_comes_with_the_first_file(tmp_path: Path) -> None:
     """So that what a killed command has made is known, and one that refuses changes nothing."""
     mark, folder = tmp_path / "mark", tmp_path / "out"

@@ -16,7 +16,7 @@ from hmc_fast.evaluation.localisation import (
     check_localisation,
     read_localisation,
 )
-from hmc_fast.files import write_text
+from hmc_fast.files import spelled, write_text
 from hmc_fast.models.registry import MODEL_NAMES
 from hmc_fast.schema import STRICT, parse_json
 from hmc_fast.study.folder import (
@@ -171,7 +171,9 @@ def _read_folder(folder: Path) -> StudyRecord:
         raise UserError(f"{folder}: no job of this study is finished yet")
     class_names = jobs[0].predictions.class_names
     localisation = _read_localisation(folder, {job.model for job in jobs}, settings)
-    return StudyRecord(folder.name, settings, data, environment, class_names, jobs, localisation)
+    return StudyRecord(
+        spelled(folder.name), settings, data, environment, class_names, jobs, localisation
+    )
 
 
 def _held_out(path: Path, folds: Folds, fold: int) -> Predictions:

@@ -367,6 +367,14 @@ def test_a_film_that_vanishes_half_way_loses_nothing(
     assert len(summary.folds) == 2
 
 
+def test_a_folder_whose_name_is_no_text_is_named_in_a_record(
+    phantom_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / os.fsdecode(b"film\xffs")
+    shutil.copytree(phantom_folder, folder)
+    assert describe_films(read_mias(folder))["name"] == "film\\udcffs"
+
+
 def test_a_record_tells_of_a_subset(phantom_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "films"
     shutil.copytree(phantom_folder, folder)
