@@ -181,7 +181,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def spelled(text: str) -> str:
-    """Text with the bytes of file names that are no UTF-8 spelled out, as ``\\udcff``."""
+    r"""Text with the bytes of file names that are no UTF-8 spelled out, as ``\udcff``."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -76,7 +76,7 @@ def test_an_input_is_known_by_any_of_its_names(tmp_path: Path) -> None:
 
 
 def test_bytes_of_names_that_are_no_text_are_spelled_out(tmp_path: Path) -> None:
-    write_text(tmp_path / "a.txt", os.fsdecode(b"film\xff ä"))
+    write_text(tmp_path / "a.txt", os.fsdecode(b"film\xff \xc3\xa4"))
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "film\\udcff ä"
 
 
