@@ -34,6 +34,7 @@ from hmc_fast.export.sidecar import (
     FileIdentity,
     Profile,
     Sidecar,
+    read_description,
     sidecar_path,
     tensors_of,
     write_artefacts,
@@ -108,8 +109,16 @@ def check_output(out: Path, checkpoint: Path) -> None:
     """Raises :class:`UserError` where ``out`` would replace the checkpoint or a foreign file."""
     for path in (out, sidecar_path(out)):
         refuse_overwrite(path, checkpoint)
-    if out.exists() and not sidecar_path(out).is_file():
+    sidecar = sidecar_path(out)
+    if out.exists() and not sidecar.is_file():
         raise UserError(f"{out}: exists and is no export of ours; name another file, or remove it")
+    if sidecar.exists():
+        try:
+            read_description(sidecar)
+        except UserError:
+            raise UserError(
+                f"{sidecar}: exists and is no sidecar of ours; name another file, or remove it"
+            ) from None
 
 
 def name_files(export: OnnxExport, checkpoint: Path, out: Path) -> Sidecar:

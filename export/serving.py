@@ -99,15 +99,17 @@ def write_model_repository(artefact: Path, out: Path, options: ServingOptions) -
         check_file(checkpoint, sidecar.checkpoint, f"the sidecar of {artefact.name}")
         check_description(artefact, sidecar, load_model(checkpoint).metadata)
     _check_servable(artefact, sidecar, options)
-    name = options.name or sidecar.model["name"]
+    name = served_name(artefact, options)
     if name == options.film_model:
         raise UserError(f"{name}: is the name of both models; give another --name or --film-model")
     folder, film_folder = make_folder(out) / name, out / options.film_model
-    for path, option in ((folder, "--name"), (film_folder, "--film-model")):
-        if path.exists():
-            raise UserError(f"{path}: exists already; remove it, or choose another {option}")
     config = model_config(sidecar, name, options)
     film_config = film_model_config(sidecar, name, options)
+    # A kill between the two folders has left the first.
+    half = not folder.exists() and _is_film_model(film_folder, film_config)
+    for path, option in ((folder, "--name"), (film_folder, "--film-model")):
+        if path.exists() and not half:
+            raise UserError(f"{path}: exists already; remove it, or choose another {option}")
 
     def fill_film(new: Path) -> None:
         program = new / FILM_VERSION / "model.py"
@@ -122,10 +124,24 @@ def write_model_repository(artefact: Path, out: Path, options: ServingOptions) -
         shutil.copyfile(artefact, served)
         shutil.copyfile(sidecar_path(artefact), sidecar_path(served))
         _write_texts(new, sidecar, config)
-        write_folder(film_folder, fill_film)
+        if not half:
+            write_folder(film_folder, fill_film)
 
     write_folder(folder, fill)
     return folder
+
+
+def served_name(artefact: Path, options: ServingOptions) -> str:
+    """The name of the artefact's model in a repository, and of its folder there."""
+    return options.name or str(read_sidecar(artefact).model["name"])
+
+
+def _is_film_model(folder: Path, config: str) -> bool:
+    """Whether ``folder`` holds the film model of ``config``, whole as all that is written is."""
+    try:
+        return (folder / CONFIG_FILE).read_text(encoding="utf-8") == config
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def model_config(sidecar: Sidecar, name: str, options: ServingOptions) -> str:

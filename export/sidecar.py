@@ -235,6 +235,13 @@ def read_sidecar(artefact: Path) -> Sidecar:
             f"{artefact}: has no sidecar {path.name} beside it, so nothing is known of it; copy "
             "the sidecar too, or export the checkpoint again"
         )
+    sidecar = read_description(path)
+    check_file(artefact, sidecar.file, f"its sidecar {path.name}")
+    return sidecar
+
+
+def read_description(path: Path) -> Sidecar:
+    """A sidecar by its own name; raises :class:`UserError` where it is none, or damaged."""
     values = read_json(path)
     if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
         raise UserError(
@@ -242,14 +249,12 @@ def read_sidecar(artefact: Path) -> Sidecar:
             "the checkpoint again"
         )
     try:
-        sidecar = Sidecar.from_json(values)
+        return Sidecar.from_json(values)
     except (ValueError, UserError) as error:
         raise UserError(
             f"{path}: is no sidecar of ours or is damaged (problem with {_reason(error)}); export "
             "the checkpoint again"
         ) from None
-    check_file(artefact, sidecar.file, f"its sidecar {path.name}")
-    return sidecar
 
 
 def _reason(error: Exception) -> str:

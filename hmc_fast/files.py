@@ -1,11 +1,12 @@
-"""Writing files so that nothing is ever half-written."""
+"""Writing files so that nothing is ever half-written; reading JSON and CSV."""
 
+import csv
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp, mkstemp
 from typing import Any
@@ -16,23 +17,65 @@ NAME_START = 60
 """Characters of a file's name that its temporary one begins with; names end at 255 bytes."""
 
 
-_made: ContextVar[list[Path] | None] = ContextVar("made", default=None)
+@dataclass
+class _Output:
+    """Where a command writes, and the file that marks it as the command's."""
+
+    path: Path
+    mark: Path
+    text: str
+    marked: bool = False
+
+
+@dataclass
+class _Command:
+    """What a running command has made."""
+
+    folders: list[Path] = field(default_factory=list)
+    outputs: list[_Output] = field(default_factory=list)
+
+
+_running: list[_Command] = []
+"""The running command, if any; its threads write for it as well."""
 
 
 @contextmanager
-def no_empty_folders() -> Iterator[None]:
-    """Where the block fails, the folders that it made and left empty go with it."""
-    made: list[Path] = []
-    token = _made.set(made)
+def no_debris() -> Iterator[None]:
+    """A command runs in this block.
+
+    Where it fails, the folders that it made and left empty go with it.
+    """
+    command = _Command()
+    _running.append(command)
     try:
         yield
     except BaseException:
-        for folder in reversed(made):
+        for folder in reversed(command.folders):
             with suppress(OSError):  # not empty: somebody needs it
                 folder.rmdir()
         raise
     finally:
-        _made.reset(token)
+        _running.remove(command)
+
+
+def mark_output(output: Path, mark: Path, text: str) -> None:
+    """Write ``text`` to ``mark`` just before the running command's first file in ``output``.
+
+    So a later run knows whose files these are, even after a kill, and a command that refuses to
+    write changes nothing. ``output`` is a file or a folder of files.
+    """
+    path, mark = output.absolute(), mark.absolute()  # a link is what is replaced, not its target
+    for command in _running[-1:]:
+        command.outputs.append(_Output(path, mark, text))
+
+
+def _mark(path: Path) -> None:
+    """``path`` is about to be there."""
+    path = path.absolute()
+    for output in (output for command in _running[-1:] for output in command.outputs):
+        if not output.marked and path != output.mark and path.is_relative_to(output.path):
+            write_text(output.mark, output.text)
+            output.marked = True
 
 
 def make_folder(path: Path) -> Path:
@@ -40,8 +83,8 @@ def make_folder(path: Path) -> Path:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if (made := _made.get()) is not None:
-            made += reversed(missing)
+        for command in _running[-1:]:
+            command.folders += reversed(missing)
         if not os.access(path, os.W_OK):
             raise PermissionError(13, "no permission to write")
     except OSError as error:
@@ -69,6 +112,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        _mark(path)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror or error})") from None
@@ -85,7 +129,7 @@ def write_folder(path: Path, fill: Callable[[Path], object], *, replace: bool = 
 
     Raises :class:`UserError` where the disk refuses, or ``path`` holds something that may not go.
     """
-    path = path.resolve()
+    named, path = path, path.resolve()
     aside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +137,7 @@ def write_folder(path: Path, fill: Callable[[Path], object], *, replace: bool = 
         new, old = aside / "new", aside / "old"
         new.mkdir()
         fill(new)
+        _mark(named)
         if replace and path.exists():
             path.replace(old)
         try:
@@ -131,8 +176,13 @@ def _umask() -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write ``text`` as UTF-8, atomically; see :func:`spelled` for names that are none."""
+    write_atomically(path, lambda temporary: temporary.write_text(spelled(text), encoding="utf-8"))
+
+
+def spelled(text: str) -> str:
+    r"""Text with the bytes of file names that are no UTF-8 spelled out, as ``\udcff``."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -156,3 +206,36 @@ def read_json(path: Path) -> Any:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """A CSV table in UTF-8: its columns in lower case, and each row by column, with its line.
+
+    Cells are without blanks around them.
+
+    Raises :class:`UserError` where it cannot be read, names a column twice, or a row has more or
+    fewer cells than the header.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            if len(set(header)) < len(header):
+                double = max(header, key=header.count)
+                raise UserError(f"{path}: has an unknown or doubled column {double!r}")
+            rows = []
+            for cells in reader:
+                if cells and len(cells) != len(header):
+                    raise UserError(
+                        f"{path} line {reader.line_num}: has more or fewer cells than the header"
+                    )
+                if any("\0" in cell for cell in cells):
+                    raise UserError(f"{path} line {reader.line_num}: holds a zero byte")
+                if cells:
+                    named = zip(header, (cell.strip() for cell in cells), strict=True)
+                    rows.append((reader.line_num, dict(named)))
+            return header, rows
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: is no CSV table in UTF-8 ({error})") from None

@@ -4,10 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
+from full_disk import room_for
 
 from hmc_fast import UserError
 from hmc_fast.data import Film, read_mias, write_phantoms
-from hmc_fast.files import refuse_overwrite, write_atomically, write_folder, write_text
+from hmc_fast.files import (
+    mark_output,
+    no_debris,
+    refuse_overwrite,
+    write_atomically,
+    write_folder,
+    write_text,
+)
 from hmc_fast.study import run_cross_validation
 from hmc_fast.training import TrainingConfig
 
@@ -65,6 +73,30 @@ def test_an_input_is_known_by_any_of_its_names(tmp_path: Path) -> None:
             refuse_overwrite(output, source, folder)
     for output in (tmp_path / "new", folder / "new"):
         refuse_overwrite(output, source, folder, tmp_path / "missing")
+
+
+def test_bytes_of_names_that_are_no_text_are_spelled_out(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", os.fsdecode(b"film\xff \xc3\xa4"))
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "film\\udcff ä"
+
+
+def test_a_mark_comes_with_the_first_file(tmp_path: Path) -> None:
+    """So that what a killed command has made is known, and one that refuses changes nothing."""
+    mark, folder = tmp_path / "mark", tmp_path / "out"
+    folder.mkdir()
+
+    def write(text: str) -> None:
+        with no_debris():
+            mark_output(folder, mark, "options")
+            write_text(tmp_path / "elsewhere", "x")
+            assert not mark.exists()
+            write_text(folder / "a", text)
+
+    with room_for(10), pytest.raises(UserError, match="File too large"):
+        write("longer than there is room for")
+    assert not mark.exists()
+    write("short")
+    assert mark.read_text() == "options"
 
 
 def test_phantoms_leave_a_folder_of_others_alone(

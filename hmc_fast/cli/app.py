@@ -18,7 +18,7 @@ from hmc_fast.cli import output
 from hmc_fast.cli.commands import COMMANDS, register
 from hmc_fast.cli.output import errors
 from hmc_fast.errors import UserError
-from hmc_fast.files import no_empty_folders
+from hmc_fast.files import no_debris
 
 NAME = "hmc-fast"
 INTERRUPTED = 130
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     words = _global_first(arguments)
     try:
         app = application(_chosen_command(words))
-        with no_empty_folders():
+        with no_debris():
             code = app(words, prog_name=NAME, standalone_mode=False)
         if code == INTERRUPTED:  # some releases of typer turn Ctrl-C into this result
             raise KeyboardInterrupt

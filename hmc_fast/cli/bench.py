@@ -34,6 +34,8 @@ PRESETS = {
     "full": Preset("hmc_net_lesions", 1024, 5, 2, 8, 1e-4),
     "paper": Preset("hmc_net", 224, 5, 30, 16, 1e-4),
 }
+BENCH_FILES = ("record.jsonl", "report.*", "trace-*.json")
+"""What every bench command writes into its folder; not the study of the main job."""
 PHANTOM_PATIENTS = 24
 PHANTOM_SIZE = 256
 
@@ -117,6 +119,7 @@ def bench(
     )
     films = None if data is None else read_films(data)
     folder = bench_folder(out, "bench")
+    effective.keep_in(folder, *BENCH_FILES)
     films = _phantoms(folder / "phantoms") if films is None else films
     description = {
         "name": "procedural phantoms" if data is None else f"MIAS-style folder {data.name}",
@@ -129,7 +132,6 @@ def bench(
             chosen, films, description, folder, on_training=report, on_stage=say_stage
         )
     write_record(folder / RECORD_FILE, record)
-    effective.keep(folder)
     show(record, "bench", folder, as_json=as_json)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hmc_fast.cli import options
+from hmc_fast.cli.config_file import OPTIONS_FILE, Effective, takes_config
 from hmc_fast.cli.output import console, errors, print_json, print_table
 from hmc_fast.errors import UserError
 
@@ -80,6 +81,7 @@ def _conclusion(regression: bool, too_noisy: bool, band: float) -> str:
     return f"too noisy to judge some rows ({least})" if too_noisy else f"no regression ({least})"
 
 
+@takes_config
 def report(
     records: Annotated[
         list[Path],
@@ -90,6 +92,8 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder; that of the last record by default.")
     ] = None,
+    *,
+    effective: Effective,
 ) -> None:
     """Write report.md and report.html of one or several records of any bench commands.
 
@@ -108,5 +112,8 @@ def report(
     for _, record in named:
         for problem in record.problems:
             errors.print(problem, style="yellow", markup=False, highlight=False)
-    markdown, html = write_reports(named, make_folder(out or records[-1].parent))
+    folder = out or records[-1].parent
+    # Beside the options of the run that made the record.
+    effective.keep_in(folder, "report.md", "report.html", options_file=f"report.{OPTIONS_FILE}")
+    markdown, html = write_reports(named, make_folder(folder))
     console.print(f"report {markdown}\n       {html}", markup=False)

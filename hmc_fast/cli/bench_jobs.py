@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hmc_fast.cli import bench_options, options
-from hmc_fast.cli.bench import bench_folder, say_stage, show
+from hmc_fast.cli.bench import BENCH_FILES, bench_folder, say_stage, show
 from hmc_fast.cli.choices import choice
 from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
@@ -178,8 +178,8 @@ def _run(
         console.print(f"at most {plan.minutes:g} minutes; what is left then is a row that says so")
         return None
     folder = bench_folder(out, f"bench-{plan.job}")
+    effective.keep_in(folder, *BENCH_FILES)
     with progress_bar("cases") as report:
         record = run_plan(plan, folder, on_stage=say_stage, on_case=report)
-    effective.keep(folder)
     show(record, plan.job, folder, as_json=as_json)
     return folder

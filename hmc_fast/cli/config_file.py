@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import yaml
@@ -26,52 +26,98 @@ from hmc_fast.cli.panels import with_panel
 from hmc_fast.errors import UserError
 
 OPTIONS_FILE = "options.yaml"
-MARK = "# hmc-fast "
+MARK = b"# hmc-fast "
 """What a file of kept options begins with."""
+LONGEST_MARK = 200
 NOT_KEPT = ("config", "help")
 """Parameters that are no part of what a result was made by."""
 
 
 @dataclass(frozen=True)
 class Effective:
-    """The options that a command runs with, given or by default; None is left out."""
+    """The options that a command runs with, given or by default; None is left out.
+
+    They stand with every result. A command says where it writes before it does; the options are
+    written with the first file. They tell its files from those of others, which it refuses to
+    replace.
+    """
 
     command: str
     values: Mapping[str, Any]
 
-    def keep(self, result: Path, *, inside: bool = True) -> None:
-        """Write them into a folder of results, or beside a file or a folder that is not our own.
+    def keep_in(self, folder: Path, *names: str, options_file: str = OPTIONS_FILE) -> None:
+        """The command writes into ``folder``, and of ``names`` those that nobody else looks after.
 
-        Raises :class:`UserError` where that cannot be written, or would replace another file.
+        They may be patterns.
+
+        Raises :class:`UserError` where one of them, or the file of options, is of others.
         """
+        mark = folder / options_file
+        check_place(mark)
+        if not any(map(self._is_of_group, folder.glob(f"*{OPTIONS_FILE}"))):
+            for path in (path for name in names for path in folder.glob(name)):
+                _refuse(path)
+        self._mark(folder, mark)
+
+    def keep_beside(self, result: Path, *, ours: bool = False) -> None:
+        """The command writes ``result``, a file or a whole folder.
+
+        ``ours`` says that what is there has been looked at, and may be replaced.
+
+        Raises :class:`UserError` where it, or the file of options, is of others.
+        """
+        mark = beside(result)
+        check_place(mark)
+        if result.exists() and not ours and not self._is_of_group(mark):
+            _refuse(result)
+        self._mark(result, mark)
+
+    def write(self, path: Path) -> None:
+        """Write the options now; raises :class:`UserError` where ``path`` is of others."""
         from hmc_fast.files import write_text
 
-        within, beside = _places(result)
-        path = within if inside and result.is_dir() else beside
         check_place(path)
+        write_text(path, self._text(path))
+
+    def _mark(self, output: Path, mark: Path) -> None:
+        from hmc_fast.files import mark_output
+
+        mark_output(output, mark, self._text(mark))
+
+    def _text(self, path: Path) -> str:
         dumped = yaml.safe_dump(dict(self.values), sort_keys=False, allow_unicode=True)
-        write_text(path, f"# {self.command} --config {path.name}\n{dumped}")
+        return f"# {self.command} --config {path.name}\n{dumped}"
+
+    def _is_of_group(self, mark: Path) -> bool:
+        """Whether this command, or another of its group, has made the file of options."""
+        return mark.is_file() and _first_words(mark) == self.command.split()[:2]
 
 
 def check_place(path: Path) -> None:
-    """Raises :class:`UserError` where ``path`` is a file that :meth:`Effective.keep` never made."""
-    if not path.exists():
-        return
+    """Raises :class:`UserError` where ``path`` is a file that is none of options."""
+    if path.exists() and not _first_words(path):
+        _refuse(path)
+
+
+def beside(result: Path) -> Path:
+    """Where the options of a file stand, or of a folder that is not ours alone."""
+    return result.with_name(f"{result.name}.{OPTIONS_FILE}")
+
+
+def _refuse(path: Path) -> NoReturn:
+    raise UserError(
+        f"{path}: no command made it, and it is not overwritten; move it, or name another output"
+    )
+
+
+def _first_words(path: Path) -> list[str]:
+    """Program and command that made a file of options; empty for any other file."""
     try:
         with path.open("rb") as file:
-            ours = file.read(len(MARK)) == MARK.encode()
+            line = file.readline(LONGEST_MARK)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if not ours:
-        raise UserError(
-            f"{path}: no command made it, and it is not overwritten; move it, or name another "
-            "output"
-        )
-
-
-def _places(result: Path) -> tuple[Path, Path]:
-    """Where options are kept: in a folder, or beside what is none."""
-    return result / OPTIONS_FILE, result.with_name(f"{result.name}.{OPTIONS_FILE}")
+    return line[1:].decode(errors="replace").split()[:2] if line.startswith(MARK) else []
 
 
 def takes_config(command: Callable[..., None]) -> Callable[..., None]:
@@ -102,7 +148,7 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
         if takes_context:
             values["context"] = context
         if isinstance(values.get("out"), Path):  # before the work, not after it
-            for place in _places(values["out"]):
+            for place in (values["out"] / OPTIONS_FILE, beside(values["out"])):
                 check_place(place)
         command(effective=_effective(context), **values)
 

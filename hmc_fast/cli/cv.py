@@ -87,6 +87,7 @@ def cv(
         return
     if not job and protocol == PROTOCOL and not (out / STUDY_FILE).exists():
         _warn_of_copies(films)
+    effective.keep_in(out)
     with progress_bar("films") as report:
         summaries = run_cross_validation(
             names,
@@ -98,7 +99,6 @@ def cv(
             on_progress=report,
             **partition,
         )
-    effective.keep(out)
     if as_json:
         print_json([summary.to_json() for summary in summaries])
         return

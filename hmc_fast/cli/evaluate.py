@@ -48,6 +48,7 @@ def evaluate(
 
     if out is not None:
         refuse_overwrite(out, data, *checkpoint)
+        effective.keep_beside(out)
     device = default_device()
     members = load_ensemble(checkpoint, backend=backend, device=device)
     metadata = members[0].metadata
@@ -96,7 +97,6 @@ def evaluate(
     predictions = parts[0] if len(parts) == 1 else ensemble(parts)
     if out is not None:
         predictions.save(out)
-        effective.keep(out)
     interval = predictions.auc_interval()
     result = {
         "checkpoints": [str(path) for path in checkpoint],

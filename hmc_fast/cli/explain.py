@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,7 +89,9 @@ def explain(
     chosen = check_methods(method or [])
     films = list(_films(dict.fromkeys(files), annotations))
     names = _file_names(films)
-    _check_outputs(out, names, maps, files, checkpoint)
+    written = _written(names, maps)
+    _check_outputs(out, written, files, checkpoint)
+    effective.keep_in(out, *map(escape, written))
     if dicom_out is not None:
         _check_dicom_out(dicom_out, names, files)
     device = default_device()
@@ -138,7 +141,6 @@ def explain(
         "films": [explanation.to_json() for explanation in explanations],
     }
     write_json(out / SUMMARY_FILE, result)
-    effective.keep(out)
     if as_json:
         print_json(result)
         return
@@ -179,8 +181,15 @@ def _file_names(films: Sequence["Film"]) -> list[str]:
     return names
 
 
+def _written(names: Sequence[str], maps: bool) -> list[str]:
+    """Names of the files that are written for films of these names."""
+    suffixes = (".png", ".npz") if maps else (".png",)
+    pictures = [f"{name}{suffix}" for name in names for suffix in suffixes]
+    return [*pictures, CONTACT_FILE, PAGE_FILE, SUMMARY_FILE]
+
+
 def _check_outputs(
-    out: Path, names: Sequence[str], maps: bool, films: Sequence[Path], checkpoint: Path
+    out: Path, written: Sequence[str], films: Sequence[Path], checkpoint: Path
 ) -> None:
     """Raises :class:`UserError` where a file to write is one that is read, or lies beside films.
 
@@ -190,9 +199,7 @@ def _check_outputs(
 
     if not out.exists():
         return
-    suffixes = (".png", ".npz") if maps else (".png",)
-    written = [f"{name}{suffix}" for name in names for suffix in suffixes]
-    for name in (*written, CONTACT_FILE, PAGE_FILE, SUMMARY_FILE):
+    for name in written:
         refuse_overwrite(out / name, checkpoint, *films)
     if any(path.resolve().parent == out.resolve() for path in films):
         raise UserError(f"--out {out}: holds the films; name a folder for the pictures alone")

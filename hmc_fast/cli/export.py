@@ -90,11 +90,11 @@ def onnx(
 
     target = out or checkpoint.with_suffix(".onnx")
     check_output(target, checkpoint)
+    effective.keep_beside(target, ours=True)
     films = _calibration_films(quantise, calibration, calibration_films)
     make_folder(target.parent)
     graph = _graph(checkpoint, precision, batch, size, quantise, films, runtime=runtime)
     sidecar = write_onnx(graph, checkpoint, target)
-    effective.keep(target)
     _print(sidecar, target, as_json)
 
 
@@ -163,12 +163,12 @@ def tensorrt(
     if plugin and quantise is not None:
         raise UserError("--plugin and --quantise exclude each other: our kernels take no int8")
     check_options(chosen, checkpoint, path)
+    effective.keep_beside(path, ours=True)
     films = _calibration_films(quantise, calibration, calibration_films)
     precision = precision or ("fp16" if quantise is None else "fp32")
     graph = _graph(checkpoint, precision, batch, size, quantise, films, engine=chosen)
     with progress_bar("percent") as report:
         sidecar = write_engine(graph, checkpoint, path, chosen, on_progress=report)
-    effective.keep(path)
     _print(sidecar, path, as_json)
 
 
@@ -200,11 +200,11 @@ def kernels(
     from hmc_fast.export.onnx_export import trace_checkpoint
 
     targets = check_targets([part.strip() for part in target.split(",")])
+    effective.keep_beside(out, ours=True)
     with progress_bar("steps") as report:
         traced = trace_checkpoint(checkpoint, precision=precision, size=size, on_progress=report)
         calls = attention_calls(traced.program)
         manifest = write_kernels(calls, targets, checkpoint, precision, out)
-    effective.keep(out, inside=False)
     uses = check_kernels(out, read_manifest(out)) if check else []
     if as_json:
         print_json(
@@ -269,7 +269,7 @@ def triton_server(
     Example: [bold]hmc-fast export triton-server model.onnx --out repository[/bold]
     """
     from hmc_fast.export import export_onnx
-    from hmc_fast.export.serving import ServingOptions, write_model_repository
+    from hmc_fast.export.serving import ServingOptions, served_name, write_model_repository
     from hmc_fast.export.sidecar import Profile
 
     chosen = ServingOptions(
@@ -287,8 +287,8 @@ def triton_server(
                 size=size,
                 on_progress=report,
             )
+        effective.keep_beside(out / served_name(artefact, chosen), ours=True)
         written = write_model_repository(artefact, out, chosen)
-    effective.keep(written)
     if as_json:
         print_json({"folder": str(written)})
     else:

@@ -8,6 +8,7 @@ import typer
 
 from hmc_fast.cli import options
 from hmc_fast.cli.choices import choice
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, print_json, print_table, progress
 from hmc_fast.errors import UserError
 
@@ -20,6 +21,7 @@ INCOMPLETE = 3
 """Exit code where nothing failed and something was not reached."""
 
 
+@takes_config
 def gpu_check(
     minutes: Annotated[
         float, typer.Option(min=0.1, help="Stop here; the same command goes on later.")
@@ -33,6 +35,8 @@ def gpu_check(
         bool, typer.Option("--list", help="Print the steps, and run none.")
     ] = False,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Run on a GPU what no other machine can prove: parity, stray accesses, exports, speed, tiles.
 
@@ -59,6 +63,7 @@ def gpu_check(
         return
     if (reason := why_no_device()) is not None:
         raise UserError(f"gpu-check: {reason}; use --list to see what it would run")
+    effective.keep_in(out, "report.*", "proposed-tiles.json", "speed/*")
     made_on, architecture = identity()
     steps = of_parts(all_steps(out.absolute(), architecture, checkout_tests()), part)
 

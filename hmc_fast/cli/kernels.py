@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hmc_fast.cli import options
+from hmc_fast.cli.config_file import Effective, takes_config
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_json, write_text
@@ -16,6 +17,7 @@ app = typer.Typer(
 
 
 @app.command()
+@takes_config
 def resources(
     architecture: Annotated[
         list[str] | None,
@@ -28,6 +30,8 @@ def resources(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Also write a Markdown table here.")] = None,
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Build every shipped tile for its architecture, without a GPU: registers, spills, memory.
 
@@ -42,6 +46,8 @@ def resources(
         if name not in gate.ARCHITECTURES:
             known = ", ".join(gate.ARCHITECTURES)
             raise UserError(f"--target {name}: unknown; use one of {known}")
+    if out is not None:
+        effective.keep_beside(out, ours=gate.is_table(out))
     with progress_bar("tiles") as progress:
         tiles = gate.check_tiles(chosen, defaults_only=defaults_only, progress=progress)
     if out is not None:
@@ -62,8 +68,11 @@ def resources(
 
 
 @app.command()
+@takes_config
 def tune(
     out: Annotated[Path, typer.Option(help="The tile file to propose, for review.")],
+    *,
+    effective: Effective,
 ) -> None:
     """Time tiles on this GPU and propose a tile file; nothing that is installed changes.
 
@@ -77,6 +86,7 @@ def tune(
 
     from hmc_fast.kernels.building.tuning import propose_tiles
 
+    effective.keep_beside(out)
     with progress_bar("kernels") as progress:
         document = propose_tiles(
             torch.device("cuda", torch.cuda.current_device()),

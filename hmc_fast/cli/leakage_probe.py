@@ -76,6 +76,8 @@ def leakage_probe(
     name = None if model == NO_MODEL else model
     folder = out or Path("runs") / f"leakage-{datetime.now():%Y%m%d-%H%M%S}"
     rows: list[dict[str, Any]] = []
+    if name:
+        effective.keep_in(folder)
     with progress_bar("films") as report:
         probes = run_probe(
             films,
@@ -114,8 +116,6 @@ def leakage_probe(
                     "environment": environment(),
                 }
             )
-    if name:
-        effective.keep(folder)
     if as_json:
         print_json(rows)
         return

@@ -53,6 +53,7 @@ def localise(
     from hmc_fast.checkpoint import load_model
     from hmc_fast.data import read_films
     from hmc_fast.devices import default_device
+    from hmc_fast.evaluation.localisation import LOCALISATION_FILE
     from hmc_fast.explain.localisation import (
         LocalisationSettings,
         measure_localisation,
@@ -73,6 +74,8 @@ def localise(
     by_model: dict[str, list[Path]] = defaultdict(list)
     for path in checkpoints:
         by_model[load_model(path).metadata.model.name].append(path)
+    for name in by_model:  # not in the folder: that of a study holds the study's options
+        effective.keep_beside(out / name / LOCALISATION_FILE)
     results = []
     with progress_bar("films") as report:
         for name, paths in by_model.items():
@@ -86,7 +89,6 @@ def localise(
             )
             write_localisation(make_folder(out / name), result)
             results.append(result)
-    effective.keep(out)
     if as_json:
         print_json(results)
         return

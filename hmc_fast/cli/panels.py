@@ -24,7 +24,9 @@ PANELS = {
         "hardware-compatible plugin check require-engine max-logit max-auc record instances "
         "max-queue-delay readers"
     ),
-    "Measurement": "preset case peer pass part retry graphs seconds minutes profile",
+    "Measurement": (
+        "preset case peer pass part retry graphs seconds minutes profile metric defaults-only"
+    ),
     "Machine": ("device devices num-nodes backend engine precision batch-size workers chunk job"),
     "Network": "server host port ae allow send-to tls-cert tls-key tls-ca connections timeout",
     "Output": "out maps dicom-out queue queue-films max-mib list list-jobs json config",

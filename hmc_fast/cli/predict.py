@@ -257,12 +257,12 @@ def write_scores(
     from hmc_fast.prediction.job import ALL, parts_folder, share_of
 
     share = ALL if chunk is None else share_of(chunk)
+    effective.keep_beside(out, ours=True)
     with progress_bar("films") as report:
         outcome = job.run_to_table(out, decision.threshold, share, report)
     record |= {**outcome.to_json(), "environment": environment()}
     if not outcome.chunks_missing:
         write_json(parts_folder(out) / RECORD_FILE, record)
-        effective.keep(out)
     if as_json:
         print_json(record)
     elif outcome.chunks_missing:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hmc_fast.cli import options
-from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.config_file import Effective, beside, takes_config
 from hmc_fast.cli.output import errors
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -90,7 +90,7 @@ def dicom(
         )
 
     def on_ready(bound: int) -> None:
-        effective.keep(queue, inside=False)
+        effective.write(beside(queue))
         errors.print(
             f"{settings.ae} listens on {host}:{bound}; research software, no diagnoses",
             markup=False,

@@ -27,6 +27,7 @@ Runs = Annotated[
 
 
 @study.command()
+@takes_config
 def report(
     runs: Runs,
     out: Annotated[
@@ -37,6 +38,8 @@ def report(
         choice("metric", METRICS, help="What the critical-difference diagram ranks by."),
     ] = "auc_roc",
     as_json: options.AsJson = False,
+    *,
+    effective: Effective,
 ) -> None:
     """Tables, tests and figures of one study, or of several that differ in a setting.
 
@@ -51,6 +54,7 @@ def report(
 
     comparison = compare([read_study(run) for run in runs])
     folder = out or (runs[0] if runs[0].is_dir() else Path("runs") / runs[0].stem) / "report"
+    effective.keep_in(folder, "report.*", "figures/*")
     paths = write_study_reports(comparison, folder, metric)
     if as_json:
         print_json(comparison_json(comparison))
@@ -62,9 +66,12 @@ def report(
 
 
 @study.command()
+@takes_config
 def record(
     run: Annotated[Path, typer.Argument(help="A study folder.")],
     out: Annotated[Path, typer.Option(help="JSON lines file to write.")],
+    *,
+    effective: Effective,
 ) -> None:
     """Keep a study's numbers in one file: settings, learning curves, out-of-fold logits.
 
@@ -74,8 +81,10 @@ def record(
     """
     from hmc_fast.files import refuse_overwrite
     from hmc_fast.study import read_study, write_study_record
+    from hmc_fast.study.record import is_study_record
 
     refuse_overwrite(out, run)
+    effective.keep_beside(out, ours=is_study_record(out))
     kept = read_study(run)
     write_study_record(out, kept)
     console.print(f"record {out}: {len(kept.jobs)} jobs", markup=False)
@@ -142,6 +151,7 @@ def lesions(
         f"{' --clahe' if clahe else ''}"
         f"{' --allow-missing' if allow_missing else ''}"
     )
+    effective.keep_in(out)
     scored = SCORED_RECIPES if recipes or attention else ()
     with progress_bar("films or folds") as report:
         record = run_lesion_study(
@@ -155,7 +165,6 @@ def lesions(
             command=command,
             on_progress=report,
         )
-    effective.keep(out)
     table = lesion_table(record)
     if as_json:
         figures = [asdict(figure) for figure in lesion_figures(record)]

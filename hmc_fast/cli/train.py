@@ -59,6 +59,7 @@ def train(
         hold_out,
         partition.protocol,
     )
+    effective.keep_in(out)
     cache = FilmCache(training.preprocessing(model))
     with progress_bar("films") as report:
         epochs = training.epochs_of(model)
@@ -75,7 +76,6 @@ def train(
         )
     if not result:  # only one of several processes reports
         return
-    effective.keep(out)
     if as_json:
         print_json(result)
         return

@@ -54,6 +54,7 @@ def verify(
     if out is not None:
         origin = checkpoint or artefact.parent / sidecar.checkpoint.name
         refuse_overwrite(out, artefact, sidecar_path(artefact), origin, data)
+        effective.keep_beside(out)
     given = {"logit": max_logit, "auc": max_auc}
     changes = {name: value for name, value in given.items() if value is not None}
     bounds = replace(BOUNDS[sidecar.numerics], **changes)
@@ -70,7 +71,6 @@ def verify(
     passed = result.passed and (result.artefact_ran or not require_engine)
     if out is not None:
         write_json(out, result.to_json())
-        effective.keep(out)
     if record and passed:
         verified = {key: result.to_json()[key] for key in ("created", "films", "bounds", "rows")}
         record_verification(artefact, sidecar, verified)

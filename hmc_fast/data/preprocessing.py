@@ -140,7 +140,8 @@ class Preprocessing:
         """
         box = frame.box
         part = plane[box.top : box.bottom, box.left : box.right]
-        part = part[:, ::-1] if box.mirrored else part
+        # A copy: of one column, NumPy calls a mirrored view contiguous, and PyTorch refuses it.
+        part = part[:, ::-1].copy() if box.mirrored else part
         image = torch.from_numpy(np.ascontiguousarray(part, np.float32))[None, None]
         rows, columns = part.shape
         if self.native:

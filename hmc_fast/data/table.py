@@ -8,15 +8,14 @@ lesions. ``tissue`` says how dense the breast is. ``collection`` names the patie
 data set, so that patients of the same name elsewhere are others.
 """
 
-import csv
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 from hmc_fast.data.films import SEVERITIES, Film, Finding, Severity
 from hmc_fast.data.mias import read_mias
 from hmc_fast.data.pixels import film_header
 from hmc_fast.errors import UserError
+from hmc_fast.files import read_rows
 
 NEEDED = ("path", "patient", "label")
 CIRCLE = ("x", "y", "radius")
@@ -46,7 +45,9 @@ def read_table(table: Path) -> list[Film]:
     """
     films: dict[Path, Film] = {}
     names: dict[str, Path] = {}
-    for line, row in _rows(table):
+    header, rows = read_rows(table)
+    _check_header(table, header)
+    for line, row in rows:
         try:
             film = _film(row, table.parent)
         except ValueError as error:
@@ -73,34 +74,14 @@ def read_table(table: Path) -> list[Film]:
     return list(films.values())
 
 
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = [(name or "").strip().lower() for name in reader.fieldnames or []]
-            _check_header(table, header)
-            reader.fieldnames = header
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"{table} line {reader.line_num}: has more or fewer cells than the header"
-                    )
-                yield reader.line_num, {key: value.strip() for key, value in row.items()}
-    except OSError as error:
-        raise UserError(f"{table}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: is no CSV table in UTF-8 ({error})") from None
-
-
 def _check_header(table: Path, header: list[str]) -> None:
     missing = [name for name in NEEDED if name not in header]
     if missing:
         raise UserError(f"{table}: lacks the column {missing[0]}; needed are {', '.join(NEEDED)}")
     unknown = [name for name in header if name not in (*NEEDED, *OPTIONAL)]
-    if unknown or len(set(header)) < len(header):
-        wrong = unknown[0] if unknown else max(header, key=header.count)
+    if unknown:
         raise UserError(
-            f"{table}: has an unknown or doubled column {wrong!r}; known are "
+            f"{table}: has an unknown or doubled column {unknown[0]!r}; known are "
             f"{', '.join((*NEEDED, *OPTIONAL))}"
         )
 

@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from hmc_fast.evaluation.bootstrap import (
     resampled_auc,
 )
 from hmc_fast.evaluation.metrics import classification_metrics
-from hmc_fast.files import write_text
+from hmc_fast.files import read_rows, write_text
 
 
 @dataclass(frozen=True)
@@ -110,12 +109,12 @@ class Predictions:
 
 def read_predictions(path: Path) -> Predictions:
     """Reread a table; raises :class:`UserError` where it is missing, damaged or doubled."""
+    header, numbered = read_rows(path)
+    rows = [row for _, row in numbered]
+    if not rows:
+        raise UserError(f"{path}: holds no prediction")
+    class_names = tuple(c.removeprefix("logit_") for c in header if c.startswith("logit_"))
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows: list[dict[str, Any]] = list(csv.DictReader(file))
-        class_names = tuple(
-            column.removeprefix("logit_") for column in rows[0] if column.startswith("logit_")
-        )
         predictions = Predictions(
             tuple(row["film"] for row in rows),
             tuple(row["patient"] for row in rows),
@@ -124,7 +123,7 @@ def read_predictions(path: Path) -> Predictions:
             np.array([[float(row[f"logit_{c}"]) for c in class_names] for row in rows]),
             class_names,
         )
-    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise UserError(f"{path}: is no readable prediction table ({error})") from None
     if not np.isfinite(predictions.logits).all():
         film = predictions.films[int(np.flatnonzero(~np.isfinite(predictions.logits).all(1))[0])]

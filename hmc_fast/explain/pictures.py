@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hmc_fast.explain.film import FilmExplanation
 from hmc_fast.explain.methods import LESIONS, SCALE, TITLES, ActivationMap
 from hmc_fast.explain.scale import SCALES, ScaleMap
-from hmc_fast.files import write_atomically
+from hmc_fast.files import spelled, write_atomically
 
 HEAT_COLOURS = "inferno"
 SCALE_COLOURS = "coolwarm"
@@ -240,7 +240,7 @@ def _headline(explanation: FilmExplanation) -> str:
     )
     annotated = _annotation(explanation)
     return (
-        f"{explanation.film.film_id}: predicted {explanation.predicted} ({probabilities})"
+        f"{spelled(explanation.film.film_id)}: predicted {explanation.predicted} ({probabilities})"
         f"{f' · annotated {annotated}' if annotated else ''}"
     )
 
@@ -250,7 +250,7 @@ def _short_headline(explanation: FilmExplanation) -> str:
     annotated = _annotation(explanation)
     second_line = f"\nannotated {annotated}" if annotated else ""
     return (
-        f"{explanation.film.film_id}: predicted {explanation.predicted} {probability:.0%}"
+        f"{spelled(explanation.film.film_id)}: predicted {explanation.predicted} {probability:.0%}"
         f"{second_line}"
     )
 

@@ -6,6 +6,7 @@ and shapes are the same, so the file's metadata decides (key ``arch``).
 """
 
 import math
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -93,7 +94,7 @@ def _download(trunk: str, head: str) -> TrunkWeights:
     choice = get_model_weights(trunk).DEFAULT
     try:
         state = choice.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
+    except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
             f"ImageNet weights for {trunk} could not be downloaded ({error}); "
             "pass --weights FILE.safetensors, or --weights none for random ones"

@@ -16,6 +16,7 @@ import hashlib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -125,10 +126,13 @@ class Spool:
     def put_back(self, film: Waiting) -> None:
         """A film that could not be finished for a reason of the machine's, its attempt not counted.
 
-        It is taken after the others.
+        It is taken after the others, also where the clock has been set back.
         """
         key, attempts = _name_of(film.path)
-        os.utime(self._rename(film.path, film.path.with_name(f"{key}.{attempts - 1}.dcm")))
+        last = max(path.stat().st_mtime_ns for path in self._received())
+        stamp = max(time.time_ns(), last + 1)
+        waiting = self._rename(film.path, film.path.with_name(f"{key}.{attempts - 1}.dcm"))
+        os.utime(waiting, ns=(stamp, stamp))
 
     def finish(self, film: Waiting, write: Callable[[Path], object]) -> None:
         """Keep the results that ``write`` puts into a folder, and forget the film.

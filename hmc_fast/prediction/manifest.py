@@ -125,6 +125,7 @@ def frozen_manifest(
     path = folder / MANIFEST_FILE
     with FileLock(folder / LOCK_FILE):
         if not path.exists():
+            _check_empty(folder)
             made = make_manifest(sources, scoring, on_film)
             _store(path, made)
             return made
@@ -142,6 +143,16 @@ def frozen_manifest(
             "is new, gone or changed; give another --out, or remove the folder"
         )
     return manifest
+
+
+def _check_empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        mine = path.name == LOCK_FILE or path.name.startswith(".")  # what a kill has left
+        if path.is_file() and not mine:
+            raise UserError(
+                f"{folder}: is for the parts of a prediction, and holds another file, {path.name}; "
+                "give another --out"
+            )
 
 
 def file_digest(path: Path) -> str:

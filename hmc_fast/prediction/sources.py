@@ -1,6 +1,5 @@
 """From what a person names, the films' files: files, folders, patterns, DICOMDIR, CSV tables."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydicom.fileset import FileSet
 from hmc_fast.data.dicom import is_dicom
 from hmc_fast.data.table import SIDES
 from hmc_fast.errors import UserError
+from hmc_fast.files import read_rows
 
 PICTURE_SUFFIXES = (".pgm", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
 TABLE_SUFFIX = ".csv"
@@ -111,19 +111,11 @@ def _listed(dicomdir: Path) -> Iterator[Source]:
 
 
 def _rows(table: Path) -> Iterator[Source]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or []]
-            if PATH_COLUMN not in reader.fieldnames:
-                raise UserError(f"{table}: lacks the column {PATH_COLUMN}")
-            for row in reader:
-                cells = {k: (v or "").strip() for k, v in row.items() if k is not None}
-                yield _source(table, reader.line_num, cells)
-    except OSError as error:
-        raise UserError(f"{table}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: is no CSV table in UTF-8 ({error})") from None
+    header, rows = read_rows(table)
+    if PATH_COLUMN not in header:
+        raise UserError(f"{table}: lacks the column {PATH_COLUMN}")
+    for line, cells in rows:
+        yield _source(table, line, cells)
 
 
 def _source(table: Path, line: int, row: dict[str, str]) -> Source:

@@ -145,8 +145,19 @@ def job_lock(folder: Path, *, wait: bool) -> Iterator[bool]:
 def _open(folder: Path, settings: StudySettings, folds: list[Folds], data: dict[str, Any]) -> None:
     path = folder / STUDY_FILE
     if not path.is_file():
+        foreign = [*folder.glob(SUMMARY_FILE), *folder.glob(f"*/{OUT_OF_FOLD_FILE}")]
+        tables = folder.glob("folds*.csv")  # those beside a .json are compared with it
+        foreign += [table for table in tables if not table.with_suffix(".json").is_file()]
+        if foreign:
+            raise UserError(
+                f"{foreign[0]}: is of no study that began here, and is not overwritten; use "
+                "another folder"
+            )
         for repeat, partition in enumerate(folds):
-            partition.save(folds_path(folder, repeat))
+            file = folds_path(folder, repeat)
+            if file.is_file():  # a kill may have left it
+                _check_folds(folder, file, partition)
+            partition.save(file)
         write_json(path, {**settings.to_json(), "data": data})
         return
     changed = _changes(asdict(read_settings(folder)), settings.to_json())
@@ -156,10 +167,12 @@ def _open(folder: Path, settings: StudySettings, folds: list[Folds], data: dict[
             "use another folder, or the old settings to continue"
         )
     for repeat, partition in enumerate(folds):
-        if read_folds(folds_path(folder, repeat)).assignments != partition.assignments:
-            raise UserError(
-                f"{folder}: holds a study with other folds or films; use another folder"
-            )
+        _check_folds(folder, folds_path(folder, repeat), partition)
+
+
+def _check_folds(folder: Path, file: Path, partition: Folds) -> None:
+    if read_folds(file).assignments != partition.assignments:
+        raise UserError(f"{folder}: holds a study with other folds or films; use another folder")
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

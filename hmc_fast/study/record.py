@@ -16,7 +16,7 @@ from hmc_fast.evaluation.localisation import (
     check_localisation,
     read_localisation,
 )
-from hmc_fast.files import write_text
+from hmc_fast.files import spelled, write_text
 from hmc_fast.models.registry import MODEL_NAMES
 from hmc_fast.schema import STRICT, parse_json
 from hmc_fast.study.folder import (
@@ -106,6 +106,16 @@ def read_study(path: Path) -> StudyRecord:
     return _read_folder(path) if path.is_dir() else _read_file(path)
 
 
+def is_study_record(path: Path) -> bool:
+    """Whether ``path`` is a study's record, so that another may take its place."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            parse_json(_Header, file.readline(), str(path))
+    except (OSError, UnicodeDecodeError, UserError):
+        return False
+    return True
+
+
 def write_study_record(path: Path, record: StudyRecord) -> None:
     """First line the study, then one line a job and one for each model's maps; atomically."""
     lines: list[dict[str, Any]] = [
@@ -161,7 +171,9 @@ def _read_folder(folder: Path) -> StudyRecord:
         raise UserError(f"{folder}: no job of this study is finished yet")
     class_names = jobs[0].predictions.class_names
     localisation = _read_localisation(folder, {job.model for job in jobs}, settings)
-    return StudyRecord(folder.name, settings, data, environment, class_names, jobs, localisation)
+    return StudyRecord(
+        spelled(folder.name), settings, data, environment, class_names, jobs, localisation
+    )
 
 
 def _held_out(path: Path, folds: Folds, fold: int) -> Predictions:

@@ -15,7 +15,7 @@ from hmc_fast.data.mias import is_film_id, missing_films
 from hmc_fast.data.phantom import are_phantoms
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
-from hmc_fast.files import write_json
+from hmc_fast.files import spelled, write_json
 from hmc_fast.progress import Progress, no_progress
 from hmc_fast.study.folder import SUMMARY_FILE, job_lock, open_study
 from hmc_fast.study.plan import StudyJob, StudyPlan, plan_study
@@ -175,7 +175,7 @@ def describe_films(films: Sequence[Film]) -> dict[str, Any]:
     folder = films[0].path.parent
     missing = missing_films(folder) if is_film_id(films[0].film_id) else 0
     return {
-        "name": folder.name,
+        "name": spelled(folder.name),
         "phantoms": are_phantoms(folder),
         "films": len({film.film_id for film in films}),
         "patients": len({film.patient_id for film in films}),

@@ -1,6 +1,5 @@
 """A split that somebody else made: patients on both sides, and films that are there twice."""
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from hmc_fast.data import Film, Preprocessing, film_image
 from hmc_fast.data.mias import patient_in_name
 from hmc_fast.errors import UserError
+from hmc_fast.files import read_rows
 from hmc_fast.progress import Progress, no_progress
 from hmc_fast.schema import PART, read_json_as
 from hmc_fast.study.near_duplicates import SIDE, near_duplicates
@@ -140,14 +140,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
     if path.suffix.lower() == ".json":
         rows = read_json_as(_SplitFile, path).assignments
         return [{key: str(value) for key, value in row.items()} for row in rows]
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return [
-                {(key or "").strip().lower(): (value or "").strip() for key, value in row.items()}
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error})") from None
+    return [row for _, row in read_rows(path)[1]]
 
 
 def _value(row: dict[str, str], columns: tuple[str, ...], path: Path, number: int) -> str:

@@ -109,6 +109,7 @@ def train(
     _check_disjoint(job, identity["films"])
     _claim(folder, identity)
     if (folder / RESULT_FILE).is_file():
+        (folder / RESUME_FILE).unlink(missing_ok=True)  # a kill between the two leaves it
         return read_result(folder)
     torch.manual_seed(job.config.seed)
     task = TASKS[job.config.task]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from hmc_fast.kernels.fused.tiles import SHARED_MEMORY_KIB
 ARCHITECTURES = tuple(SHARED_MEMORY_KIB)
 TENSOR_MEMORY_COLUMNS = 512
 """Columns of a Blackwell data-centre multiprocessor's tensor memory (PTX ISA, tcgen05)."""
+TITLE = "# Compiled tiles, Triton"
 HEADER = (
     "kernel",
     "problem",
@@ -137,11 +139,19 @@ def compile_build(build: Build) -> CompiledTile:
     )
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file is one of :func:`as_markdown`'s, so that another may take its place."""
+    try:
+        return path.read_bytes().startswith(TITLE.encode())
+    except OSError:
+        return False
+
+
 def as_markdown(tiles: Sequence[CompiledTile]) -> str:
     """A table for each architecture, headed by the release of Triton that built them."""
     failing = sum(bool(tile.faults) for tile in tiles)
     lines = [
-        f"# Compiled tiles, Triton {triton.__version__}",
+        f"{TITLE} {triton.__version__}",
         "",
         f"{len(tiles)} builds, {failing} failing. Made without a GPU by "
         "`hmc-fast kernels resources --out FILE`.",

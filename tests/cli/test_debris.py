@@ -6,7 +6,7 @@ import pytest
 
 from hmc_fast.cli.app import run
 from hmc_fast.errors import UserError
-from hmc_fast.files import make_folder, no_empty_folders
+from hmc_fast.files import make_folder, no_debris
 
 FAILING = (
     "explain {film} --checkpoint {model} --out {out} --class cancer",
@@ -46,7 +46,7 @@ def test_a_folder_that_was_there_or_has_something_stays(tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir()
 
-    @no_empty_folders()
+    @no_debris()
     def fail() -> None:
         make_folder(there)
         make_folder(tmp_path / "kept" / "deep")
@@ -58,6 +58,6 @@ def test_a_folder_that_was_there_or_has_something_stays(tmp_path: Path) -> None:
         fail()
     assert {path.name for path in tmp_path.iterdir()} == {"there", "kept"}
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"file"}
-    with no_empty_folders():
+    with no_debris():
         make_folder(tmp_path / "new")
     assert (tmp_path / "new").is_dir()

@@ -1,6 +1,7 @@
 """``explain`` and ``localise`` as their users run them."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,17 @@ def test_no_picture_replaces_a_film_or_another_picture(
         "a.png",
         "contact_sheet.png",
     ]
+
+
+def test_a_film_whose_name_is_no_text_is_explained(
+    checkpoint: Path, phantom_folder: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / os.fsdecode(b"o\xffd.pgm")
+    shutil.copy(film(phantom_folder, 1), odd)
+    out = tmp_path / os.fsdecode(b"out\xff")
+    assert run(["explain", str(odd), "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    assert "o\\udcffd" in (out / "index.html").read_text()
+    assert len(list(out.glob("*.png"))) == 1
 
 
 def test_localise_writes_a_file_for_each_model(

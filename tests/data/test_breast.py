@@ -40,6 +40,14 @@ def test_a_film_without_a_breast_is_left_whole() -> None:
         assert frame.box == (0, 64, 0, 48, False)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1)])
+def test_a_film_of_one_pixel_or_one_line(shape: tuple[int, int]) -> None:
+    for settings in ({"face_left": True}, {"crop_breast": True, "face_left": True}):
+        image = Preprocessing(32, 64, **settings)(np.full(shape, 0.5, np.float32))
+        assert image.shape == (3, 32, 64)
+        assert image.isfinite().all()
+
+
 def test_facing_left_makes_mirrored_films_equal() -> None:
     preprocessing = Preprocessing(64, 64, crop_breast=True, face_left=True)
     pixels = drawn()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pydicom.uid import JPEGLosslessSV1, JPEGLSLossless
 from hmc_fast.data import decoder
 from hmc_fast.data.codestream import read_codestream
 from hmc_fast.data.decoder import DECODER
+from hmc_fast.data.decoding_worker import MEMORY_BYTES
 
 NOISE = np.random.default_rng(1).integers(0, 4096, (40, 48), np.uint16)
 
@@ -55,6 +57,14 @@ def test_a_child_that_hangs_is_ended(frame: bytes, monkeypatch: pytest.MonkeyPat
         decodes(frame)
     monkeypatch.undo()
     assert decodes(frame)
+
+
+def test_memory_and_core_dumps_of_the_child_are_limited(frame: bytes) -> None:
+    assert decodes(frame)
+    assert DECODER._child is not None
+    memory, _ = resource.prlimit(DECODER._child.pid, resource.RLIMIT_AS)
+    assert 0 < memory <= MEMORY_BYTES
+    assert resource.prlimit(DECODER._child.pid, resource.RLIMIT_CORE) == (0, 0)
 
 
 def test_what_a_decoder_prints_is_an_error(tmp_path: Path) -> None:

@@ -129,6 +129,20 @@ def test_doubled_and_damaged_tables_are_refused(tmp_path: Path) -> None:
     path.write_text("\n".join([*lines, lines[1]]) + "\n")
     with pytest.raises(UserError, match="film f0 is predicted twice"):
         read_predictions(path)
-    path.write_text("\n".join(lines[:2]).rsplit(",", 3)[0])
-    with pytest.raises(UserError, match="no readable prediction table"):
+    for damage, message in (
+        (lines[1].rsplit(",", 3)[0], "line 2: has more or fewer cells"),
+        (f"{lines[1]},1", "line 2: has more or fewer cells"),
+        ("x" * 131_073 + lines[1], "no CSV table in UTF-8 .field larger"),
+        (f'"{lines[1]}', "no CSV table in UTF-8 .unexpected end"),
+        (lines[1].replace(",0,", ",one,"), "no readable prediction table"),
+        (lines[1].replace("rest", "best").replace("malignant", "best"), "no readable prediction"),
+    ):
+        path.write_text(f"{lines[0]}\n{damage}\n")
+        with pytest.raises(UserError, match=message):
+            read_predictions(path)
+    path.write_text(f"{lines[0]},film\n{lines[1]},f0\n")
+    with pytest.raises(UserError, match="doubled column 'film'"):
+        read_predictions(path)
+    path.write_text("")
+    with pytest.raises(UserError, match="holds no prediction"):
         read_predictions(path)

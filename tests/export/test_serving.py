@@ -1,5 +1,6 @@
 """The model repository, read with the server's own schema."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,21 @@ def test_what_the_server_could_not_run(
     for options in wrong:
         with pytest.raises(UserError, match="--"):
             ServingOptions(**options)  # type: ignore[arg-type]  # one field each
+
+
+def test_a_repository_of_which_a_kill_left_one_model_is_completed(
+    onnx_file: Path, tmp_path: Path
+) -> None:
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    folder = write_model_repository(onnx_file, tmp_path, ServingOptions())
+    whole = files()
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="hmc_film: exists already"):
+        write_model_repository(onnx_file, tmp_path, ServingOptions(readers=2))
+    write_model_repository(onnx_file, tmp_path, ServingOptions())
+    assert files() == whole
 
 
 def test_the_schema_refuses_what_the_server_does_not_know(onnx_file: Path) -> None:

@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,27 @@ from hmc_fast.checkpoint import load_model
 from hmc_fast.data import read_films, read_folds, read_pixels
 from hmc_fast.data.identity import identify
 from hmc_fast.data.pixels import film_header
+from hmc_fast.evaluation import read_predictions
 from hmc_fast.export.sidecar import read_sidecar
+from hmc_fast.prediction.manifest import MANIFEST_FILE, frozen_manifest
+from hmc_fast.prediction.sources import Source
+from hmc_fast.study import read_study
 
 INPUTS = int(os.environ.get("HMC_FAST_FUZZ_INPUTS", "2000"))
 SHARES = {
-    "dicom": 0.3, "pictures": 0.25, "info": 0.1, "films": 0.1, "folds": 0.1, "sidecar": 0.05,
-    "record": 0.05, "checkpoint": 0.05,
+    "dicom": 0.25, "pictures": 0.2, "info": 0.08, "films": 0.08, "predictions": 0.08,
+    "folds": 0.07, "sidecar": 0.05, "record": 0.05, "study": 0.05, "manifest": 0.05,
+    "checkpoint": 0.04,
 }  # fmt: skip
 """Of the inputs, by reader."""
 LONGEST_LINE = 1000
 FILM = np.random.default_rng(1).integers(0, 4096, (24, 20), np.uint16)
 ARTEFACT = b"graph"
 GOLDEN = Path(__file__).parents[1] / "golden"
-RECORD = Path(__file__).parents[2] / "bench" / "results" / "cpu-kernels.jsonl"
+PREDICTIONS = GOLDEN / "study" / "resnet18" / "fold0" / "predictions.csv"
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
+RECORD = RESULTS / "cpu-kernels.jsonl"
+STUDY = RESULTS / "study" / "mias-seven-models.jsonl"
 
 
 def fuzz(reader: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -185,6 +194,7 @@ def test_pictures(
         ("films", "films.csv", ",", ["path,patient,label,side,view,kind,x,y,radius\n"
                                      "mdb001.pgm,1,malignant,L,MLO,CIRC,5,4,3\n"
                                      "mdb002.pgm,1,normal,R,MLO,,,,\n"]),
+        ("predictions", "predictions.csv", ",", [PREDICTIONS.read_text()]),
     ],
 )  # fmt: skip
 def test_tables(
@@ -197,13 +207,17 @@ def test_tables(
 ) -> None:
     for film in ("mdb001.pgm", "mdb002.pgm"):
         Image.fromarray(np.zeros((24, 20), np.uint8)).save(tmp_path / film)
-    data = tmp_path / name if reader == "films" else tmp_path
+    if reader == "predictions":
+        read: Callable[[], object] = partial(read_predictions, tmp_path / name)
+    else:
+        data = tmp_path / name if reader == "films" else tmp_path
+        read = partial(read_films, data, allow_missing=True)
 
     @fuzz(reader)
     @given(damaged_text([seed.encode() for seed in seeds], separators))
     def check(content: bytes) -> None:
         (tmp_path / name).write_bytes(content)
-        attempt(outcomes, reader, lambda: read_films(data, allow_missing=True))
+        attempt(outcomes, reader, read)
 
     check()
 
@@ -225,6 +239,25 @@ def described(folder: Path, reader: str) -> tuple[list[Any], Callable[[bytes], o
         lines = [json.loads(line) for line in RECORD.read_text().splitlines()]
         kinds = {line["kind"]: line for line in lines}
         return list(kinds.values()), from_file(read_record)
+    if reader == "study":
+        first, job = STUDY.read_bytes().splitlines()[:2]
+
+        def read_job(content: bytes) -> object:
+            path.write_bytes(first + b"\n" + content)
+            return read_study(path)
+
+        return [json.loads(job)], read_job
+    if reader == "manifest":
+        Image.fromarray(np.zeros((24, 20), np.uint8)).save(folder / "mdb001.pgm")
+        frozen = folder / "parts" / MANIFEST_FILE
+        sources = [Source(folder / "mdb001.pgm")]
+        frozen_manifest(frozen.parent, sources, {"precision": "fp32"})
+
+        def read_manifest(content: bytes) -> object:
+            frozen.write_bytes(content)
+            return frozen_manifest(frozen.parent, sources, {"precision": "fp32"})
+
+        return [json.loads(frozen.read_text())], read_manifest
     if reader == "sidecar":
         (folder / "file").write_bytes(ARTEFACT)
         return [sidecar()], from_file(lambda _: read_sidecar(folder / "file"))
@@ -251,7 +284,9 @@ def sidecar() -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("reader", ["folds", "sidecar", "record", "checkpoint"])
+@pytest.mark.parametrize(
+    "reader", ["folds", "sidecar", "record", "study", "manifest", "checkpoint"]
+)
 def test_descriptions(tmp_path: Path, outcomes: Counter[tuple[str, str]], reader: str) -> None:
     seeds, read = described(tmp_path, reader)
 

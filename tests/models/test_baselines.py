@@ -151,6 +151,27 @@ def test_downloaded_weights_lose_their_thousand_classes(monkeypatch: pytest.Monk
     assert own["heads.head.weight"].shape == (2, 768)
 
 
+def test_a_damaged_download_is_one_line_and_runs_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    url = torchvision_models.get_model_weights("resnet18").DEFAULT.url
+    cached = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
+    cached.parent.mkdir(parents=True)
+    for damage in (b"", b"no weights at all", b"PK\3\4" + bytes(900), None):
+        cached.write_bytes(damage or b"")
+        if damage is None:
+            torch.save({"conv1.weight": Bomb()}, cached)
+        with pytest.raises(UserError, match="ImageNet weights for resnet18 could not") as caught:
+            create_model("resnet18", weights="imagenet")
+        assert len(str(caught.value)) < 1000
+    assert not (tmp_path / "exploded").exists()
+
+
 def test_compiles_and_exports_whole() -> None:
     model = open_head(create_model("vit_b_16", image_size=32)).eval()
     x = torch.randn(2, 3, 32, 32)

@@ -1,5 +1,6 @@
 """The queue: every film in one state, whatever happens, and never scored twice."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,28 @@ def test_a_full_disk_keeps_the_film(spool: Spool, offer: Offer) -> None:
         spool.finish(film, refuse)
     spool.put_back(film)
     assert files(spool) == {f"received/{key}.0.dcm"}
+
+
+def test_a_clock_that_steps_back_loses_no_film_and_lets_none_wait_for_ever(
+    spool: Spool, offer: Offer, tmp_path: Path
+) -> None:
+    """Films that came before the step look as if they came an hour later."""
+    before = [offer(seed)[1] for seed in (1, 2)]
+    for path in (spool.folder / "received").iterdir():
+        later = path.stat().st_mtime + 3600
+        os.utime(path, (later, later))
+    after = offer(3)[1]
+    first = spool.take()
+    assert first is not None
+    spool.put_back(first)
+    assert {first.key, *(spool.take().key for _ in range(2))} == {*before, after}  # type: ignore[union-attr]  # films wait
+    assert spool.take().key == first.key  # type: ignore[union-attr]  # as above
+
+
+def test_a_queue_that_cannot_be_written_is_one_line(spool: Spool, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be used as a folder"):
+        Spool(tmp_path / "file" / "queue", 3)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,11 @@ def test_what_is_not_there_is_said_before_anything_is_read(pictures: Path, tmp_p
         ("path,side\n,L\n", "line 2: has no path"),
         ("path\n", "holds no film"),
         ("path\n\udcff\n", "no CSV table in UTF-8"),
+        ("path,side\na.pgm\n", "line 2: has more or fewer cells than the header"),
+        ("path,side\na.pgm,L,x\n", "line 2: has more or fewer cells than the header"),
+        ("path,side,path\na.pgm,L,x\n", "doubled column 'path'"),
+        (f"path\n{'x' * 131_073}\n", "no CSV table in UTF-8"),
+        ("path\na\0.pgm\n", "line 2: holds a zero byte"),
     ],
 )
 def test_a_table_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:

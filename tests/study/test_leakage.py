@@ -145,4 +145,6 @@ def test_split_files_that_leak_or_are_wrong_end_in_one_line(
     assert "row 1: has no value in a column named split or" in check([("mdb001", "a")], "film,x")
     assert "holds no film" in check([])
     missing = fails("leakage-probe", "--data", phantom_folder, "--split", tmp_path / "none.csv")
-    assert "cannot be read as CSV" in missing
+    assert "cannot be read (No such file" in missing
+    ragged = [("mdb001", "a", "x"), ("mdb002", "b")]
+    assert "line 2: has more or fewer cells than the header" in check(ragged)

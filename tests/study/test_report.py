@@ -131,6 +131,8 @@ def test_reports_in_three_formats(study: Draw, tmp_path: Path) -> None:
     balance.feed(texts[1])
     assert not balance.open
     assert "&lt;runs&gt;" in texts[1]
+    assert "&lt;runs>" in texts[0]
+    assert "<runs>" not in texts[0] + texts[1]
     assert texts[1].count("data:image/png;base64,") == 4
     assert 'src="figures' not in texts[1]
     assert r"mias\_films" in texts[2]

@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -182,6 +183,40 @@ def test_the_state_of_another_training_is_not_continued(
         run_cross_validation(["resnet18"], QUICK, phantoms, study, fold_count=2)
 
 
+@pytest.mark.parametrize(
+    "damage", ["", "[" * 100_000, "[]", "null", '{"config": 3}', '{"config": {}, "fold": Infinity}']
+)
+def test_a_damaged_job_is_one_line(
+    phantoms: list[Film], config: TrainingConfig, study: Path, damage: str
+) -> None:
+    (study / "resnet18" / "fold0" / "job.json").write_text(damage)
+    with pytest.raises(UserError, match=r"fold 1/2: .*job\.json: "):
+        run_cross_validation(["resnet18"], config, phantoms, study, fold_count=2)
+
+
+def test_a_state_that_a_kill_left_beside_the_result_goes(
+    phantoms: list[Film], config: TrainingConfig, study: Path
+) -> None:
+    state = study / "resnet18" / "fold0" / "resume.ckpt"
+    state.write_bytes(b"a hundred megabytes")
+    run_cross_validation(["resnet18"], config, phantoms, study, fold_count=2)
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["folds.json", "folds.csv", "study.json", "summary.json", "resnet18/out_of_fold.csv"]
+)
+def test_a_study_overwrites_nothing_of_others(
+    phantoms: list[Film], config: TrainingConfig, tmp_path: Path, name: str
+) -> None:
+    foreign = tmp_path / name
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("mine")
+    with pytest.raises(UserError, match=re.escape(str(foreign))):
+        run_cross_validation(["resnet18"], config, phantoms, tmp_path, fold_count=2)
+    assert foreign.read_text() == "mine"
+
+
 def test_a_changed_configuration_does_not_mix_in(
     phantoms: list[Film], config: TrainingConfig, study: Path
 ) -> None:
@@ -330,6 +365,14 @@ def test_a_film_that_vanishes_half_way_loses_nothing(
     (summary,) = run_cross_validation(["resnet18"], config, read_mias(folder), study, fold_count=2)
     assert finished.read_bytes() == before
     assert len(summary.folds) == 2
+
+
+def test_a_folder_whose_name_is_no_text_is_named_in_a_record(
+    phantom_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / os.fsdecode(b"film\xffs")
+    shutil.copytree(phantom_folder, folder)
+    assert describe_films(read_mias(folder))["name"] == "film\\udcffs"
 
 
 def test_a_record_tells_of_a_subset(phantom_folder: Path, tmp_path: Path) -> None:
