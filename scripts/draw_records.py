@@ -130,7 +130,8 @@ def speed() -> str:
     held = [row for row in main.measurements if row.peak_mib is not None]
     memory = Panel(
         "HMC-Net with lesion head, peak memory of a process in MiB",
-        f"{main.study.data['films']} films, 512×320, {main.device['name']}; blue: ours; shorter is better",
+        f"{main.study.data['films']} films, 512×320, {main.device['name']}; blue: ours; "
+        "shorter is better",
         [_bar(row, row.peak_mib, f"{row.peak_mib:.0f}") for row in _sorted(held, "peak_mib")],
     )
     return picture("Latency and memory of HMC-Net on a CPU", [*latencies, memory])
