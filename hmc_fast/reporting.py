@@ -94,8 +94,8 @@ def templates(package: str, **delimiters: str) -> Environment:
 
 
 def figures_whole(text: str) -> str:
-    """``text`` with no line break within figures such as ``0.63 ± 0.04`` or ``[0.5, 0.7]``."""
-    return re.sub(r"(?<=[\d±/,]) (?=[\d±/%+-])", "\u00a0", text)
+    """``text`` with figures such as ``0.63 ± 0.04``, ``[0.5, 0.7]`` or ``worst 8`` in one line."""
+    return re.sub(r"(?<=[\d±/,]) (?=[\d±/%+-])|(?<=[a-z]) (?=[\d.]+$)", "\u00a0", text)
 
 
 def markdown_templates(package: str) -> Environment:

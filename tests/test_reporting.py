@@ -192,6 +192,7 @@ def test_figures_stay_in_one_line() -> None:
         ("0.707 [0.605, 0.803]", 1),
         ("98.4 / 112 / 118", 0),
         ("69 %", 0),
+        ("0 of 10, worst 121", 2),
         ("not measured", 1),
     ):
         assert figures_whole(text).count(" ") == space
