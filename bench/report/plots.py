@@ -339,7 +339,7 @@ def accuracy_across_folds(record: Record) -> str | None:
         )
     upper.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
     upper.set_xlim(0, 1)
-    upper.set_xlabel("pooled AUC, patient-cluster bootstrap 95 % interval (dotted: chance)")
+    upper.set_xlabel("pooled AUC, 95 % interval over patients (dotted: chance)")
     lower.set_xlim(0, 1)
     lower.set_xlabel("accuracy, mean ± std over folds")
     upper.invert_yaxis()
