@@ -150,6 +150,7 @@ def _decoders() -> Iterator[Check]:
 def _extras() -> Iterator[Check]:
     for module, package, purpose, extra in (
         ("onnxruntime", "onnxruntime", "ONNX Runtime", "export"),
+        ("openvino", "openvino", "OpenVINO", "openvino"),
         ("tensorrt_rtx", "tensorrt-rtx-cu13", "TensorRT for RTX", "tensorrt-rtx"),
         ("tensorrt", "tensorrt", "full TensorRT", "tensorrt"),
         ("tritonclient", "tritonclient", "Triton Inference Server's schema", "serving"),

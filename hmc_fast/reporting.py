@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +22,7 @@ DASH = "–"
 # Okabe and Ito's colours, which colour-blind readers tell apart; black is for axes.
 ORANGE, SKY, GREEN, YELLOW = "#e69f00", "#56b4e9", "#009e73", "#f0e442"
 BLUE, VERMILION, PURPLE, GREY = "#0072b2", "#d55e00", "#cc79a7", "#8c8c8c"
-FIGURE_WIDTH = 7.5
+FIGURE_WIDTH = 6.5
 """Inches: with text of 9 points still to be read where a phone shows the figure."""
 PNG_DPI = 160
 
@@ -37,6 +38,11 @@ def milliseconds(value: float | None) -> str:
         return DASH
     digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{digits}f}"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share of 1 as per cent."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def metric_title(name: str) -> str:
@@ -69,12 +75,13 @@ def between_marks(text: str, begin: str, end: str, content: str) -> str:
 def templates(package: str, **delimiters: str) -> Environment:
     """Jinja2 over ``package``'s folder ``templates`` and the one that all pages share.
 
-    HTML is escaped, a missing value is an error.
+    HTML is escaped, a missing value is an error. The filter ``figures_whole`` is
+    :func:`figures_whole`.
 
     ``delimiters`` replace Jinja2's own, for formats that are full of braces.
     """
     options: dict[str, Any] = dict(delimiters)
-    return Environment(
+    environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("hmc_fast")]),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
@@ -82,6 +89,13 @@ def templates(package: str, **delimiters: str) -> Environment:
         lstrip_blocks=True,
         **options,
     )
+    environment.filters["figures_whole"] = figures_whole
+    return environment
+
+
+def figures_whole(text: str) -> str:
+    """``text`` with figures such as ``0.63 ± 0.04``, ``[0.5, 0.7]`` or ``worst 8`` in one line."""
+    return re.sub(r"(?<=[\d±/,]) (?=[\d±/%+-])|(?<=[a-z]) (?=[\d.]+$)", "\u00a0", text)
 
 
 def markdown_templates(package: str) -> Environment:
@@ -101,6 +115,13 @@ def _without_tags(value: Any) -> Any:
 
 def _cells(values: Iterable[object]) -> str:
     return " | ".join(str(value).replace("|", "\\|").replace("\n", " ") for value in values)
+
+
+def new_figure(height: float, width: float = FIGURE_WIDTH) -> Figure:
+    """A figure of a report, in inches; panels stand clear of each other's titles and labels."""
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", h_pad=0.08, hspace=0.06)
+    return figure
 
 
 def png(figure: Figure) -> bytes:

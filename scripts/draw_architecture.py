@@ -7,10 +7,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-WIDTH, HEIGHT = 1000, 404
+WIDTH, HEIGHT = 1000, 466
+# Fonts are large for the picture's width: a phone shows it at a third of its size.
 STYLE = """
-  text { font: 18px system-ui, sans-serif; fill: #1b1f24; text-anchor: middle; }
-  .small { font-size: 14.5px; fill: #57606a; }
+  text { font: 22px system-ui, sans-serif; fill: #1b1f24; text-anchor: middle; }
+  .small { font-size: 18px; fill: #57606a; }
   rect { fill: #eef2f7; stroke: #57606a; }
   .attention { fill: #cfe6f7; stroke: #0072b2; }
   .head { fill: #fbe5c8; stroke: #b35900; }
@@ -29,23 +30,29 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Box:
-    """A box with one line of text, and a smaller one below it."""
+    """A box with one line of text, and smaller ones below it."""
 
     x: int
     y: int
     width: int
     title: str
-    note: str
+    notes: tuple[str, ...]
     kind: str = "stage"
-    height: int = 62
+
+    @property
+    def height(self) -> int:
+        return 42 + 21 * len(self.notes)
 
     def svg(self) -> str:
         middle = self.x + self.width // 2
+        notes = "".join(
+            f'<text class="small" x="{middle}" y="{self.y + 51 + 21 * line}">{note}</text>'
+            for line, note in enumerate(self.notes)
+        )
         return (
             f'<rect class="{self.kind}" x="{self.x}" y="{self.y}" width="{self.width}" '
             f'height="{self.height}" rx="7"/>'
-            f'<text x="{middle}" y="{self.y + 27}">{self.title}</text>'
-            f'<text class="small" x="{middle}" y="{self.y + 48}">{self.note}</text>'
+            f'<text x="{middle}" y="{self.y + 29}">{self.title}</text>{notes}'
         )
 
 
@@ -56,40 +63,40 @@ def flow(kind: str, *points: tuple[int, int]) -> str:
 
 
 BOXES = (
-    Box(10, 150, 100, "film", "1024 × 640"),
-    Box(140, 150, 100, "stem, C2", "stride 4"),
-    Box(270, 150, 130, "C3", "stride 8, 512 ch"),
-    Box(430, 150, 140, "C4", "stride 16, 1024 ch"),
-    Box(600, 150, 140, "C5", "stride 32, 2048 ch"),
-    Box(290, 30, 90, "HSA", "2 heads", "attention"),
-    Box(455, 30, 90, "HSA", "4 heads", "attention"),
-    Box(625, 30, 90, "HSA", "8 heads", "attention"),
-    Box(766, 150, 124, "MSCA", "C5 asks C3, C4", "attention"),
-    Box(912, 150, 80, "logits", "network's"),
-    Box(430, 290, 220, "lesion head", "1×1 convolution, maximum", "head"),
-    Box(770, 290, 220, "score of the film", "and of both breasts", "head"),
+    Box(10, 150, 100, "film", ("1024 ×", "640 pixels")),
+    Box(140, 150, 100, "C2", ("with stem", "stride 4")),
+    Box(270, 150, 130, "C3", ("stride 8", "512 ch")),
+    Box(430, 150, 140, "C4", ("stride 16", "1024 ch")),
+    Box(600, 150, 140, "C5", ("stride 32", "2048 ch")),
+    Box(280, 30, 110, "HSA", ("2 heads",), "attention"),
+    Box(445, 30, 110, "HSA", ("4 heads",), "attention"),
+    Box(615, 30, 110, "HSA", ("8 heads",), "attention"),
+    Box(766, 150, 124, "MSCA", ("C5 asks", "C3 and C4"), "attention"),
+    Box(912, 150, 80, "logits", ("of the", "network")),
+    Box(430, 314, 220, "lesion head", ("1×1 convolution", "and maximum"), "head"),
+    Box(770, 314, 220, "score of the film", ("compared with that", "of the other breast"), "head"),
 )
 FLOWS = (
-    flow("", (110, 181), (136, 181)),
-    flow("", (240, 181), (266, 181)),
-    flow("", (400, 181), (426, 181)),
-    flow("", (570, 181), (596, 181)),
-    flow("", (740, 181), (762, 181)),
-    flow("", (890, 181), (908, 181)),
+    flow("", (110, 192), (136, 192)),
+    flow("", (240, 192), (266, 192)),
+    flow("", (400, 192), (426, 192)),
+    flow("", (570, 192), (596, 192)),
+    flow("", (740, 192), (762, 192)),
+    flow("", (890, 192), (908, 192)),
     *(
         arrow
         for x in (335, 500, 670)
         for arrow in (
-            flow("attention-flow", (x - 15, 150), (x - 15, 96)),
-            flow("attention-flow", (x + 15, 92), (x + 15, 146)),
+            flow("attention-flow", (x - 15, 150), (x - 15, 97)),
+            flow("attention-flow", (x + 15, 93), (x + 15, 146)),
         )
     ),
-    flow("attention-flow", (335, 212), (335, 250), (815, 250), (815, 216)),
-    flow("attention-flow", (480, 212), (480, 240), (795, 240), (795, 216)),
-    flow("head-flow", (320, 212), (320, 321), (426, 321)),
-    flow("head-flow", (530, 212), (530, 286)),
-    flow("head-flow", (650, 321), (766, 321)),
-    flow("", (950, 212), (950, 286)),
+    flow("attention-flow", (335, 234), (335, 274), (815, 274), (815, 238)),
+    flow("attention-flow", (480, 234), (480, 262), (795, 262), (795, 238)),
+    flow("head-flow", (320, 234), (320, 356), (426, 356)),
+    flow("head-flow", (530, 234), (530, 310)),
+    flow("head-flow", (650, 356), (766, 356)),
+    flow("", (950, 234), (950, 310)),
 )
 
 
@@ -102,8 +109,8 @@ def drawing() -> str:
     note = "".join(
         f'<text class="small" x="{WIDTH // 2}" y="{HEIGHT + y}">{line}</text>'
         for y, line in (
-            (-28, "blue: attention; a head has queries and keys of width 64, values of width 256"),
-            (-8, "orange: what the circles of lesions teach"),
+            (-34, "blue: attention; a head has queries and keys of width 64, values of width 256"),
+            (-10, "orange: what the circles of lesions teach"),
         )
     )
     body = "\n".join([*(box.svg() for box in BOXES), *FLOWS, note])

@@ -123,14 +123,15 @@ def speed() -> str:
             and row.p50_ms is not None
         ]
         title = f"HMC-Net, one film of 1024×1024, median latency in ms, {precision}"
-        note = f"{models.device['name']}, {threads} threads; shorter is better"
+        note = f"{models.device['name']}, {threads} threads; blue: ours; shorter is better"
         bars = [_bar(row, row.p50_ms, milliseconds(row.p50_ms)) for row in _sorted(timed, "p50_ms")]
         latencies.append(Panel(title, note, bars))
     assert main.study is not None
     held = [row for row in main.measurements if row.peak_mib is not None]
     memory = Panel(
         "HMC-Net with lesion head, peak memory of a process in MiB",
-        f"{main.study.data['films']} films, 512×320, {main.device['name']}; shorter is better",
+        f"{main.study.data['films']} films, 512×320, {main.device['name']}; blue: ours; "
+        "shorter is better",
         [_bar(row, row.peak_mib, f"{row.peak_mib:.0f}") for row in _sorted(held, "peak_mib")],
     )
     return picture("Latency and memory of HMC-Net on a CPU", [*latencies, memory])

@@ -1,4 +1,4 @@
-"""Pages as a browser shows them: on a wide screen and on a phone, nothing is cut."""
+"""Pages as a browser shows them: on a wide screen, on a phone and on paper, nothing is cut."""
 
 import html
 import json
@@ -20,7 +20,14 @@ from hmc_fast.data import Preprocessing, read_mias, write_phantoms
 from hmc_fast.explain import explain_film
 from hmc_fast.explain.page import PageEntry, render_page
 from hmc_fast.explain.pictures import film_figure
-from hmc_fast.reporting import between_marks, metric_title, milliseconds, png_base64
+from hmc_fast.reporting import (
+    between_marks,
+    figures_whole,
+    metric_title,
+    milliseconds,
+    percent,
+    png_base64,
+)
 from hmc_fast.study import compare, read_study, write_study_reports
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
@@ -46,7 +53,11 @@ for (const cell of document.querySelectorAll("th, td")) {
     }
 }
 const seen = document.querySelectorAll("td").length;
-const result = {width: page.clientWidth, needed: page.scrollWidth, cells: seen, cut, broken};
+const style = getComputedStyle(document.body);
+const colours = [style.color, style.backgroundColor];
+const result = {
+  width: page.clientWidth, needed: page.scrollWidth, cells: seen, cut, broken, colours,
+};
 parent.postMessage(JSON.stringify(result), "*");
 </script>"""
 # A window is never narrower than 500 pixels; a frame in it can be.
@@ -91,16 +102,23 @@ PAGES = {
 }
 
 
-def measured(page: Path, width: int) -> dict[str, Any]:
-    """Widths in CSS pixels, and the cells and pictures that are cut."""
+A4 = 703
+"""CSS pixels between the margins of a page in ``style.css.j2``."""
+DARK = "--blink-settings=preferredColorScheme=0"
+BLACK, WHITE = "rgb(0, 0, 0)", "rgb(255, 255, 255)"
+
+
+def measured(page: Path, width: int, *options: str) -> dict[str, Any]:
+    """Widths in CSS pixels, the cells and pictures that are cut, and colours of text and page."""
     assert CHROMIUM is not None
     copy = page.with_name("measured.html")
     copy.write_text(page.read_text().replace("</body>", f"{MEASURE}</body>"))
     frame = page.with_name("frame.html")
     frame.write_text(FRAME.replace("WIDTH", str(width)))
-    options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1400,2100"]
+    window = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=2100,2100"]
+    arguments = [*window, *options, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()]
     shown = subprocess.run(
-        [CHROMIUM, *options, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()],
+        [CHROMIUM, *arguments],
         capture_output=True,
         text=True,
         check=True,
@@ -117,13 +135,68 @@ def measured(page: Path, width: int) -> dict[str, Any]:
 @pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_cut_in_a_browser(name: str, tmp_path: Path) -> None:
     page = PAGES[name](tmp_path)
-    for width in (1280, 400):
-        result = measured(page, width)
-        assert result["width"] == width
-        assert result["needed"] <= width
-        assert result["cut"] == []
-        assert result["broken"] == []
-        assert result["cells"] > 0
+    for width in (2000, 1280, 1181, 400):
+        assert_whole(measured(page, width), width)
+
+
+def assert_whole(result: dict[str, Any], width: int) -> None:
+    """Nothing of a measured page is cut, and it has a table."""
+    assert result["width"] == width
+    assert result["needed"] <= width
+    assert result["cut"] == []
+    assert result["broken"] == []
+    assert result["cells"] > 0
+
+
+def as_printed(page: Path) -> Path:
+    """A copy of ``page`` whose style on a screen is that on paper."""
+    text = page.read_text()
+    assert "@media print" in text
+    assert "@media screen" in text
+    printed = page.with_name("printed.html")
+    text = text.replace("@media print", "@media all").replace("@media screen", "@media not all")
+    printed.write_text(text)
+    return printed
+
+
+@pytest.mark.systems
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("name", PAGES)
+def test_paper_shows_all_in_black_on_white_to_a_reader_of_dark_pages(
+    name: str, tmp_path: Path
+) -> None:
+    page = PAGES[name](tmp_path)
+    result = measured(as_printed(page), A4, DARK)
+    assert_whole(result, A4)
+    assert result["colours"] == [BLACK, WHITE]
+    assert measured(page, A4, DARK)["colours"] != [BLACK, WHITE]
+
+
+@pytest.mark.systems
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_long_table_names_its_columns_on_every_printed_page(tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    page = PAGES["study"](tmp_path)
+    rows = re.findall(r"<tbody>(.*?)</tbody>", page.read_text(), re.DOTALL)
+    assert rows
+    assert not any("<th" in text for text in rows)
+    pdf = tmp_path / "page.pdf"
+    options = ["--headless", "--no-sandbox", f"--print-to-pdf={pdf}"]
+    subprocess.run([CHROMIUM, *options, page.as_uri()], check=True, timeout=120)
+    assert pdf.read_bytes().startswith(b"%PDF")
+
+
+def test_figures_stay_in_one_line() -> None:
+    for text, space in (
+        ("0.632 ± 0.035", 0),
+        ("0.707 [0.605, 0.803]", 1),
+        ("98.4 / 112 / 118", 0),
+        ("69 %", 0),
+        ("0 of 10, worst 121", 3),
+        ("not measured", 1),
+    ):
+        assert figures_whole(text).count(" ") == space
+        assert figures_whole(text).replace("\u00a0", " ") == text
 
 
 @pytest.mark.systems
@@ -151,6 +224,7 @@ def test_figures_of_all_reports_have_one_format() -> None:
         "123",
         "–",
     ]
+    assert [percent(0.1734), percent(0.1734, 1)] == ["17 %", "17.3 %"]
     assert [metric_title(name) for name in ("auc_roc", "f1", "recall")] == [
         "AUC-ROC",
         "F1",

@@ -16,12 +16,12 @@ from hmc_fast.bench.record import Measurement, Record
 from hmc_fast.bench.report.tables import image_size
 from hmc_fast.reporting import (
     BLUE,
-    FIGURE_WIDTH,
     GREEN,
     GREY,
     ORANGE,
     VERMILION,
     milliseconds,
+    new_figure,
     png_base64,
 )
 
@@ -40,7 +40,7 @@ def roofline(record: Record) -> str | None:
     ]
     if not precisions:
         return None
-    figure = Figure(figsize=(FIGURE_WIDTH, 4.2 * len(precisions)), layout="constrained")
+    figure = new_figure(3.8 * len(precisions))
     axes = figure.subplots(len(precisions), 1, squeeze=False)[:, 0]
     for axis, precision in zip(axes, precisions, strict=True):
         ceiling = record.ceiling(precision)
@@ -131,9 +131,7 @@ def speed_up_bars(record: Record) -> str | None:
         return None
     peers = [p for p in PEER_COLOURS if p != "eager" and any(p in t for t in groups.values())]
     count = sum(len(times) - 1 for times in groups.values())
-    figure = Figure(
-        figsize=(FIGURE_WIDTH, 0.2 * count + 0.25 * len(groups) + 1.2), layout="constrained"
-    )
+    figure = new_figure(0.2 * count + 0.25 * len(groups) + 1.2)
     axis = figure.subplots()
     position, ticks = 0.0, []
     for times in groups.values():
@@ -175,7 +173,7 @@ def waterfall(records: Sequence[tuple[str, Record]]) -> str | None:
     if len(steps) < 2 or not floors:
         return None
     floor = floors[0]
-    figure = Figure(figsize=(FIGURE_WIDTH, 3.8), layout="constrained")
+    figure = new_figure(3.8)
     axis = figure.subplots()
     names = [name for name, _ in steps]
     for i, (_, value) in enumerate(steps):
@@ -274,7 +272,7 @@ def _curves(
     lines = {name: sorted(points) for name, points in lines.items() if len(points) > 1}
     if not lines:
         return None
-    figure = Figure(figsize=(FIGURE_WIDTH, 4.4 + 0.12 * len(lines)), layout="constrained")
+    figure = new_figure(4.2 + 0.12 * len(lines))
     axis = figure.subplots()
     for marker, ((model, peer, precision), points) in zip(
         cycle("os^DvPX"), lines.items(), strict=False
@@ -341,7 +339,7 @@ def accuracy_across_folds(record: Record) -> str | None:
         )
     upper.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
     upper.set_xlim(0, 1)
-    upper.set_xlabel("pooled AUC, patient-cluster bootstrap 95 % interval (dotted: chance)")
+    upper.set_xlabel("pooled AUC, 95 % interval over patients (dotted: chance)")
     lower.set_xlim(0, 1)
     lower.set_xlabel("accuracy, mean ± std over folds")
     upper.invert_yaxis()
@@ -350,7 +348,7 @@ def accuracy_across_folds(record: Record) -> str | None:
 
 def _pair_of_axes(rows: int) -> tuple[Figure, Any, Any]:
     """One above the other, so that both are legible on a phone."""
-    figure = Figure(figsize=(FIGURE_WIDTH, 0.6 * rows + 2), layout="constrained")
+    figure = new_figure(0.6 * rows + 2)
     upper, lower = figure.subplots(2, 1)
     for axes in (upper, lower):
         axes.margins(y=0.12)  # the first and the last row stand clear of the frame

@@ -270,6 +270,8 @@ def _save_maps(path: Path, explanation: "FilmExplanation") -> None:
 
 
 def _row(explanation: "FilmExplanation", methods: Sequence[str]) -> list[str]:
+    from hmc_fast.reporting import percent
+
     values = explanation.to_json()
     cells = dict.fromkeys(methods, "–")
     for activation in values["maps"]:
@@ -278,7 +280,7 @@ def _row(explanation: "FilmExplanation", methods: Sequence[str]) -> list[str]:
         elif activation["pointing_game"] is not None:
             hit = "hits" if activation["pointing_game"] >= 0.5 else "misses"
             cells[activation["method"]] = (
-                f"{hit} the lesion, {activation['energy_in_lesion']:.0%} inside"
+                f"{hit} the lesion, {percent(activation['energy_in_lesion'])} inside"
             )
         elif values["annotated"]:
             cells[activation["method"]] = f"drawn, for {activation['class']}, not scored"
@@ -286,7 +288,7 @@ def _row(explanation: "FilmExplanation", methods: Sequence[str]) -> list[str]:
             cells[activation["method"]] = "drawn, no annotation"
     if values["scale"]:
         shares = values["scale"]["film_shares"].items()
-        cells["scale"] = ", ".join(f"{name} {share:.0%}" for name, share in shares)
+        cells["scale"] = ", ".join(f"{name} {percent(share)}" for name, share in shares)
     probability = max(explanation.probabilities)
     return [
         explanation.film.film_id,

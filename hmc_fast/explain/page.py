@@ -6,7 +6,7 @@ from typing import Any
 
 from hmc_fast.explain.film import FilmExplanation
 from hmc_fast.explain.methods import SCALE, TITLES
-from hmc_fast.reporting import RESEARCH_NOTICE, templates
+from hmc_fast.reporting import RESEARCH_NOTICE, percent, templates
 
 NOTICE = (
     f"{RESEARCH_NOTICE} A map shows what moved the model, which need not be where the disease is."
@@ -42,13 +42,14 @@ def _film(entry: PageEntry) -> dict[str, Any]:
             _in_words(activation["pointing_game"], "hit", "miss"),
             "–"
             if activation["energy_in_lesion"] is None
-            else f"{activation['energy_in_lesion']:.1%}",
+            else percent(activation["energy_in_lesion"], 1),
             activation["note"] or "",
         )
         for activation in values["maps"]
     ]
     shares = values["scale"] and ", ".join(
-        f"{name} {share:.1%} (by token count {values['scale']['token_shares'][name]:.0%})"
+        f"{name} {percent(share, 1)} "
+        f"(by token count {percent(values['scale']['token_shares'][name])})"
         for name, share in values["scale"]["film_shares"].items()
     )
     return {

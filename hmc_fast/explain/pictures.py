@@ -17,6 +17,7 @@ from hmc_fast.explain.film import FilmExplanation
 from hmc_fast.explain.methods import LESIONS, SCALE, TITLES, ActivationMap
 from hmc_fast.explain.scale import SCALES, ScaleMap
 from hmc_fast.files import spelled, write_atomically
+from hmc_fast.reporting import percent
 
 HEAT_COLOURS = "inferno"
 SCALE_COLOURS = "coolwarm"
@@ -145,14 +146,14 @@ def _heat_layer(activation: ActivationMap, explained: str) -> _Layer:
 
 def _scale_layer(scale: ScaleMap, spread: float) -> _Layer:
     fine, by_tokens = scale.fine, scale.token_shares[SCALES[0]]
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in scale.film_shares.items())
+    shares = ", ".join(f"{name} {percent(share)}" for name, share in scale.film_shares.items())
     return _Layer(
         title=f"{TITLES[SCALE]}: {shares}",
         values=fine,
         colours=SCALE_COLOURS,
         norm=TwoSlopeNorm(by_tokens, max(0, by_tokens - spread), min(1, by_tokens + spread)),
         opacity=OVERLAY_STRENGTH * np.clip(np.abs(fine - by_tokens) / spread, 0, 1),
-        bar_label=f"share of {SCALES[0]} (grey: {by_tokens:.0%}, by token count)",
+        bar_label=f"share of {SCALES[0]} (grey: {percent(by_tokens)}, by token count)",
         mark=None,
     )
 
@@ -233,7 +234,7 @@ def _explain_outline(figure: Figure) -> None:
 
 def _headline(explanation: FilmExplanation) -> str:
     probabilities = ", ".join(
-        f"{name} {probability:.1%}"
+        f"{name} {percent(probability, 1)}"
         for name, probability in zip(
             explanation.class_names, explanation.probabilities, strict=True
         )
@@ -250,7 +251,7 @@ def _short_headline(explanation: FilmExplanation) -> str:
     annotated = _annotation(explanation)
     second_line = f"\nannotated {annotated}" if annotated else ""
     return (
-        f"{spelled(explanation.film.film_id)}: predicted {explanation.predicted} {probability:.0%}"
+        f"{spelled(explanation.film.film_id)}: predicted {explanation.predicted} {percent(probability)}"
         f"{second_line}"
     )
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hmc_fast.evaluation.comparison import FriedmanTest
 from hmc_fast.evaluation.roc import roc_band
-from hmc_fast.reporting import BLUE, FIGURE_WIDTH, GREEN, GREY, ORANGE, PURPLE, png
+from hmc_fast.reporting import BLUE, FIGURE_WIDTH, GREEN, GREY, ORANGE, PURPLE, new_figure, png
 from hmc_fast.study.compare import ModelResult
 
 COLUMNS = 3
@@ -125,7 +125,7 @@ def critical_difference_diagram(labels: Sequence[str], test: FriedmanTest) -> by
     bars = _indistinguishable(ranks, test.critical_difference)
     depth, half = len(bars) + 1, math.ceil(len(ranks) / 2)
     height = 1.6 + 0.3 * half + 0.15 * len(bars)
-    figure = Figure(figsize=(FIGURE_WIDTH, height), layout="constrained")
+    figure = new_figure(height)
     axes = figure.subplots()
     right = max(len(ranks), 1 + test.critical_difference) + 0.2
     for place, (index, rank) in enumerate(zip(order, ranks, strict=True)):
@@ -173,7 +173,7 @@ def _grid(
     columns = min(columns, len(results))
     rows = math.ceil(len(results) / columns)
     width = FIGURE_WIDTH / columns if columns > 1 else 0.6 * FIGURE_WIDTH
-    figure = Figure(figsize=(width * columns, 2.9 * rows + 0.3 * legend), layout="constrained")
+    figure = new_figure(2.6 * rows + 0.3 * legend, width * columns)
     grid: Any = figure.subplots(rows, columns, squeeze=False)
     for axes, result in zip(grid.flat, results, strict=False):
         axes.set_title(result.label, fontsize=9, wrap=True)

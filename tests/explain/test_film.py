@@ -194,7 +194,7 @@ def test_pictures_show_film_lesion_and_marks(
     assert f"Grad-CAM for “{found.explained}”" in titles
     assert any(title.startswith("Scale map: C3 ") for title in titles)
     assert malignant.film_id in figure.get_suptitle()
-    assert f"{max(found.probabilities):.1%}" in figure.get_suptitle()
+    assert f"{100 * max(found.probabilities):.1f} %" in figure.get_suptitle()
     assert "annotated malignant SPIC" in figure.get_suptitle()
     save_png(figure, tmp_path / "film.png")
     drawn = matplotlib.image.imread(tmp_path / "film.png")[..., :3]
@@ -208,7 +208,7 @@ def test_pictures_show_film_lesion_and_marks(
     assert len(sheet.axes) == 6 + 2  # a bar for each of the two maps
     assert [axis.get_xlabel() for axis in sheet.axes[6:]] == [
         "evidence, relative to the film's maximum",
-        "share of C3 (grey: 80%, by token count)",
+        "share of C3 (grey: 80 %, by token count)",
     ]
 
 
