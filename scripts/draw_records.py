@@ -11,12 +11,14 @@ from pathlib import Path
 
 from hmc_fast.bench.peers import family_names
 from hmc_fast.bench.record import Measurement, read_record
-from hmc_fast.files import write_text
+from hmc_fast.files import read_json, write_text
 from hmc_fast.reporting import milliseconds
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 LEAKAGE = RESULTS / "study" / "mias-leakage.json"
-MODELS = RESULTS / "cpu-models-1024.jsonl"
+MODELS = RESULTS / "cpu-models.jsonl"
+ENGINES = RESULTS / "engine-builds.json"
+ENGINE_TARGET = "sm_89"
 MAIN = RESULTS / "mias-hmc_net_lesions-512-cpu.jsonl"
 CASE = "hmc_net@1024x1"
 
@@ -134,7 +136,31 @@ def speed() -> str:
         "shorter is better",
         [_bar(row, row.peak_mib, f"{row.peak_mib:.0f}") for row in _sorted(held, "peak_mib")],
     )
-    return picture("Latency and memory of HMC-Net on a CPU", [*latencies, memory])
+    return picture(
+        "Latency and memory of HMC-Net on a CPU, memory of its engines",
+        [*latencies, memory, _engines()],
+    )
+
+
+def _engines() -> Panel:
+    """What an engine of HMC-Net takes for activations, by the form of its attention."""
+    record = read_json(ENGINES)
+    taken = {
+        build["form"]: build["engine"]["activation_bytes"] / 1e9
+        for build in record["builds"]
+        if (build["model"], build["target"]) == ("hmc_net", ENGINE_TARGET)
+    }
+    least = min(taken.values())
+    bars = [
+        Bar(form, value, f"{value:.2f}", "ours" if value == least else "bar")
+        for form, value in sorted(taken.items(), key=lambda item: item[1])
+    ]
+    title = "HMC-Net as a TensorRT engine, activation memory in GB by form of attention"
+    note = (
+        f"{record['size']}², {record['precision']}, batch {record['batch']}, built for "
+        f"{ENGINE_TARGET} by {record['builder']}, not run; shorter is better"
+    )
+    return Panel(title, note, bars)
 
 
 def _sorted(rows: Sequence[Measurement], key: str) -> list[Measurement]:
