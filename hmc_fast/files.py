@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -160,9 +161,14 @@ def refuse_overwrite(output: Path, *inputs: Path) -> None:
     """
     if not output.exists():
         return
+    written, place = output.stat(), output.resolve()
     for source in inputs:
-        inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
-        if inside or (source.exists() and output.samefile(source)):
+        try:
+            read = source.stat()
+        except OSError:
+            continue
+        inside = stat.S_ISDIR(read.st_mode) and place.is_relative_to(source.resolve())
+        if inside or os.path.samestat(written, read):
             raise UserError(
                 f"{output}: is, or belongs to, the input {source}, which is not overwritten; name "
                 "another output"

@@ -10,8 +10,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
 from hmc_fast.data.films import Film
 from hmc_fast.data.tasks import Task
 from hmc_fast.errors import UserError
@@ -153,6 +151,8 @@ def make_folds(
     if count < 2:
         raise UserError(f"{count} folds: cross-validation needs at least 2")
     _check_enough_patients(films, labels, task, count)
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # slow to import
+
     if protocol == PROTOCOL:
         splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
     else:

@@ -6,7 +6,7 @@ grey. Black is 0 and the largest value of the format is 1.
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -75,6 +75,22 @@ def film_header(path: Path) -> FilmHeader:
 def pixel_digest(pixels: NDArray[np.float32]) -> str:
     """SHA-256 of decoded pixels, the same for PGM and PNG of one film."""
     return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def picture_of(path: Path) -> str | None:
+    """:func:`pixel_digest` of a file, raw images included; None where it cannot be read."""
+    try:
+        return pixel_digest(read_pixels(path, allow_raw=True))
+    except UserError:
+        return None
+
+
+def same_picture(pictures: Collection[str | None]) -> bool:
+    """Whether files of one SOPInstanceUID are one film, by their :func:`picture_of`.
+
+    A file that cannot be read may show anything.
+    """
+    return len(set(pictures)) == 1 and None not in pictures
 
 
 def _is_dicom(path: Path) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional import classification
 
 METRIC_NAMES = ("accuracy", "precision", "recall", "f1", "auc_roc", "specificity")
 
@@ -27,6 +26,8 @@ def classification_metrics(
         A value per name of :data:`METRIC_NAMES`; None where a metric is undefined (AUC-ROC where a
         class is absent).
     """
+    from torchmetrics.functional import classification  # slow to import
+
     scores = torch.as_tensor(np.asarray(probabilities, dtype=np.float64))
     target = torch.as_tensor(np.asarray(labels, dtype=np.int64))
     classes = scores.shape[1]

@@ -96,7 +96,7 @@ class Node:
 
     def _score(self, film: Waiting) -> None:
         try:
-            results = self._reader.read(film.path)
+            results, picture = self._reader.read(film.path)
         except UserError as error:
             LOGGER.warning("film %s has no score: %s", short(film.key), said(error))
             self._spool.fail(film, said(error))
@@ -106,7 +106,9 @@ class Node:
             self._spool.fail(film, type(error).__name__)
             return
         try:
-            self._spool.finish(film, lambda folder: write_results(folder, RESULT_NAME, results))
+            self._spool.finish(
+                film, lambda folder: write_results(folder, RESULT_NAME, results), picture
+            )
         except UserError as error:
             LOGGER.error("film %s waits: %s", short(film.key), said(error))
             self._spool.put_back(film)

@@ -4,11 +4,12 @@ A kill at any moment leaves each film in one state, or in two of which the later
 
     partial/    being received; emptied at the start
     received/   KEY.ATTEMPTS.dcm: to be scored; ATTEMPTS counts the times that it was begun
-    scored/     KEY/: results that wait to be sent
-    done/       KEY, empty: the results have arrived
+    scored/     KEY/: results that wait to be sent, and digests of the film's pixels
+    done/       KEY: the results have arrived; the digests are kept
     failed/     KEY.txt: why there are none
 
-KEY is a digest of SOPInstanceUID and pixels, so that a film that is sent again is not scored again.
+KEY is a digest of the SOPInstanceUID. A film that is sent again is not scored again, and another
+film of the same UID is refused; one that failed may come again, whatever its pixels.
 Films and results are deleted as soon as they are not needed any more.
 """
 
@@ -18,7 +19,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from tempfile import mkstemp
@@ -28,6 +29,7 @@ from filelock import FileLock, Timeout
 from pydicom import dcmread
 
 from hmc_fast.data.dicom import dicom_header
+from hmc_fast.data.pixels import picture_of, same_picture
 from hmc_fast.errors import UserError
 from hmc_fast.files import make_folder, write_folder, write_text
 
@@ -35,6 +37,7 @@ PARTIAL, RECEIVED, SCORED, DONE, FAILED = "partial", "received", "scored", "done
 STATES = (PARTIAL, RECEIVED, SCORED, DONE, FAILED)
 LOCK_FILE = "lock"
 PIXELS = 0x7FE00010
+DIGESTS_FILE = "digests.txt"
 OWNER_ALONE = 0o700
 """Films and results are patient data."""
 
@@ -90,7 +93,8 @@ class Spool:
         The film is on the disk when this returns.
 
         Raises:
-            UserError: it is no mammogram, damaged, or not the instance ``uid``.
+            UserError: it is no mammogram, damaged, not the instance ``uid``, or that came before
+                with other pixels.
             OSError: the disk refuses.
         """
         with self._place() as free:
@@ -99,12 +103,20 @@ class Spool:
             partial = self._write(encoded)
             try:
                 dicom_header(partial)
-                key = film_key(partial, uid)
+                given, pixels = instance_of(partial)
+                if not uid or given != uid:
+                    raise UserError("is another instance than the one announced")
+                key = hashlib.sha256(uid.encode()).hexdigest()
                 with self._changing:
-                    if self._state_of(key) is not None:
+                    if self._state_of(key) in (None, FAILED):
+                        self._rename(partial, self.folder / RECEIVED / f"{key}.0.dcm")
+                        (self.folder / FAILED / f"{key}.txt").unlink(missing_ok=True)
+                        return Admission.TAKEN, key
+                    if self._is_known_as(key, partial, pixels):
                         return Admission.KNOWN, key
-                    self._rename(partial, self.folder / RECEIVED / f"{key}.0.dcm")
-                return Admission.TAKEN, key
+                raise UserError(
+                    "its SOPInstanceUID is also that of a film before, which has other pixels"
+                )
             except UserError as error:
                 raise UserError(str(error).removeprefix(f"{partial}: ")) from None
             finally:
@@ -116,12 +128,13 @@ class Spool:
         Its attempt is counted before it is begun: a film that ends the process, each time that it
         is scored, does not stop the others, and one that a kill has hit by chance is not lost.
         """
-        films = [(_name_of(path)[1], path.stat().st_mtime_ns, path) for path in self._received()]
-        if not films:
-            return None
-        attempts, _, path = min(films)
-        key = _name_of(path)[0]
-        return Waiting(key, self._rename(path, path.with_name(f"{key}.{attempts + 1}.dcm")))
+        with self._changing:
+            films = [(_name_of(p)[1], p.stat().st_mtime_ns, p) for p in self._received()]
+            if not films:
+                return None
+            attempts, _, path = min(films)
+            key = _name_of(path)[0]
+            return Waiting(key, self._rename(path, path.with_name(f"{key}.{attempts + 1}.dcm")))
 
     def put_back(self, film: Waiting) -> None:
         """A film that could not be finished for a reason of the machine's, its attempt not counted.
@@ -129,24 +142,33 @@ class Spool:
         It is taken after the others, also where the clock has been set back.
         """
         key, attempts = _name_of(film.path)
-        last = max(path.stat().st_mtime_ns for path in self._received())
-        stamp = max(time.time_ns(), last + 1)
-        waiting = self._rename(film.path, film.path.with_name(f"{key}.{attempts - 1}.dcm"))
-        os.utime(waiting, ns=(stamp, stamp))
+        with self._changing:
+            last = max(path.stat().st_mtime_ns for path in self._received())
+            stamp = max(time.time_ns(), last + 1)
+            waiting = self._rename(film.path, film.path.with_name(f"{key}.{attempts - 1}.dcm"))
+            os.utime(waiting, ns=(stamp, stamp))
 
-    def finish(self, film: Waiting, write: Callable[[Path], object]) -> None:
+    def finish(self, film: Waiting, write: Callable[[Path], object], picture: str) -> None:
         """Keep the results that ``write`` puts into a folder, and forget the film.
+
+        ``picture`` is what :func:`hmc_fast.data.pixels.picture_of` says of it.
 
         Raises :class:`UserError` where the disk refuses.
         """
-        write_folder(self.folder / SCORED / film.key, write)
+        digests = f"{instance_of(film.path)[1]} {picture}\n"
+
+        def fill(folder: Path) -> None:
+            write(folder)
+            write_text(folder / DIGESTS_FILE, digests)
+
+        write_folder(self.folder / SCORED / film.key, fill)
         _sync(self.folder / SCORED)
-        film.path.unlink()
+        self._forget(film)
 
     def fail(self, film: Waiting, reason: str) -> None:
         """Forget a film without results, but not that it was here."""
         write_text(self.folder / FAILED / f"{film.key}.txt", f"{reason}\n")
-        film.path.unlink()
+        self._forget(film)
 
     def scored(self) -> list[str]:
         """Keys of films whose results wait to be sent, by age."""
@@ -155,12 +177,11 @@ class Spool:
 
     def results(self, key: str) -> list[Path]:
         """The results of a scored film."""
-        return sorted((self.folder / SCORED / key).iterdir())
+        return sorted((self.folder / SCORED / key).glob("*.dcm"))
 
     def sent(self, key: str) -> None:
         """Forget results that have arrived, but not that they have."""
-        (self.folder / DONE / key).touch()
-        _sync(self.folder / DONE)
+        self._rename(self.folder / SCORED / key / DIGESTS_FILE, self.folder / DONE / key)
         shutil.rmtree(self.folder / SCORED / key)
 
     @contextmanager
@@ -192,6 +213,25 @@ class Spool:
         _sync(target.parent)
         return target
 
+    def _forget(self, film: Waiting) -> None:
+        with self._changing:
+            film.path.unlink()
+
+    def _is_known_as(self, key: str, film: Path, pixels: str) -> bool:
+        """Whether ``film``, with the encoded ``pixels``, is the one that waits or has results.
+
+        It is decoded where it was encoded otherwise before.
+        """
+        for path in (self.folder / RECEIVED).glob(f"{key}.*.dcm"):
+            if instance_of(path)[1] == pixels:
+                return True
+            return same_picture([picture_of(path), picture_of(film)])
+        for path in (self.folder / SCORED / key / DIGESTS_FILE, self.folder / DONE / key):
+            with suppress(OSError):
+                encoded, picture = path.read_text(encoding="utf-8").split()
+                return encoded == pixels or same_picture([picture, picture_of(film)])
+        return False
+
     def _received(self) -> Iterator[Path]:
         return (self.folder / RECEIVED).glob("*.dcm")
 
@@ -217,24 +257,20 @@ class Spool:
                 shutil.rmtree(self.folder / SCORED / key)
 
 
-def film_key(path: Path, uid: str) -> str:
-    """A digest of the SOPInstanceUID and the pixels as they are encoded.
+def instance_of(path: Path) -> tuple[str, str]:
+    """The SOPInstanceUID, and a digest of the pixels as they are encoded.
 
-    Raises :class:`UserError` where the file cannot be read, is another instance or has no pixels.
+    Raises :class:`UserError` where the file cannot be read or has no pixels.
     """
     try:
         film = dcmread(path, specific_tags=["SOPInstanceUID", "PixelData"])
         pixels = film.get_item(PIXELS)
-        given = str(film.get("SOPInstanceUID") or "")
+        uid = str(film.get("SOPInstanceUID") or "")
     except Exception as error:  # a damaged file can break the parser anywhere
         raise UserError(f"{path}: is damaged ({type(error).__name__})") from None
-    if not uid or given != uid:
-        raise UserError(f"{path}: is another instance than the one announced")
     if pixels is None or not isinstance(pixels.value, bytes):
         raise UserError(f"{path}: has no pixels (no PixelData element)")
-    digest = hashlib.sha256(uid.encode() + b"\0")
-    digest.update(pixels.value)
-    return digest.hexdigest()
+    return uid, hashlib.sha256(pixels.value).hexdigest()
 
 
 def _name_of(path: Path) -> tuple[str, int]:

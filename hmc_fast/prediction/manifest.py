@@ -17,10 +17,10 @@ from typing import Any
 from filelock import FileLock
 from pydicom import dcmread
 
-from hmc_fast.data import Film, read_pixels
+from hmc_fast.data import Film
 from hmc_fast.data.dicom import is_dicom
 from hmc_fast.data.identity import film_of
-from hmc_fast.data.pixels import pixel_digest
+from hmc_fast.data.pixels import picture_of, same_picture
 from hmc_fast.errors import UserError
 from hmc_fast.files import make_folder, write_json
 from hmc_fast.prediction.sources import Source
@@ -225,21 +225,13 @@ def _doubles(films: Sequence[Entry]) -> dict[str, str]:
     first, *others = films
     if all(entry.sha256 == first.sha256 for entry in others):
         return {}
-    pixels = {_pixels(entry) for entry in films}
-    if len(pixels) == 1 and None not in pixels:
+    if same_picture([picture_of(Path(entry.path)) for entry in films]):
         return {entry.path: f"is the same film as {first.path}" for entry in others}
     return {
         entry.path: f"its SOPInstanceUID {entry.uid} is also that of "
         f"{(others[0] if entry is first else first).path}, which has other pixels"
         for entry in films
     }
-
-
-def _pixels(entry: Entry) -> str | None:
-    try:
-        return pixel_digest(read_pixels(Path(entry.path), allow_raw=True))
-    except UserError:
-        return None
 
 
 @dataclass(frozen=True)

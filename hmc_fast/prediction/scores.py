@@ -75,19 +75,13 @@ class Scorer:
             images = {i: read.image for i, read in batch.items() if read.image is not None}
             if images:
                 rows = self._logits(torch.stack(list(images.values())))
-                for index, row in zip(images, rows.swapaxes(0, 1), strict=True):
-                    if np.isfinite(row).all():
-                        logits[index] = row
-                    else:
-                        errors[index] = "the output is not finite; use --precision fp32"
+                logits |= dict(zip(images, rows.swapaxes(0, 1), strict=True))
             on_films(len(batch))
-        scores = {index: FilmScore(entries[index], (), "", e) for index, e in errors.items()}
-        if logits:
-            order = sorted(logits)
-            films = [entries[index] for index in order]
-            scores |= dict(zip(order, self._scores(np.stack([logits[i] for i in order], 1), films),
-                               strict=True))  # fmt: skip
-        return [scores[index] for index in range(len(entries))]
+        return self._finished(entries, logits, errors)
+
+    def score_images(self, entries: Sequence[Entry], images: Tensor) -> list[FilmScore]:
+        """Scores of films that were read before, from normalised images ``[B, 3, H, W]``."""
+        return self._finished(entries, dict(enumerate(self._logits(images).swapaxes(0, 1))), {})
 
     def _batches(
         self, chosen: Sequence[int], entries: Sequence[Entry]
@@ -117,6 +111,24 @@ class Scorer:
             logits = torch.stack([film_logits(m, images, self.preprocessing) for m in self.models])
         values: NDArray[np.float32] = logits.cpu().numpy()
         return values
+
+    def _finished(
+        self,
+        entries: Sequence[Entry],
+        logits: dict[int, NDArray[np.float32]],
+        errors: dict[int, str],
+    ) -> list[FilmScore]:
+        """A score for every entry, from its logits ``[models, classes]`` or its error."""
+        finite = {index: row for index, row in logits.items() if np.isfinite(row).all()}
+        overflow = "the output is not finite; use --precision fp32"
+        errors = errors | {index: overflow for index in logits if index not in finite}
+        scores = {index: FilmScore(entries[index], (), "", e) for index, e in errors.items()}
+        if finite:
+            order = sorted(finite)
+            films = [entries[index] for index in order]
+            scores |= dict(zip(order, self._scores(np.stack([finite[i] for i in order], 1), films),
+                               strict=True))  # fmt: skip
+        return [scores[index] for index in range(len(entries))]
 
     def _scores(self, logits: NDArray[np.float32], entries: Sequence[Entry]) -> list[FilmScore]:
         """Mean probabilities of logits ``[models, films, classes]``, and the films' rules."""

@@ -11,7 +11,7 @@ from hmc_fast.data.table import SIDES
 from hmc_fast.errors import UserError
 from hmc_fast.files import read_rows
 
-PICTURE_SUFFIXES = (".pgm", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
+FILM_SUFFIXES = (".dcm", ".pgm", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
 TABLE_SUFFIX = ".csv"
 DICOMDIR = "DICOMDIR"
 PATH_COLUMN = "path"
@@ -83,7 +83,7 @@ def _looks_like_film(path: Path) -> bool:
     if path.name == DICOMDIR:
         return False
     try:
-        return path.suffix.lower() in PICTURE_SUFFIXES or is_dicom(path)
+        return path.suffix.lower() in FILM_SUFFIXES or is_dicom(path)
     except OSError:
         return True
 

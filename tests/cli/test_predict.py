@@ -10,15 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from hmc_fast import load_model
 from hmc_fast.checkpoint import OperatingPoint, save_checkpoint
 from hmc_fast.cli.app import run
+from hmc_fast.data import write_phantoms
 
 SMALL_CHUNKS = """
 from hmc_fast.cli.app import main
@@ -27,6 +30,8 @@ manifest.CHUNK_FILMS = 2
 main()
 """
 KILLS = 10
+PATIENTS_A_KILL = 10
+"""So many that a killed command has films left; a patient's two are a chunk."""
 
 
 @pytest.fixture
@@ -174,19 +179,20 @@ def test_shares_that_run_at_once_make_one_table(
 
 @pytest.mark.systems
 @pytest.mark.parametrize("kills", [3, pytest.param(KILLS, marks=pytest.mark.exhaustive)])
-def test_kill_9_at_random_moments_and_resume(
-    checkpoint: Path, phantom_folder: Path, tmp_path: Path, kills: int
-) -> None:
+def test_kill_9_at_random_moments_and_resume(checkpoint: Path, tmp_path: Path, kills: int) -> None:
+    films = 2 * kills * PATIENTS_A_KILL
+    write_phantoms(tmp_path / "films", patients=films // 2, size=64, seed=1)
+
     def command(out: Path) -> list[str]:
-        arguments = ["predict", str(phantom_folder), "--checkpoint", str(checkpoint)]
+        arguments = ["predict", str(tmp_path / "films"), "--checkpoint", str(checkpoint)]
         return [sys.executable, "-c", SMALL_CHUNKS, *arguments, "--out", str(out)]
 
     whole, table = tmp_path / "whole.csv", tmp_path / "killed.csv"
     start = time.perf_counter()
     subprocess.run(command(whole), check=True, capture_output=True)
     seconds = time.perf_counter() - start
-    first_part = next((tmp_path / "whole.csv.parts").glob("part-*")).stat().st_mtime
-    working = (whole.stat().st_mtime - first_part) + 1
+    first_part = min(p.stat().st_mtime for p in (tmp_path / "whole.csv.parts").glob("part-*"))
+    working = whole.stat().st_mtime - first_part
     rng, parts = random.Random(0), tmp_path / "killed.csv.parts"
     for kill in range(kills):
         before = len(list(parts.glob("part-*")))
@@ -195,14 +201,58 @@ def test_kill_9_at_random_moments_and_resume(
             start_new_session=True,
         )  # fmt: skip
         if kill % 3 == 0:  # whenever, also while the manifest is made
-            time.sleep(rng.uniform(0.5, 1) * seconds)
+            time.sleep(rng.uniform(0.5, 1) * (seconds - working))
         else:  # after it has got further
             while len(list(parts.glob("part-*"))) == before and process.poll() is None:
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0, working / kills))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(rng.uniform(0, 0.5) * working / kills)
+        assert process.poll() is None, "it had ended before it was killed"
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     subprocess.run(command(table), check=True, capture_output=True)
     assert table.read_bytes() == whole.read_bytes()
-    assert len(rows(table)) == 36
+    assert len({row["file"] for row in rows(table)}) == len(rows(table)) == films
+
+
+@pytest.mark.systems
+@pytest.mark.exhaustive
+def test_processes_that_read_ahead_are_killed(
+    checkpoint: Path, phantom_folder: Path, tmp_path: Path
+) -> None:
+    """Each kill ends the command in one line, or comes after the process has read its last film."""
+    arguments = ["predict", str(phantom_folder), "--checkpoint", str(checkpoint), "--workers", "2"]
+    whole, table = tmp_path / "whole.csv", tmp_path / "killed.csv"
+    command = [sys.executable, "-c", SMALL_CHUNKS, *arguments, "--out"]
+    subprocess.run([*command, whole], check=True, capture_output=True)
+    rng, killed, ended = random.Random(0), 0, 0
+    while killed < KILLS:
+        process = subprocess.Popen(
+            [*command, table], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        readers_of(process)
+        time.sleep(rng.uniform(0, 1.5))
+        for reader in readers_of(process)[:1]:
+            with suppress(psutil.NoSuchProcess):
+                reader.kill()
+                killed += 1
+        _, said = process.communicate()
+        if process.returncode:
+            assert "a process that reads films died" in said
+            assert "Traceback" not in said
+            ended += 1
+        else:
+            assert table.read_bytes() == whole.read_bytes()
+            shutil.rmtree(tmp_path / "killed.csv.parts")
+            table.unlink()
+    assert ended
+    subprocess.run([*command, table], check=True, capture_output=True)
+    assert table.read_bytes() == whole.read_bytes()
+
+
+def readers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The processes that read ahead, as soon as there are any; none once the command has ended."""
+    while process.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            if found := psutil.Process(process.pid).children():
+                return found
+    return []

@@ -39,6 +39,11 @@ def test_operators_import_pytorch_and_nothing_of_films() -> None:
     assert not {"torchvision", "sklearn", "scipy", "pydicom", "pandas"} & modules
 
 
+def test_predictions_import_nothing_that_only_studies_need() -> None:
+    code = "import hmc_fast.prediction.job, hmc_fast.prediction.recipe"
+    assert not {"sklearn", "lightning", "torchmetrics", "matplotlib", "pandas"} & imported(code)
+
+
 def test_names_of_the_package_are_imported_when_they_are_used() -> None:
     code = "import hmc_fast; assert hmc_fast.create_model('resnet18'); dir(hmc_fast)"
     assert "torch" not in imported("import hmc_fast; hmc_fast.__version__")

@@ -1,10 +1,12 @@
-"""Settings of nodes, DICOM files as bytes, and free ports."""
+"""Settings of nodes, DICOM files as bytes, what reports say, and free ports."""
 
 import socket
 import threading
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from highdicom.sr import srread
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 
@@ -19,6 +21,16 @@ def encoded(dataset: Dataset) -> bytes:
     file = DicomBytesIO()
     dataset.save_as(file, enforce_file_format=True)
     return file.getvalue()
+
+
+def reported(report: Dataset) -> tuple[str, float]:
+    """The film that a report is about, and its model output for malignant."""
+    file = BytesIO()
+    report.save_as(file)
+    file.seek(0)
+    (group,) = srread(file).content.get_image_measurement_groups()
+    values = {m.name.value: float(m.value) for m in group.get_measurements()}
+    return str(group.source_images[0].referenced_sop_instance_uid), values["p-malignant"]
 
 
 def settings(queue: Path, **others: object) -> NodeSettings:

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 from dicom_phantoms import NAME, PATIENT, STUDY, phantom, small_checkpoint
-from highdicom.sr import srread
-from nodes import encoded, free_port
+from nodes import encoded, free_port, reported
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
@@ -180,16 +179,6 @@ def predicted(
     assert run(["predict", *paths, "--checkpoint", str(checkpoint), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     return {paths[f["file"]]: f["probabilities"]["malignant"] for f in told["films"]}
-
-
-def reported(report: Dataset) -> tuple[str, float]:
-    """The film that a report is about, and its model output for malignant."""
-    file = BytesIO()
-    report.save_as(file)
-    file.seek(0)
-    (group,) = srread(file).content.get_image_measurement_groups()
-    values = {m.name.value: float(m.value) for m in group.get_measurements()}
-    return str(group.source_images[0].referenced_sop_instance_uid), values["p-malignant"]
 
 
 def test_films_go_out_of_the_archive_and_results_come_back(

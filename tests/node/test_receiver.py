@@ -59,13 +59,24 @@ def test_films_are_taken_once_until_the_queue_is_full(
     film = spool.take()
     assert film is not None
     assert dcmread(film.path).pixel_array.tolist() == films[0].pixel_array.tolist()
-    spool.finish(film, lambda folder: None)
+    spool.finish(film, lambda folder: None, "picture")
     spool.sent(film.key)
     assert status(association, films[0]) == 0
     assert len(spool) == 2
     for secret in (NAME, "Mäuse", PATIENT, *(str(f.SOPInstanceUID) for f in films)):
         assert secret not in lines()
     assert "known" in lines()
+
+
+def test_another_film_of_the_same_uid_is_refused_and_said(
+    associate: Associate, spool: Spool, lines: Callable[[], str]
+) -> None:
+    association, film = associate(), phantom(1)
+    other = phantom(2, SOPInstanceUID=film.SOPInstanceUID)
+    assert [status(association, each) for each in (film, other, film)] == [0, 0xC000, 0]
+    assert len(spool) == 1
+    assert "its SOPInstanceUID is also that of a film before, which has other pixels" in lines()
+    assert str(film.SOPInstanceUID) not in lines()
 
 
 def test_a_film_for_which_the_disk_has_no_room_is_refused_and_can_come_again(

@@ -55,7 +55,7 @@ def scored(spool: Spool, offer: Callable[..., tuple[str, str]]) -> str:
     _, key = offer(1)
     film = spool.take()
     assert film is not None
-    spool.finish(film, result)
+    spool.finish(film, result, "picture")
     return key
 
 

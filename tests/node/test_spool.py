@@ -2,13 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from dicom_phantoms import NAME, PATIENT, phantom
+from dicom_phantoms import NAME, PATIENT, phantom, phantom_file
 from nodes import encoded
+from pydicom.uid import RLELossless
 
+from hmc_fast.data.pixels import picture_of
 from hmc_fast.errors import UserError
 from hmc_fast.node.spool import Spool
 
@@ -36,8 +38,8 @@ def test_a_film_goes_from_state_to_state_and_leaves_no_pixels(spool: Spool, offe
     assert film is not None
     assert film.key == key
     assert files(spool) == {f"received/{key}.1.dcm"}
-    spool.finish(film, write)
-    assert files(spool) == {f"scored/{key}/film.report.dcm"}
+    spool.finish(film, write, "picture")
+    assert files(spool) == {f"scored/{key}/film.report.dcm", f"scored/{key}/digests.txt"}
     assert [path.read_bytes() for path in spool.results(key)] == [b"report"]
     spool.sent(key)
     assert files(spool) == {f"done/{key}"}
@@ -51,13 +53,60 @@ def test_a_film_is_known_in_every_state(spool: Spool, offer: Offer) -> None:
     film = spool.take()
     assert film is not None
     assert offer(1, SOPInstanceUID=uid)[0] == "known"
-    spool.finish(film, write)
+    spool.finish(film, write, "picture")
     assert offer(1, SOPInstanceUID=uid)[0] == "known"
     spool.sent(film.key)
     assert offer(1, SOPInstanceUID=uid, PatientID="corrected")[0] == "known"
     assert len(spool) == 0
-    assert offer(2, SOPInstanceUID=uid)[0] == "taken"  # the same UID with other pixels
     assert offer(1)[0] == "taken"  # other UID, the same pixels
+
+
+def states(spool: Spool, picture: str) -> Iterator[None]:
+    """The film that waits goes from state to state; a moment in each."""
+    yield
+    film = spool.take()
+    assert film is not None
+    yield
+    spool.finish(film, write, picture)
+    yield
+    spool.sent(film.key)
+    yield
+
+
+def test_another_film_of_the_same_uid_is_refused_in_every_state(
+    spool: Spool, offer: Offer, tmp_path: Path
+) -> None:
+    uid = "1.2.3.4.5"
+    offer(1, SOPInstanceUID=uid)
+    picture = picture_of(phantom_file(tmp_path / "film.dcm", 1))
+    for _ in states(spool, str(picture)):
+        before = files(spool)
+        with pytest.raises(UserError, match="film before, which has other pixels") as refused:
+            offer(2, SOPInstanceUID=uid)
+        assert uid not in str(refused.value)
+        assert files(spool) == before
+
+
+def test_a_film_that_is_encoded_otherwise_is_known_in_every_state(
+    spool: Spool, offer: Offer, tmp_path: Path
+) -> None:
+    film = phantom(1)
+    offer(1, SOPInstanceUID=film.SOPInstanceUID)
+    picture = picture_of(phantom_file(tmp_path / "film.dcm", 1))
+    film.compress(RLELossless, generate_instance_uid=False)
+    for _ in states(spool, str(picture)):
+        assert spool.offer(encoded(film), film.SOPInstanceUID)[0].value == "known"
+    assert len(spool) == 0
+
+
+def test_a_film_that_failed_may_come_again_whatever_its_pixels(spool: Spool, offer: Offer) -> None:
+    uid = "1.2.3.4.5"
+    for seed in (1, 1, 2):
+        admission, key = offer(seed, SOPInstanceUID=uid)
+        assert admission == "taken"
+        assert files(spool) == {f"received/{key}.0.dcm"}
+        spool.fail(spool.take() or pytest.fail("none waits"), "a reason")
+        assert files(spool) == {f"failed/{key}.txt"}
 
 
 def test_the_oldest_film_comes_first_and_a_full_queue_takes_no_more(
@@ -68,7 +117,7 @@ def test_the_oldest_film_comes_first_and_a_full_queue_takes_no_more(
     film = spool.take()
     assert film is not None
     assert film.key == keys[0]
-    spool.finish(film, write)
+    spool.finish(film, write, "picture")
     assert offer(4)[0] == "full"  # its results still wait
     spool.sent(film.key)
     assert offer(4)[0] == "taken"
@@ -133,7 +182,7 @@ def test_a_full_disk_keeps_the_film(spool: Spool, offer: Offer) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="No space left"):
-        spool.finish(film, refuse)
+        spool.finish(film, refuse, "picture")
     spool.put_back(film)
     assert files(spool) == {f"received/{key}.0.dcm"}
 

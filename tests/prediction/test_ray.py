@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -27,7 +28,6 @@ pytestmark = [
     pytest.mark.exhaustive,
     pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray"),
 ]
-PATIENTS = 18
 SIZE = 256
 SMALL_CHUNKS = """
 from hmc_fast.cli.app import main
@@ -39,6 +39,11 @@ TASK = "ray::_score_chunk"
 """What Ray calls a worker that scores."""
 READY_S = 120.0
 KILLS = 10
+PATIENTS_A_KILL = 30
+"""So many that none of the killed commands has scored the last film; each is a chunk of its own."""
+FILLS = 3
+PAGE = 4096
+"""The least that a file takes of the disk that runs full; a part takes no more."""
 
 
 def wait_for(what: str, true: Callable[[], object]) -> None:
@@ -49,13 +54,14 @@ def wait_for(what: str, true: Callable[[], object]) -> None:
 
 
 class Command:
-    """``predict`` of 36 films in chunks of two, and the table of a run that nobody disturbed."""
+    """``predict`` in chunks of two films, and the table of a run that nobody disturbed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patients: int) -> None:
         self.folder = folder
+        self.chunks = patients
         self.table = folder / "scores.csv"
         self.parts = folder / "scores.csv.parts"
-        write_phantoms(folder / "films", patients=PATIENTS, size=64, seed=1)
+        write_phantoms(folder / "films", patients=patients, size=64, seed=1)
         small_checkpoint(folder / "model.safetensors", Preprocessing.square(SIZE))
         whole, threads = folder / "whole.csv", torch.get_num_threads()
         torch.set_num_threads(1)  # as Ray's workers have
@@ -83,8 +89,13 @@ class Command:
     def scored(self) -> int:
         return len(list(self.parts.glob("part-*")))
 
-    def wait_for_parts(self, before: int, process: "subprocess.Popen[str]") -> None:
+    def wait_for_a_part(self, process: "subprocess.Popen[str]") -> None:
+        before = self.scored()
         wait_for("a part", lambda: self.scored() > before or process.poll() is not None)
+
+    def assert_at_work(self, process: "subprocess.Popen[str]") -> None:
+        assert process.poll() is None, process.communicate()
+        assert self.scored() < self.chunks, "all was scored before the kill"
 
     def check(self, process: "subprocess.Popen[str]") -> None:
         """The command ends well, with each film once and with the bits of the undisturbed run."""
@@ -93,13 +104,14 @@ class Command:
         assert self.table.read_bytes() == self.expected
         with self.table.open(newline="") as file:
             names = [row["file"] for row in csv.DictReader(file)]
-        assert len(names) == len(set(names)) == 2 * PATIENTS
+        assert len(names) == len(set(names)) == 2 * self.chunks
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Command]:
+    """The command for so many patients."""
     monkeypatch.setattr(manifest, "CHUNK_FILMS", 2)
-    return Command(tmp_path)
+    return lambda patients: Command(tmp_path, patients)
 
 
 @pytest.fixture
@@ -127,49 +139,81 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def kill_a_worker(inside: Namespace, rng: random.Random, process: "subprocess.Popen[str]") -> bool:
-    """Kill one that scores, at a random moment; False where the command had ended before."""
+def kill_a_worker(inside: Namespace, rng: random.Random) -> None:
+    """Kill one that scores, at a random moment."""
+    wait_for("a worker scores", lambda: workers(inside))
+    time.sleep(rng.uniform(0, 2))
     found: list[psutil.Process] = []
 
     def at_work() -> bool:
         found[:] = workers(inside)
-        return bool(found) or process.poll() is not None
+        return bool(found)
 
     wait_for("a worker scores", at_work)
-    if process.poll() is not None:
-        return False
-    time.sleep(rng.uniform(0, 2))
-    for worker in rng.sample(found, 1):
-        if _title(worker).startswith(TASK):
-            worker.kill()
-            return True
-    return kill_a_worker(inside, rng, process)
+    rng.choice(found).kill()
 
 
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("kills", [1, KILLS])
 def test_workers_and_drivers_are_killed(
-    command: Command, inside: Namespace, temporary: Path, kills: int
+    command: Callable[[int], Command], inside: Namespace, temporary: Path, kills: int
 ) -> None:
     """Ray of its own on this machine: it listens on loopback alone, and goes with its driver."""
     rng = random.Random(kills)
-    killed = 0
+    predict = command(kills * PATIENTS_A_KILL)
     for _ in range(kills):
-        before = command.scored()
-        process = command.start(inside, "ray", temporary)
-        killed += kill_a_worker(inside, rng, process)
+        process = predict.start(inside, "ray", temporary)
+        kill_a_worker(inside, rng)
         assert inside.listening() == {"127.0.0.1"}
-        command.wait_for_parts(before, process)
-        assert process.poll() is None, process.communicate()
+        predict.wait_for_a_part(process)
+        predict.assert_at_work(process)
         process.kill()
         process.communicate()
         wait_for("Ray ends with its driver", lambda: not inside.processes())
-    assert killed
-    assert command.scored() < PATIENTS, "it had ended before it was killed"
-    command.check(command.start(inside, "ray", temporary))
-    record = json.loads((command.parts / "record.json").read_text())
+    before = predict.scored()
+    predict.check(predict.start(inside, "ray", temporary))
+    record = json.loads((predict.parts / "record.json").read_text())
     assert record["engine"] == "ray"
-    assert record["scored_now"] < 2 * PATIENTS
+    assert record["scored_now"] == 2 * (predict.chunks - before)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB where the command keeps its parts."""
+    folder = tmp_path / "scores.csv.parts"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("needs the right to mount a disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.timeout(2400)
+def test_the_disk_runs_full_while_parts_are_written(
+    small_disk: Path, command: Callable[[int], Command], inside: Namespace, temporary: Path
+) -> None:
+    """Again and again, with room for a few parts more each time; then there is room for all."""
+    rng = random.Random(0)
+    predict = command(PATIENTS_A_KILL)
+    shutil.copy(predict.folder / "whole.csv.parts" / manifest.MANIFEST_FILE, small_disk)
+    ballast = small_disk / "ballast"
+    for _ in range(FILLS):
+        room, before = rng.randint(1, 5), predict.scored()
+        ballast.write_bytes(b"")
+        free = shutil.disk_usage(small_disk).free
+        ballast.write_bytes(bytes(free - room * PAGE))
+        process = predict.start(inside, "ray", temporary)
+        _, said = process.communicate(timeout=2 * READY_S)
+        assert process.returncode == 1
+        assert "could not be written (No space left on device)" in said
+        assert "Traceback" not in said
+        assert predict.scored() == before + room
+        assert not predict.table.exists()
+        assert not list(small_disk.glob("*.tmp"))
+        wait_for("Ray ends with its driver", lambda: not inside.processes())
+    ballast.unlink()
+    predict.check(predict.start(inside, "ray", temporary))
 
 
 class Cluster:
@@ -206,18 +250,22 @@ class Cluster:
 
 
 @pytest.mark.timeout(2400)
-def test_nodes_are_killed(command: Command, inside: Namespace, temporary: Path) -> None:
+def test_nodes_are_killed(
+    command: Callable[[int], Command], inside: Namespace, temporary: Path
+) -> None:
     """The films of a node that is gone are scored by another, by either way to a cluster."""
     rng = random.Random(0)
+    predict = command(3 * PATIENTS_A_KILL)
     cluster = Cluster(inside, temporary)
     ways = (("ray", {"RAY_ADDRESS": "127.0.0.1:6379"}), ("ray://127.0.0.1:10001", {}))
     for kill in range(KILLS):
         cluster.add_node()
         engine, address = ways[kill % 2]
-        process = command.start(inside, engine, temporary, **cluster.variables, **address)
+        process = predict.start(inside, engine, temporary, **cluster.variables, **address)
         wait_for("two nodes score", lambda: len(workers(inside)) > 1)
         time.sleep(rng.uniform(0, 2))
+        predict.assert_at_work(process)
         cluster.kill_node()
-        command.check(process)
-        shutil.rmtree(command.parts)
-        command.table.unlink()
+        predict.check(process)
+        shutil.rmtree(predict.parts)
+        predict.table.unlink()
