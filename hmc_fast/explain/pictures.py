@@ -250,10 +250,8 @@ def _short_headline(explanation: FilmExplanation) -> str:
     probability = max(explanation.probabilities)
     annotated = _annotation(explanation)
     second_line = f"\nannotated {annotated}" if annotated else ""
-    return (
-        f"{spelled(explanation.film.film_id)}: predicted {explanation.predicted} {percent(probability)}"
-        f"{second_line}"
-    )
+    film = spelled(explanation.film.film_id)
+    return f"{film}: predicted {explanation.predicted} {percent(probability)}{second_line}"
 
 
 def _annotation(explanation: FilmExplanation) -> str:

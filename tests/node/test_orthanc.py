@@ -216,7 +216,9 @@ def test_films_go_out_of_the_archive_and_results_come_back(
         assert secret not in node.log()
     assert "Traceback" not in node.log()
     left = [p for p in (tmp_path / "queue").rglob("*") if p.is_file() and p.stat().st_size]
-    assert [p.parent.name for p in left] == ["failed"]
+    assert sorted(p.parent.name for p in left) == ["done", "failed"]
+    (done,) = (p for p in left if p.parent.name == "done")
+    assert [len(bytes.fromhex(digest)) for digest in done.read_text().split()] == [32, 32]
 
 
 @pytest.mark.parametrize(
