@@ -29,6 +29,13 @@ from hmc_fast.prediction import manifest
 manifest.CHUNK_FILMS = 2
 main()
 """
+SLOW_PARTS = """
+import time
+from hmc_fast.prediction import job
+write_part = job.write_part
+job.write_part = lambda *a: (time.sleep(0.05), write_part(*a))
+"""
+"""In front of the other: a kill never comes too late, however fast the machine."""
 KILLS = 10
 PATIENTS_A_KILL = 10
 """So many that a killed command has films left; a patient's two are a chunk."""
@@ -185,7 +192,7 @@ def test_kill_9_at_random_moments_and_resume(checkpoint: Path, tmp_path: Path, k
 
     def command(out: Path) -> list[str]:
         arguments = ["predict", str(tmp_path / "films"), "--checkpoint", str(checkpoint)]
-        return [sys.executable, "-c", SMALL_CHUNKS, *arguments, "--out", str(out)]
+        return [sys.executable, "-c", SLOW_PARTS + SMALL_CHUNKS, *arguments, "--out", str(out)]
 
     whole, table = tmp_path / "whole.csv", tmp_path / "killed.csv"
     start = time.perf_counter()
