@@ -157,7 +157,7 @@ def test_cases_timed_in_their_own_processes_come_together_on_the_page(
     assert ceiling.matmul_tflops == 800  # a share of the highest
     for page in (markdown.read_text(), html.read_text()):
         assert "attention forward, hsa_c3@1024x8, share" in page
-        assert "power cap (40 %)" in page
+        assert "power cap (40 %)" in page.replace("\u00a0", " ")
         assert "after the cases" in page
     assert (tmp_path / "speed" / "report.html").exists()
 
