@@ -47,7 +47,7 @@ class BlockShape:
 
 # Measured at N = 784 and 4,096, d_qk 64, d_v 256, on two idle cores with 2 MiB of L2 each, among
 # 256 to 2,048 queries, 512 to 1,024 keys and one or two heads a block: the best or within a point
-# of it. With products of bf16 on a core with 1 MiB likewise, but for N = 784 within a sixth.
+# of it. That was with MKL, in fp32; for oneDNN and for bf16 they have not been chosen anew.
 FORWARD = BlockShape(queries=1024, keys=512)
 BACKWARD = BlockShape(queries=1024, keys=512)
 
