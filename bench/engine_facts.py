@@ -1,8 +1,14 @@
 """What is known of an engine that was built, whether or not it can run here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hmc_fast.schema import STRICT
+
+if TYPE_CHECKING:  # records are read where nothing is exported
+    from hmc_fast.export.builders import Builder, BuiltEngine
+    from hmc_fast.export.onnx_export import EngineGraph
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,29 @@ class EngineFacts:
         if self.attention is not None:
             parts.append(f"form {self.attention}")
         return ", ".join(parts)
+
+
+def facts_of(
+    builder: "Builder",
+    targets: Sequence[str],
+    batch: int,
+    graph: "EngineGraph",
+    built: "BuiltEngine",
+) -> EngineFacts:
+    """What ``builder`` tells of the engine that it ``built`` from ``graph``."""
+    from hmc_fast.export.engine import fused_attentions
+
+    return EngineFacts(
+        f"{builder.flavour.name} {builder.version}",
+        list(targets),
+        batch,
+        len(built.content),
+        built.log.activation_bytes,
+        built.log.weight_bytes,
+        graph.attentions,
+        fused_attentions(graph, built.log),
+        graph.form,
+    )
 
 
 class BuiltNotRunError(Exception):

@@ -7,8 +7,6 @@ Models with attention at 1024², untrained, fp16, batch 8, by the installed Tens
 builds without a GPU. One engine a model, form and architecture.
 """
 
-import argparse
-import json
 import sys
 import tempfile
 import time
@@ -19,7 +17,8 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from hmc_fast.bench.engine_facts import EngineFacts
+from hmc_fast.bench.engine_facts import facts_of
+from hmc_fast.bench.report.measured import run_script
 from hmc_fast.bench.trials import lifelike_model
 from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import Preprocessing
@@ -28,9 +27,7 @@ from hmc_fast.errors import UserError
 from hmc_fast.export import Profile
 from hmc_fast.export.attention import FORMS
 from hmc_fast.export.builders import Builder, BuildRequest
-from hmc_fast.export.engine import fused_attentions
 from hmc_fast.export.onnx_export import OPSETS, EngineGraph, engine_graph, trace_checkpoint
-from hmc_fast.files import write_json, write_text
 from hmc_fast.progress import no_progress
 from hmc_fast.reporting import DASH, between_marks, number
 
@@ -65,17 +62,7 @@ def build(graph: EngineGraph, target: str) -> dict[str, Any]:
         built = builder.build(graph.content, request, no_progress)
     except UserError as error:
         return {"refused": str(error)}
-    facts = EngineFacts(
-        f"{FLAVOUR} {builder.version}",
-        [target],
-        BATCH,
-        len(built.content),
-        built.log.activation_bytes,
-        built.log.weight_bytes,
-        graph.attentions,
-        fused_attentions(graph, built.log),
-        graph.form,
-    )
+    facts = facts_of(builder, [target], BATCH, graph, built)
     return {"engine": asdict(facts), "seconds": time.perf_counter() - start}
 
 
@@ -140,20 +127,5 @@ def updated(text: str, record: dict[str, Any]) -> str:
     return between_marks(text, BEGIN, END, table(record))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("record", type=Path)
-    parser.add_argument("page", type=Path, nargs="?")
-    parser.add_argument("--table", action="store_true", help="build nothing")
-    given = parser.parse_args()
-    if not given.table:
-        write_json(given.record, measure())
-    if given.page is not None:
-        found = json.loads(given.record.read_text(encoding="utf-8"))
-        write_text(given.page, updated(given.page.read_text(encoding="utf-8"), found))
-
-
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, measure, updated)

@@ -7,7 +7,6 @@ HMC-Net at 1024², untrained, a film a call. Each runtime is a process of its ow
 both forms take turns, for their times.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,13 +16,13 @@ from typing import Any, TextIO
 
 import torch
 
+from hmc_fast.bench.report.measured import run_script
 from hmc_fast.bench.trials import lifelike_model
 from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import Preprocessing
 from hmc_fast.environment import environment
 from hmc_fast.export import Profile, attention, make_onnx
 from hmc_fast.export.onnx_export import write_onnx
-from hmc_fast.files import write_json, write_text
 from hmc_fast.reporting import between_marks
 
 SIZE = 1024
@@ -149,20 +148,5 @@ def updated(text: str, record: dict[str, Any]) -> str:
     return between_marks(text, BEGIN, END, table(record))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("record", type=Path)
-    parser.add_argument("page", type=Path, nargs="?")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    given = parser.parse_args()
-    if not given.table:
-        write_json(given.record, measure())
-    if given.page is not None:
-        found = json.loads(given.record.read_text(encoding="utf-8"))
-        write_text(given.page, updated(given.page.read_text(encoding="utf-8"), found))
-
-
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, measure, updated)

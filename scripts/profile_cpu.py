@@ -4,12 +4,9 @@ profile_cpu.py RECORD.json [PAGE]    measures and writes the record, then the pa
 profile_cpu.py --table RECORD.json PAGE    writes the table alone
 """
 
-import argparse
-import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +15,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from hmc_fast.bench.cases import Case, parse_case
 from hmc_fast.bench.parity import TrainingStep
 from hmc_fast.bench.peers import PEERS
+from hmc_fast.bench.report.measured import run_script
 from hmc_fast.bench.trials import infer, lifelike_model
 from hmc_fast.environment import environment
-from hmc_fast.files import write_json, write_text
 from hmc_fast.reporting import between_marks
 
 MEASURED = (
@@ -134,15 +131,4 @@ def updated(text: str, record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("record", type=Path)
-    parser.add_argument("page", type=Path, nargs="?")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    given = parser.parse_args()
-    if not given.table:
-        write_json(given.record, measure())
-    if given.page is not None:
-        found = json.loads(given.record.read_text(encoding="utf-8"))
-        write_text(given.page, updated(given.page.read_text(encoding="utf-8"), found))
+    run_script(__doc__, measure, updated)

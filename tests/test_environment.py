@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from checkouts import head
 
 from hmc_fast import environment
 
@@ -27,18 +28,6 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(environment, "__file__", str(checkout / "hmc_fast" / "environment.py"))
     monkeypatch.chdir(tmp_path)
     return checkout / "hmc_fast"
-
-
-def head(checkout: Path) -> str:
-    """The commit that git tells of a checkout."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"],
-        cwd=checkout,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip()
 
 
 def test_a_checkout_tells_its_own_commit(package: Path) -> None:

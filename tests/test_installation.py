@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from checkouts import head
 
 import hmc_fast
 import hmc_fast.bench
@@ -60,14 +61,7 @@ def test_the_lines_of_the_page_install_from_git_and_by_uv(tool: str, tmp_path: P
             pytest.skip("uv is not installed")
         command = [uv, "pip", "install", "--python", sys.executable, *where]
     subprocess.run(command, check=True, capture_output=True)
-    head = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert (tmp_path / "hmc_fast" / "revision.txt").read_text().strip() == head.stdout.strip()
+    assert (tmp_path / "hmc_fast" / "revision.txt").read_text().strip() == head(ROOT)
     assert (tmp_path / "hmc_fast" / "kernels" / "fused").is_dir()
 
 

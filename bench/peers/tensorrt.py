@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hmc_fast.bench.cases import Case
-from hmc_fast.bench.engine_facts import BuiltNotRunError, EngineFacts
+from hmc_fast.bench.engine_facts import BuiltNotRunError, facts_of
 from hmc_fast.bench.peers.peer import ModuleVariant, Peer
 from hmc_fast.devices import PRECISIONS
 from hmc_fast.environment import installed_version
 from hmc_fast.errors import UserError
 from hmc_fast.export.builders import Builder, BuildRequest, gpu_architecture
-from hmc_fast.export.engine import fused_attentions
 from hmc_fast.export.engine_form import engine_form
 from hmc_fast.export.onnx_export import OPSETS, engine_graph
 from hmc_fast.export.precision import PreciseModel
@@ -32,7 +31,7 @@ def _why_not(flavour: str, case: Case, dtype: torch.dtype, device: torch.device)
     if "training" in case.tasks:
         return "an engine infers only"
     if installed_version("onnxscript") is None:
-        return "onnxscript is not installed: pip install 'hmc-fast[export]'"
+        return f"onnxscript is not installed: pip install 'hmc-fast[export,{flavour}]'"
     try:
         _targets(Builder(flavour), device)
     except UserError as error:
@@ -64,17 +63,7 @@ def _engine(flavour: str, model: nn.Module, images: Tensor) -> Callable[[Tensor]
         call = EngineCall(builder.trt, built.content, images.device)
         return lambda films: call(films.float().contiguous())
     raise BuiltNotRunError(
-        EngineFacts(
-            f"{flavour} {builder.version}",
-            list(targets),
-            batch,
-            len(built.content),
-            built.log.activation_bytes,
-            built.log.weight_bytes,
-            graph.attentions,
-            fused_attentions(graph, built.log),
-            graph.form,
-        ),
+        facts_of(builder, targets, batch, graph, built),
         "an engine needs an NVIDIA GPU",
     )
 
