@@ -94,12 +94,12 @@ def differentiate(
     onednn = takes_onednn(dq.shape[1], max(key.shape[1] for key in keys))
     full_keys = [dense(key) for key in keys] if onednn else keys
     full_values = [dense(value) for value in values] if onednn else values
-    turn = _turned if onednn and not side.rounds else Tensor.detach
+    turns = onednn and not side.rounds
     row_spans = spans(dq.shape[1], BACKWARD.queries)
     dq_sums = [ProductSum(dq[:, rows]) for rows in row_spans]
-    factor_queries = [turn(side.factor_queries[:, rows]) for rows in row_spans]
+    factor_queries = _row_blocks(side.factor_queries, row_spans, turns=turns)
     for s, key in enumerate(keys):
-        factor_d_outs = [turn(side.factor_d_outs[s][:, rows]) for rows in row_spans]
+        factor_d_outs = _row_blocks(side.factor_d_outs[s], row_spans, turns=turns)
         for columns in spans(key.shape[1], BACKWARD.keys):
             k = full_precision("keys", full_keys[s][:, columns])
             v = full_precision("values", full_values[s][:, columns])
@@ -126,9 +126,13 @@ def differentiate(
         dq_sum.store(scale)
 
 
-def _turned(x: Tensor) -> Tensor:
-    """``x [G, R, D]`` in memory by columns, as the right factor of a product by oneDNN wants it."""
-    return x.mT.contiguous().mT
+def _row_blocks(x: Tensor, row_spans: Sequence[slice], *, turns: bool) -> list[Tensor]:
+    """Rows of ``x [G, M, D]``; in memory by columns where one ``turns``.
+
+    So oneDNN wants the right factor of a product whose left one is transposed.
+    """
+    blocks = [x[:, rows] for rows in row_spans]
+    return [block.mT.contiguous().mT for block in blocks] if turns else blocks
 
 
 def _factor(x: Tensor, side: QuerySide) -> Tensor:
