@@ -211,10 +211,18 @@ _FOLD_COLUMNS: tuple[_Column, ...] = (
 )
 
 
+NOT_RUN = ("unavailable", "skipped")
+"""Of these a row has nothing but its reason."""
+
+
 def fold_table(record: Record) -> Cells:
-    """The main job's one table: speed, memory and accuracy of every peer and precision."""
-    header, rows = _cells(record.measurements, _FOLD_COLUMNS)
-    sizes = [image_size(record, row.size) for row in record.measurements]
+    """The main job's one table: speed, memory and accuracy of every peer and precision.
+
+    What could not run comes last: on most machines that is much.
+    """
+    measurements = sorted(record.measurements, key=lambda row: row.status in NOT_RUN)
+    header, rows = _cells(measurements, _FOLD_COLUMNS)
+    sizes = [image_size(record, row.size) for row in measurements]
     return header, [[size, *cells[1:]] for size, cells in zip(sizes, rows, strict=True)]
 
 

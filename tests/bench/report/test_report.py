@@ -279,6 +279,17 @@ def test_the_main_job_marks_load_in_its_table() -> None:
     assert marks == ["other processes 40 %, quietest of 3", *["–"] * len(rest)]
 
 
+def test_the_main_jobs_table_begins_with_what_ran() -> None:
+    results = Path(__file__).parents[3] / "bench" / "results"
+    record = read_record(results / "mias-hmc_net_lesions-512-cpu.jsonl")
+    first, second, third, *_ = record.measurements
+    missing = replace(first, peer="triton", status="unavailable", reason="no GPU")
+    wrong = replace(second, status="parity failed")
+    header, rows = fold_table(replace(record, measurements=[missing, wrong, third]))
+    peers = [row[header.index("peer")] for row in rows]
+    assert peers == [second.peer, third.peer, "triton"]
+
+
 def test_report_of_a_main_job_record(tmp_path: Path) -> None:
     results = sorted((Path(__file__).parents[3] / "bench" / "results").glob("mias-*.jsonl"))
     assert run(["bench", "report", str(results[0]), "--out", str(tmp_path)]) == 0
