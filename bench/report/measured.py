@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hmc_fast.errors import UserError
 from hmc_fast.files import read_json, write_json, write_text
 
 
@@ -30,8 +31,11 @@ def run_script(
     parser.add_argument("page", type=Path, nargs="?")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     given = parser.parse_args()
-    if not given.table:
-        write_json(given.record, measure())
-    if given.page is not None:
-        text = given.page.read_text(encoding="utf-8")
-        write_text(given.page, updated(text, read_json(given.record)))
+    try:
+        if not given.table:
+            write_json(given.record, measure())
+        if given.page is not None:
+            text = given.page.read_text(encoding="utf-8")
+            write_text(given.page, updated(text, read_json(given.record)))
+    except UserError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
