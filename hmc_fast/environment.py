@@ -31,6 +31,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
+        "cpu_instructions": cpu_instructions(),
         "cpu_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda,
@@ -57,6 +58,14 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.machine()
+
+
+def cpu_instructions() -> str:
+    """The widest vectors that PyTorch uses here, and the products in bf16 that there are."""
+    vectors = torch.backends.cpu.get_cpu_capability()
+    facts = torch.cpu.get_capabilities()
+    products = [name for name in ("avx512_bf16", "amx_bf16") if facts.get(name)]
+    return ", ".join([vectors, *(name.upper().replace("_", "-") for name in products)])
 
 
 def git_revision() -> str | None:

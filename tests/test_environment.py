@@ -60,6 +60,13 @@ def test_the_commit_of_another_project_is_not_taken_for_ours(
     assert environment.git_revision() is None
 
 
+def test_the_widest_vectors_of_the_processor_are_told() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    told = environment.environment()["cpu_instructions"]
+    assert ("AVX512-BF16" in told) == ("avx512_bf16" in flags)
+    assert told.startswith("AVX512") == ("avx512f" in flags)
+
+
 @pytest.mark.systems
 def test_wheel_and_sdist_hold_the_revision(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"

@@ -63,7 +63,23 @@ def main_section(record: Record, source: str) -> str:
 
 
 def cpu_section(records: Sequence[Record], sources: Sequence[str]) -> str:
-    """Markdown: operators and models on a CPU, each against the eager reference of its record."""
+    """Markdown: operators and models, each against the eager reference of its record.
+
+    A table for each processor, with the records it was made from below it.
+    """
+    processors: dict[str, list[tuple[Record, str]]] = {}
+    for record, source in zip(records, sources, strict=True):
+        processors.setdefault(_processor(record), []).append((record, source))
+    lines = []
+    for processor, made in processors.items():
+        lines += [f"**{processor}**", "", *_cpu_table([record for record, _ in made]), ""]
+        lines += [_made_by(record, source) for record, source in made]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cpu_table(records: Sequence[Record]) -> list[str]:
+    """One row a measurement."""
     lines = [
         "| case | task | peer | precision | p50, ms | against eager | share of the matrix rate "
         "| peak memory, MiB |",
@@ -87,8 +103,14 @@ def cpu_section(records: Sequence[Record], sources: Sequence[str]) -> str:
                 number(None if row.peer in RUNTIMES else row.peak_mib, "{:.0f}"),
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    made = [_made_by(record, source) for record, source in zip(records, sources, strict=True)]
-    return "\n".join([*lines, "", *made, ""])
+    return lines
+
+
+def _processor(record: Record) -> str:
+    """Its name, and its widest vectors where the record tells them."""
+    instructions = record.environment.get("cpu_instructions")
+    name = str(record.device.get("name"))
+    return f"{name}, {instructions}" if instructions else name
 
 
 def _made_by(record: Record, source: str) -> str:
@@ -100,7 +122,7 @@ def _made_by(record: Record, source: str) -> str:
     )
     revision, command = (record.environment.get(name) for name in ("git_revision", "command"))
     threads = record.environment.get("cpu_threads")
-    device = f"{record.device.get('name')}, {threads} threads"
+    device = f"{_processor(record)}, {threads} threads"
     if record.device.get("kind") == "cuda":
         device = str(record.device.get("name"))
     return (

@@ -299,12 +299,21 @@ def amdahl_lines(record: Record) -> list[str]:
 
 def ceiling_table(record: Record) -> Cells:
     """The measured ceilings."""
-    header = ["precision", "when", "matrix product", "TFLOP/s", "copy", "GB/s (read and written)"]
+    header = [
+        "precision",
+        "when",
+        "matrix product",
+        "by",
+        "TFLOP/s",
+        "copy",
+        "GB/s (read and written)",
+    ]
     cells = [
         [
             c.precision,
             f"{c.when} the cases",
             f"{c.matmul_side}³",
+            c.matmul_by,
             f"{c.matmul_tflops:.4g}",
             f"{c.copy_bytes / 2**20:.0f} MiB",
             f"{c.copy_gb_per_s:.4g}",

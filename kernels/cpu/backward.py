@@ -110,7 +110,9 @@ def differentiate(
                 probabilities = product("probabilities", q, k.transpose(1, 2), rest)
                 probabilities.sub_(side.lse[:, rows])
                 if lowest < FLOOR:
-                    exponentials(probabilities, probabilities.amax(dim=2, keepdim=True))
+                    alone = len(keys) == 1
+                    maximum = None if alone else probabilities.amax(dim=2, keepdim=True)
+                    exponentials(probabilities, maximum)
                 else:
                     probabilities.exp_()
                 factor = _factor(probabilities, side)

@@ -18,9 +18,9 @@ from hmc_fast.kernels.cpu.precision import is_wide_amd
 
 VECTOR = 16
 """Numbers in a vector register: blocks are whole multiples of it where they can be."""
-FLOOR, NEAR = -80.0, -40.0
-"""A row whose largest exponent is above ``NEAR`` leaves out those below ``FLOOR``: e⁻⁴⁰ of its sum
-at most. A processor takes many times as long to multiply numbers below 1e-38."""
+FLOOR, NEAR = -60.0, -20.0
+"""Exponents below ``FLOOR`` are raised to it in rows with one above ``NEAR``: e⁻⁴⁰ of that row's
+largest each. A processor takes many times as long to multiply numbers below 1e-38."""
 SCORES_AT_ONCE = 2**19
 """Heads share a block up to so many scores, 2 MiB in fp32: a call of PyTorch costs microseconds."""
 
@@ -113,7 +113,7 @@ def product(name: str, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
     It stays until ``name`` comes again.
     """
     if _suits_onednn(a, b):
-        result = _linear(a[0], b[0].T)
+        result = onednn_linear(a[0], b[0].T)
         return (result if scale == 1.0 else result.mul_(scale)).unsqueeze(0)
     result = _workspace.take(name, *a.shape[:2], b.shape[2])
     if scale == 0.0:  # rounded products leave their result undefined
@@ -121,7 +121,7 @@ def product(name: str, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
     return torch.baddbmm(result, a, b, beta=0.0, alpha=scale, out=result)
 
 
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
+def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
     """``x weightᵀ`` in fp32 by oneDNN; fast where both lie in memory without gaps."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return result
@@ -149,13 +149,16 @@ def reach(q: Tensor, keys: Sequence[Tensor], scale: float) -> float:
     return abs(scale) * longest * max(others)
 
 
-def exponentials(scores: Tensor, maximum: Tensor) -> Tensor:
-    """``exp(scores [G, R, C])`` in place, where scores may lie far apart.
+def exponentials(scores: Tensor, maximum: Tensor | None = None) -> Tensor:
+    """``exp(scores [G, R, C])`` in place, where scores may lie far below zero.
 
-    ``maximum [G, R, 1]`` is that of each row, zero or less but for rounding.
+    ``maximum [G, R, 1]`` is that of each row, zero or less but for rounding. None stands for rows
+    that only count beside others whose largest is about zero.
     """
+    if maximum is None:
+        return scores.clamp_min_(FLOOR).exp_()
     lowest = torch.where(maximum > NEAR, FLOOR, -math.inf)
-    return scores.masked_fill_(scores < lowest, -math.inf).exp_()
+    return torch.maximum(scores, lowest, out=scores).exp_()
 
 
 def exact_factor(scale: float) -> float:
@@ -206,9 +209,9 @@ class ProductSum:
     def add(self, a: Tensor, b: Tensor) -> None:
         """Add ``a b``."""
         if _suits_onednn(a, b):
-            self._add(_linear(a[0], b[0].T))
+            self._add(onednn_linear(a[0], b[0].T))
         elif _suits_onednn(b.mT, a.mT):
-            self._add(_linear(b[0].T, a[0]).T)
+            self._add(onednn_linear(b[0].T, a[0]).T)
         elif a.dtype == torch.float32:
             beta = 0.0 if self._empty else 1.0
             torch.baddbmm(self.value, a, b, beta=beta, out=self.value)

@@ -70,7 +70,7 @@ class _Rows:
         self, queries: Tensor, scale: float, outs: Sequence[Tensor], *, wide: bool
     ) -> None:
         self._wide = wide
-        """Whether scores may lie so far apart that exponents are cut off."""
+        """Whether scores may lie so far apart that exponents are cut."""
         self._queries = (queries * exact_factor(scale)).contiguous()
         self._scale = scale / exact_factor(scale)
         self._reference: Tensor | None = None
@@ -112,7 +112,8 @@ class _Rows:
             growth = self._move_reference(maximum.clone())
             scores -= growth
             maximum -= growth
-        values = exponentials(scores, maximum)
+        alone = len(self._products) == 1
+        values = exponentials(scores, None if alone else maximum)
         return values, values.sum(dim=2, keepdim=True)
 
     def _in_range(self, sums: Tensor) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from hmc_fast.bench.measuring import ceilings
 from hmc_fast.bench.measuring.ceilings import measure_ceiling
 from hmc_fast.bench.measuring.clock import (
     MIN_ROUNDS_OF_SLOW,
@@ -146,6 +147,55 @@ def test_ceilings_are_rates_of_the_clock() -> None:
     )
     assert ceiling.flops_per_s == pytest.approx(2 * 64**3 * 1e3)
     assert ceiling.bytes_per_s == pytest.approx(2 * 2**20 * 1e3)
+
+
+@pytest.mark.parametrize("slow", ["torch.mm", "oneDNN"])
+def test_the_faster_product_is_the_ceiling(monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
+    class Counted(WallClock):
+        """A sample takes 3 ms where ``slow`` multiplied, else 1 ms."""
+
+        def sample(self, run: Callable[[Any], object], state: Any) -> Callable[[], float]:
+            called.clear()
+            run(state)
+            ms = 3.0 if slow in called else 1.0
+            return lambda: ms
+
+    called: list[str] = []
+    by_torch = torch.mm
+
+    def mm(*args: Any, **options: Any) -> torch.Tensor:
+        called.append("torch.mm")
+        return by_torch(*args, **options)
+
+    def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        called.append("oneDNN")
+        return by_torch(x, weight.T)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(ceilings, "onednn_linear", linear)
+    ceiling = measure_ceiling(
+        "fp32",
+        torch.float32,
+        torch.device("cpu"),
+        Counted(),
+        side=64,
+        copy_bytes=2**20,
+        seconds=0,
+    )
+    assert ceiling.matmul_by == ({"torch.mm", "oneDNN"} - {slow}).pop()
+    assert ceiling.flops_per_s == pytest.approx(2 * 64**3 * 1e3)
+
+
+def test_a_product_that_cannot_run_here_is_no_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> torch.Tensor:
+        raise RuntimeError("no such product")
+
+    monkeypatch.setattr(ceilings, "onednn_linear", absent)
+    cpu = torch.device("cpu")
+    ceiling = measure_ceiling(
+        "fp32", torch.float32, cpu, WallClock(), side=64, copy_bytes=2**20, seconds=0
+    )
+    assert ceiling.matmul_by == "torch.mm"
 
 
 def test_the_device_clock_flushes_gives_the_host_a_start_then_brackets_the_call(

@@ -14,7 +14,15 @@ from hmc_fast.bench.record import Measurement, Record, keep_earlier, read_record
 from hmc_fast.bench.report.compare import compare, differences_between, has_regression, noise_band
 from hmc_fast.bench.report.pages import series_of, write_reports
 from hmc_fast.bench.report.plots import _label
-from hmc_fast.bench.report.readme import BEGIN, END, update_cpu, update_main, update_targets
+from hmc_fast.bench.report.readme import (
+    BEGIN,
+    CPU_BEGIN,
+    CPU_END,
+    END,
+    update_cpu,
+    update_main,
+    update_targets,
+)
 from hmc_fast.bench.report.tables import fold_table, image_size
 from hmc_fast.bench.run import with_speed_ups
 from hmc_fast.cli.app import run
@@ -309,6 +317,27 @@ def test_the_committed_pages_are_up_to_date(tmp_path: Path) -> None:
     assert not update_main(readme, main)
     assert not update_cpu(benchmark, sorted(results.glob("cpu-*.jsonl")))
     assert "| hmc_net@1024x1 | inference | cpu | fp32 |" in benchmark.read_text(encoding="utf-8")
+
+
+def test_each_processor_has_a_table_of_its_own(path: Path, tmp_path: Path) -> None:
+    """Two processors of one name differ by their instructions."""
+    lines = path.read_text().splitlines()
+    run_line = json.loads(lines[0])
+    run_line["environment"]["cpu_instructions"] = "AVX2"
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join([json.dumps(run_line), *lines[1:]]) + "\n")
+    page = tmp_path / "page.md"
+    page.write_text(f"{CPU_BEGIN}\n{CPU_END}\n")
+    assert update_cpu(page, [path, other])
+    text = page.read_text()
+    name = run_line["device"]["name"]
+    assert f"**{name}**" in text
+    assert f"**{name}, AVX2**" in text
+    assert text.count("| case | task |") == 2
+    first, second = text.split(f"**{name}, AVX2**")
+    assert path.name in first
+    assert "other.jsonl" not in first
+    assert "other.jsonl" in second
 
 
 def test_the_readme_shows_the_record_and_nothing_else(path: Path, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from hmc_fast.kernels.cpu.blocks import (
+    FLOOR,
     SCORES_AT_ONCE,
     BlockShape,
     ProductSum,
     exact_factor,
+    exponentials,
     head_groups,
     reach,
     row_products,
@@ -71,3 +73,14 @@ def test_no_score_goes_beyond_the_reach(dtype: torch.dtype) -> None:
     largest = max(float((q.float() @ k.float().mT).abs().max()) for k in keys) * 0.3
     assert largest <= reach(q, keys, -0.3) <= 6 * largest
     assert math.isnan(reach(q * torch.nan, keys, 0.3))
+
+
+def test_exponents_are_raised_only_where_the_row_has_larger_ones() -> None:
+    low = FLOOR - 30
+    rows = torch.tensor([[[0.0, -1.0, low], [low, low - 1, low - 2], [0.0, torch.nan, low]]])
+    near, far, spoilt = exponentials(rows.clone(), rows.amax(dim=2, keepdim=True))[0]
+    torch.testing.assert_close(near, torch.tensor([0.0, -1.0, FLOOR]).exp())
+    torch.testing.assert_close(far, rows[0, 1].exp(), rtol=1e-5, atol=0.0)
+    assert spoilt[1].isnan()
+    raised = exponentials(rows.clone())[0, 1]
+    torch.testing.assert_close(raised, torch.full((3,), FLOOR).exp())
