@@ -18,21 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preset:
-    """Defaults that belong together; ``epochs`` by gradients, after the fit of a lesion head."""
+    """Defaults that belong together; ``head_epochs`` for models with a lesion head."""
 
     model: str
     size: int
     folds: int
     epochs: int
+    head_epochs: int
     batch_size: int
     learning_rate: float
 
 
 PRESETS = {
-    "quick": Preset("hmc_net_resnet18_lesions", 192, 3, 4, 8, 3e-4),
-    "small": Preset("hmc_net_lesions", 512, 5, 0, 8, 1e-4),
-    "full": Preset("hmc_net_lesions", 1024, 5, 2, 8, 1e-4),
-    "paper": Preset("hmc_net", 224, 5, 30, 16, 1e-4),
+    "quick": Preset("hmc_net_resnet18_lesions", 192, 3, 4, 4, 8, 3e-4),
+    "small": Preset("hmc_net_lesions", 512, 5, 2, 0, 8, 1e-4),
+    "full": Preset("hmc_net_lesions", 1024, 5, 2, 2, 8, 1e-4),
+    "paper": Preset("hmc_net", 224, 5, 30, 30, 16, 1e-4),
 }
 BENCH_FILES = ("record.jsonl", "report.*", "trace-*.json")
 """What every bench command writes into its folder; not the study of the main job."""
@@ -97,15 +98,17 @@ def bench(
 
     defaults = PRESETS[preset]
     name = model or defaults.model
-    lesion_head = model_entry(name).config.lesion_head
-    passes = defaults.epochs if epochs is None else epochs
+    passes: dict[str, Any]
+    if model_entry(name).config.lesion_head:
+        passes = {"head_epochs": defaults.head_epochs if epochs is None else epochs}
+    else:
+        passes = {"epochs": defaults.epochs if epochs is None else epochs}
     chosen = FoldsOptions(
         model=name,
         training=TrainingConfig(
             task=task,
             size=defaults.size if size is None else size,
-            epochs=defaults.epochs if lesion_head else passes,
-            head_epochs=passes if lesion_head else 0,
+            **passes,
             batch_size=defaults.batch_size,
             learning_rate=defaults.learning_rate,
             weights=training_options.trunk_weights(weights),

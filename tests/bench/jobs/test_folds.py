@@ -20,6 +20,7 @@ from hmc_fast.bench.peers.eager import EAGER
 from hmc_fast.bench.record import Record, read_record, write_record
 from hmc_fast.bench.report.pages import write_reports
 from hmc_fast.bench.run import sample_quietly
+from hmc_fast.cli.app import run
 from hmc_fast.data import Film
 from hmc_fast.models import attention_blocks
 from hmc_fast.training import TrainingConfig
@@ -190,6 +191,20 @@ def test_reports_say_what_data_and_protocol(record: Record, tmp_path: Path) -> N
     study = replace(record.study, data={**DATA, "phantoms": False})
     write_reports([("now", replace(record, study=study))], tmp_path)
     assert "procedural phantoms" not in markdown.read_text()
+
+
+@pytest.mark.parametrize("preset", ["small", "full"])
+def test_the_presets_for_films_run_as_they_stand(
+    preset: str, phantom_folder: Path, tmp_path: Path
+) -> None:
+    """But for the number of pixels and folds."""
+    arguments = ["bench", "--data", str(phantom_folder), "--preset", preset, "--size", "64"]
+    arguments += ["--folds", "2", "--peer", "eager", "--precision", "fp32", "--seconds", "0.05"]
+    assert run([*arguments, "--out", str(tmp_path)]) == 0
+    record = read_record(tmp_path / "record.jsonl")
+    assert record.study is not None
+    assert [row.status for row in record.measurements] == ["ok"]
+    assert record.options["model"] == "hmc_net_lesions"
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
