@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from hmc_fast.data.folds import PROTOCOL_TITLES
@@ -16,7 +17,7 @@ from hmc_fast.evaluation import Interval
 from hmc_fast.files import write_text
 from hmc_fast.models import model_entry
 from hmc_fast.study import StudyRecord, compare, lesion_table, read_lesion_record, read_study
-from hmc_fast.study.lesion_figures import changes_table
+from hmc_fast.study.lesion_figures import UNCHANGED, changes_table
 from hmc_fast.study.tables import Table, detectable_gap, metrics_table
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results" / "study"
@@ -75,6 +76,14 @@ def lesion_changes_block() -> str:
     return markdown(changes_table(record, others))
 
 
+def lesion_attention_block() -> str:
+    """What attention between the features and the fitted head is worth, one seed."""
+    record = read_lesion_record(RESULTS / "mias-lesions_attention.json")
+    table = changes_table(record)
+    rows = [row for row in table.rows if row[0] == UNCHANGED or "attention" in row[0]]
+    return markdown(replace(table, rows=rows))
+
+
 def leakage_block() -> str:
     """The probe and the model under each protocol."""
     rows = json.loads((RESULTS / "mias-leakage.json").read_text(encoding="utf-8"))
@@ -118,6 +127,7 @@ def gain(loss: Interval) -> str:
 BLOCKS = {
     "lesions": ("mias-lesions.json", lesions_block),
     "lesion-changes": ("mias-lesions.json", lesion_changes_block),
+    "lesion-attention": ("mias-lesions_attention.json", lesion_attention_block),
     "study": ("mias-seven-models.jsonl", study_block),
     "ablations": ("ablations/base.jsonl", ablations_block),
     "leakage": ("mias-leakage.json", leakage_block),

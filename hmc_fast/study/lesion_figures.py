@@ -20,6 +20,7 @@ from hmc_fast.study.lesions import RECIPES, TASK, LesionRecipe
 from hmc_fast.study.tables import Table
 from hmc_fast.training.lesion_fit import RING
 
+UNCHANGED = "as it is"
 RULES = {"bilateral": BILATERAL_RULE, "own": OWN_RULE}
 Figure = Callable[[Sequence[SeedRecord]], Interval]
 """The mean of a figure over seeds, with its patient-cluster bootstrap 95 % interval.
@@ -68,7 +69,7 @@ def changes_table(record: LesionRecord, others: Sequence[LesionRecord] = ()) -> 
     is of other films or seeds.
     """
     fixed = [[film.bilateral for film in seed.films] for seed in record.seeds]
-    rows = [["as it is", str(_mean_auc(record.seeds, fixed)), "–"]]
+    rows = [[UNCHANGED, str(_mean_auc(record.seeds, fixed)), "–"]]
     if not all(seed.recipes for seed in record.seeds):
         raise UserError("the record has no scores of all recipes; run study lesions --recipes")
     scored = [{row.recipe: row.scores for row in seed.recipes} for seed in record.seeds]

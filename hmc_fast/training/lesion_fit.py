@@ -169,10 +169,12 @@ def minimise_loss(
     def loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         parameters = torch.from_numpy(flat).view(channels + 1, outputs)
         slopes = parameters[:-1]
-        margins = signs * (features @ slopes.to(features.dtype) + parameters[-1].to(features.dtype))
+        logits = by_columns(features, slopes.to(features.dtype))
+        margins = signs * (logits + parameters[-1].to(features.dtype))
         value = -(importance * torch.nn.functional.logsigmoid(margins)).double().sum()
         slope = -importance * signs * torch.sigmoid(-margins)
-        gradient = torch.cat([(features.T @ slope).double(), slope.double().sum(0, keepdim=True)])
+        products = by_columns(features.T, slope)
+        gradient = torch.cat([products.double(), slope.double().sum(0, keepdim=True)])
         gradient[:-1] += penalty * slopes
         value = value + penalty / 2 * slopes.square().sum()
         return float(value), gradient.flatten().numpy()
@@ -182,6 +184,14 @@ def minimise_loss(
     result = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
     parameters = torch.from_numpy(result.x).view(channels + 1, outputs)
     return parameters[:-1], parameters[-1]
+
+
+def by_columns(matrix: Tensor, few: Tensor) -> Tensor:
+    """``matrix @ few`` where ``few`` has some three columns.
+
+    As one product, that of a transposed matrix takes over ten times as long on an AMD EPYC.
+    """
+    return torch.stack([matrix @ column for column in few.T.contiguous()], dim=1)
 
 
 @torch.inference_mode()
