@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,12 +121,33 @@ def test_folds_about_other_films_are_refused() -> None:
         folds.split(moved, 0)
 
 
-def test_too_few_patients() -> None:
-    films, labels = drawn_films([(0, 1), (1, 0)])
-    with pytest.raises(UserError, match="2 patients cannot fill 3 folds"):
+def test_too_few_patients_are_told_what_would_do() -> None:
+    films, labels = drawn_films([(0, 1), (1, 0), (0,), (0,)])
+    with pytest.raises(UserError) as error:
         make_folds(films, labels, TASK, 3, 0)
-    films, labels = drawn_films([(0, 1), (0, 0), (0, 0), (0, 0)])
-    with pytest.raises(UserError, match="only 1 patients have a film of class malignant"):
-        make_folds(films, labels, TASK, 2, 0)
+    assert str(error.value) == (
+        "3 folds need 3 patients of each class, one a fold; the data has 4 of rest, 2 of "
+        "malignant: use at most 2 folds"
+    )
+    make_folds(films, labels, TASK, 2, 0)
     with pytest.raises(UserError, match="needs at least 2"):
         make_folds(films, labels, TASK, 1, 0)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_no_number_of_folds_is_advised_that_cannot_be(count: int) -> None:
+    films, labels = drawn_films([(0, 1), (0, 0), (0, 0)])
+    with pytest.raises(UserError) as error:
+        make_folds(films, labels, TASK, count, 0)
+    assert str(error.value) == (
+        f"{count} folds need {count} patients of each class, one a fold; the data has 3 of rest, "
+        "1 of malignant: even 2 folds need 2 of each, add films of more"
+    )
+    some = good_folds()[1].assignments[0]
+    lacking = (
+        replace(some, fold=0, label=0),
+        replace(some, film="b", patient="b", fold=1, label=1),
+    )
+    with pytest.raises(UserError, match="fold 0 does not hold every class") as error:
+        Folds(TASK.name, 0, 2, lacking)
+    assert "fewer" not in str(error.value)
