@@ -36,7 +36,7 @@ from pydicom.uid import (
 from hmc_fast.data.codestream import read_codestream
 from hmc_fast.data.decoder import DECODER
 from hmc_fast.data.greyscale import greyscale
-from hmc_fast.data.limits import MAX_FILE_BYTES, check_file_size, check_size
+from hmc_fast.data.limits import check_file_size, check_size, max_file_bytes
 from hmc_fast.data.rle import decode_rle
 from hmc_fast.errors import UserError
 
@@ -152,7 +152,8 @@ def _inflated(path: Path, file: BinaryIO) -> BinaryIO:
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return file
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    content = inflater.decompress(file.read(MAX_FILE_BYTES), MAX_FILE_BYTES)
+    most = max_file_bytes()
+    content = inflater.decompress(file.read(most), most)
     if not inflater.eof:
         raise UserError(f"{path}: is damaged, or larger than any single film when inflated")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -19,7 +19,7 @@ from pydicom.uid import JPEGBaseline8Bit
 from hmc_fast.data.codestream import read_codestream
 from hmc_fast.data.decoder import DECODER
 from hmc_fast.data.dicom import dicom_header, is_dicom, read_dicom
-from hmc_fast.data.limits import MAX_PIXELS, check_file_size, check_size
+from hmc_fast.data.limits import check_file_size, check_size, max_pixels, too_many_pixels
 from hmc_fast.data.png import check_rows, png_depth
 from hmc_fast.errors import UserError
 
@@ -114,10 +114,7 @@ def _damage_of(path: Path) -> Iterator[None]:
         except UserError:
             raise
         except Image.DecompressionBombError:
-            raise UserError(
-                f"{path}: the header claims too many pixels (at most {MAX_PIXELS // 10**6} "
-                "million); the file is damaged"
-            ) from None
+            raise UserError(f"{path}: {too_many_pixels()}") from None
         except UnidentifiedImageError:
             raise UserError(
                 f"{path}: is no DICOM, PGM, PNG, TIFF or JPEG file, or its header is damaged"
@@ -128,6 +125,13 @@ def _damage_of(path: Path) -> Iterator[None]:
 
 
 def _opened(path: Path) -> Image.Image:
+    """The picture, of which only the header is read.
+
+    Pillow has a budget of its own, for the whole process; a larger one of ours goes before it.
+    """
+    budget = Image.MAX_IMAGE_PIXELS
+    if budget is not None and 2 * budget < max_pixels():  # it refuses from twice of it on
+        Image.MAX_IMAGE_PIXELS = max_pixels()
     return Image.open(path, formats=FORMATS)
 
 

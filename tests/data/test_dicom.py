@@ -24,8 +24,8 @@ from pydicom.uid import (
 )
 
 from hmc_fast import UserError
-from hmc_fast.data import FilmCache, Preprocessing, dicom, read_pixels
-from hmc_fast.data.limits import MAX_FILE_BYTES
+from hmc_fast.data import FilmCache, Preprocessing, limits, read_pixels
+from hmc_fast.data.limits import MAX_PIXELS_VARIABLE, max_file_bytes
 from hmc_fast.data.pixels import film_header
 
 COMPRESSED = (JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
@@ -218,7 +218,8 @@ def test_inflation_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match="is damaged"):
         read_pixels(path)
 
-    monkeypatch.setattr(dicom, "MAX_FILE_BYTES", 2**20)
+    monkeypatch.setattr(limits, "HEADER_BYTES", 2**20)
+    monkeypatch.setenv(MAX_PIXELS_VARIABLE, str(STORED.size))
     compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     bomb = compressor.compress(file.getvalue() + bytes(2**25)) + compressor.flush()
     path.write_bytes(deflated(bomb))
@@ -229,7 +230,7 @@ def test_inflation_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_file_larger_than_any_film_is_not_read(tmp_path: Path) -> None:
     path = save(mammogram(), tmp_path / "a.dcm")
     with path.open("r+b") as file:
-        file.truncate(MAX_FILE_BYTES + 1)
+        file.truncate(max_file_bytes() + 1)
     with pytest.raises(UserError, match="larger than any single film"):
         read_pixels(path)
 
