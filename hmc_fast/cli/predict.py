@@ -74,6 +74,7 @@ def predict(
         int | None,
         typer.Option(
             min=1,
+            max=options.MOST_FILMS,
             help=f"Films a forward pass; {BULK_BATCH} with --out, else 1, which keeps a film's "
             "last bits free of the others.",
         ),

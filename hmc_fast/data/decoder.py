@@ -7,6 +7,7 @@ again after a death. Threads take turns, and a forked process starts its own.
 import atexit
 import fcntl
 import json
+import math
 import os
 import select
 import subprocess
@@ -42,7 +43,7 @@ class Decoder:
         self._child: subprocess.Popen[bytes] | None = None
 
     def decode(self, frame: bytes, header: Codestream, transfer_syntax: str) -> NDArray[np.integer]:
-        """Pixels ``[rows, columns]`` of 1 or 2 bytes.
+        """Pixels ``[rows, columns]`` of 1 or 2 bytes; of several components ``[..., components]``.
 
         Raises ``ValueError`` where the decoder complains, dies, or takes too long.
         """
@@ -54,6 +55,7 @@ class Decoder:
             "codec": header.codec,
             "rows": header.rows,
             "columns": header.columns,
+            "components": header.components,
             "bits": header.bits,
             "transfer_syntax": transfer_syntax,
             "length": len(frame),
@@ -61,9 +63,11 @@ class Decoder:
         with self._lock:
             pixels = self._ask(json.dumps(request).encode() + b"\n" + frame, deadline_s)
         sample_bytes = 1 if header.bits <= 8 else 2
-        if len(pixels) != header.rows * header.columns * sample_bytes:
+        shape = (header.rows, header.columns, header.components)
+        if len(pixels) != math.prod(shape) * sample_bytes:
             raise ValueError(f"the decoder gave {len(pixels)} bytes for the film")
-        return np.frombuffer(pixels, f"<u{sample_bytes}").reshape(header.rows, header.columns)
+        decoded = np.frombuffer(pixels, f"<u{sample_bytes}").reshape(shape)
+        return decoded[..., 0] if header.components == 1 else decoded
 
     def close(self) -> None:
         """End the child."""

@@ -80,14 +80,14 @@ def _by_gdcm(frame: bytes, request: dict[str, Any]) -> bytes:
     image.SetNumberOfDimensions(2)
     image.SetDimensions((request["columns"], request["rows"], 1))
     image.SetDataElement(element)
-    image.SetPhotometricInterpretation(
-        gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
-    )
+    kinds = gdcm.PhotometricInterpretation
+    grey = request["components"] == 1
+    image.SetPhotometricInterpretation(kinds(kinds.MONOCHROME2 if grey else kinds.RGB))
     syntax = gdcm.TransferSyntax.GetTSType(request["transfer_syntax"])
     image.SetTransferSyntax(gdcm.TransferSyntax(syntax))
     bits = request["bits"]
     allocated = 8 if bits <= 8 else 16
-    image.SetPixelFormat(gdcm.PixelFormat(1, allocated, bits, bits - 1, 0))
+    image.SetPixelFormat(gdcm.PixelFormat(request["components"], allocated, bits, bits - 1, 0))
     buffer = image.GetBuffer()
     if buffer is None:
         raise ValueError("the codestream is damaged")

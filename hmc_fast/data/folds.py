@@ -4,7 +4,6 @@ Two protocols that the literature uses and that leak are there for comparison: `
 films without regard to patients, ``augment-first`` splits rotated copies of films.
 """
 
-import csv
 import io
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from hmc_fast.data.films import Film
 from hmc_fast.data.tasks import Task
 from hmc_fast.errors import UserError
-from hmc_fast.files import write_json, write_text
+from hmc_fast.files import write_json, write_rows, write_text
 from hmc_fast.schema import STRICT, read_json_as
 
 PROTOCOL = "patient"
@@ -63,6 +62,8 @@ class Folds:
             raise UserError(
                 f"{self.source}: {self.count} folds; at least {FEWEST_FOLDS} are needed"
             )
+        if self.count > len(self.assignments):
+            raise UserError(f"{self.source}: {self.count} folds of {len(self.assignments)} films")
         doubled = [film for film, n in Counter(a.film for a in self.assignments).items() if n > 1]
         if doubled:
             raise UserError(f"{self.source}: film {doubled[0]} is assigned twice")
@@ -124,9 +125,8 @@ class Folds:
             },
         )
         table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([getattr(a, column) for column in COLUMNS] for a in self.assignments)
+        write_rows(table, [COLUMNS])
+        write_rows(table, ([getattr(a, column) for column in COLUMNS] for a in self.assignments))
         write_text(path.with_suffix(".csv"), table.getvalue())
 
 

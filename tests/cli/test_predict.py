@@ -91,6 +91,18 @@ def test_a_film_of_too_many_pixels_is_a_row_that_names_the_option(
     assert run([str(word) for word in raised]) == 0
 
 
+@pytest.mark.parametrize("name", ["a\rb.pgm", 'a\n"b,.pgm', "a\x1b[31m\u202e.pgm"])
+def test_a_table_has_any_name_of_a_file(
+    checkpoint: Path, films: Path, tmp_path: Path, name: str
+) -> None:
+    film = (films / "mdb001.pgm").rename(films / name)
+    out = tmp_path / "scores.csv"
+    assert run(["predict", str(film), "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    (row,) = rows(out)
+    assert row["file"] == str(film)
+    assert row["predicted"]
+
+
 def test_json_has_good_and_failed_films(
     checkpoint: Path, films: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,10 @@ def test_files_that_are_no_mammogram(tmp_path: Path) -> None:
     frames = mammogram(NumberOfFrames=2, PixelData=STORED.tobytes() * 2)
     with pytest.raises(UserError, match="holds 2 frames"):
         read_pixels(save(frames, tmp_path / "frames.dcm"))
+    for intent in ("for processing", ["FOR PRESENTATION", "FOR PROCESSING"]):
+        raw = mammogram(PresentationIntentType=intent)
+        with pytest.raises(UserError, match="is a raw detector image"):
+            read_pixels(save(raw, tmp_path / "raw.dcm"))
     radiograph = mammogram(Modality="RG", BodyPartExamined="BREAST", SOPClassUID=generate_uid())
     assert read_pixels(save(radiograph, tmp_path / "rg.dcm")).shape == STORED.shape
 
@@ -203,6 +207,20 @@ def deflated(content: bytes) -> bytes:
     file = DicomBytesIO()
     write_file_meta_info(file, meta, enforce_standard=False)
     return bytes(128) + b"DICM" + file.getvalue() + content
+
+
+@pytest.mark.parametrize("more", [10, 630, 6300])
+def test_more_bytes_than_pixels_are_no_frames_and_no_narrower_film(
+    tmp_path: Path, more: int
+) -> None:
+    longer = mammogram(PixelData=STORED.tobytes() + bytes(range(10)) * (more // 10))
+    with pytest.raises(UserError, match=f"{more} bytes more than 63x5 pixels"):
+        read_pixels(save(longer, tmp_path / "a.dcm"))
+    narrower = mammogram(Columns=4)
+    with pytest.raises(UserError, match="126 bytes more than 63x4 pixels"):
+        read_pixels(save(narrower, tmp_path / "a.dcm"))
+    padded = mammogram(PixelData=STORED.tobytes() + bytes(2))
+    assert read_pixels(save(padded, tmp_path / "a.dcm")).shape == STORED.shape
 
 
 def test_inflation_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_saved_folds_are_reread_as_they_were_and_repeat_with_the_seed(tmp_path: 
         (lambda a: a[0].pop("patient"), "folds.json: is damaged .*patient"),
         (
             lambda a: a.clear() or a.append({"film": "x", "patient": "y", "label": 0, "fold": 0}),
-            "does not hold every class",
+            "2 folds of 1 films",
         ),
     ],
 )
@@ -108,6 +108,11 @@ def test_numbers_that_are_none_and_json_without_a_bottom(tmp_path: Path) -> None
         path.write_text(damaged)
         with pytest.raises(UserError, match=message):
             read_folds(path)
+
+
+def test_more_folds_than_films_are_refused_at_once() -> None:
+    with pytest.raises(UserError, match="1000000000000 folds of 12 films"):
+        replace(good_folds()[1], count=10**12)
 
 
 def test_folds_about_other_films_are_refused() -> None:
