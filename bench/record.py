@@ -26,6 +26,7 @@ OLD_PROFILE_SCHEMA = "hmc-fast-profile/1"
 RECORD_FILE = "record.jsonl"
 Status = Literal["ok", "built", "unavailable", "parity failed", "error", "skipped"]
 Launch = Literal["stream", "graph"]
+_TIMES = ("p20_ms", "p50_ms", "p80_ms", "p95_ms", "min_ms", "max_ms", "floor_ms")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,14 @@ class Measurement:
     scores: FoldScores | None = None
     tried: dict[str, float | str] | None = None
     engine: EngineFacts | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` for a time that is none, and for names that no page can show."""
+        times = [getattr(self, name) for name in _TIMES] + (self.repeats_ms or [])
+        if any(time is not None and not time > 0 for time in times):
+            raise ValueError("a time is not above 0")
+        if not self.label.isprintable():
+            raise ValueError("a name holds control characters")
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:

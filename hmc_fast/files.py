@@ -5,12 +5,12 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp, mkstemp
-from typing import Any
+from typing import Any, TextIO
 
 from hmc_fast.errors import UserError
 
@@ -189,6 +189,19 @@ def write_text(path: Path, text: str) -> None:
 def spelled(text: str) -> str:
     r"""Text with the bytes of file names that are no UTF-8 spelled out, as ``\udcff``."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def write_rows(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
+    r"""Write ``rows`` as CSV with lines that end in ``\n``.
+
+    A cell with a carriage return, as a file's name may have, is quoted: the csv module leaves it
+    bare, and takes it for the end of a line when it reads.
+    """
+    plain = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        bare = any(isinstance(cell, str) and "\r" in cell for cell in row)
+        (quoted if bare else plain).writerow(row)
 
 
 def write_json(path: Path, values: Any) -> None:

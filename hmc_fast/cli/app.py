@@ -25,6 +25,8 @@ INTERRUPTED = 130
 VERBOSE = "--verbose"
 GLOBAL = ("--quiet", VERBOSE)
 """Options of every command, before its name or behind it."""
+LINK_LOOP = "Symlink loop"
+"""What pathlib says, in a RuntimeError, of a link that leads to itself."""
 COMPLETED_LINES = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 """Where bash, and the other shells, put the line that is to be completed."""
 
@@ -108,6 +110,8 @@ def run(arguments: Sequence[str]) -> int:
     except (MemoryError, RuntimeError, ValueError) as error:
         if _is_out_of_memory(error):
             return _complain("out of memory; use a smaller --size or --batch-size")
+        if str(error).startswith(LINK_LOOP):
+            return _complain(str(error))
         if _is_about_backends(error):
             return _complain(str(error))
         raise

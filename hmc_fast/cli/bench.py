@@ -10,6 +10,7 @@ import typer
 from hmc_fast.cli import bench_options, options, training_options
 from hmc_fast.cli.choices import choice
 from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.film_limit import limits_films
 from hmc_fast.cli.output import console, print_json, print_table, progress, progress_bar
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ PHANTOM_SIZE = 256
 
 
 @takes_config
+@limits_films
 def bench(
     context: typer.Context,
     data: Annotated[

@@ -12,6 +12,8 @@ from hmc_fast.errors import UserError
 
 REGRESSION = 3
 """Exit code where something became slower, broke or is missing."""
+DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a page raises where the free parts of a record are not what it looks for."""
 TOO_NOISY = 4
 """Exit code where nothing is known to be slower, but noise could hide it."""
 
@@ -115,5 +117,11 @@ def report(
     folder = out or records[-1].parent
     # Beside the options of the run that made the record.
     effective.keep_in(folder, "report.md", "report.html", options_file=f"report.{OPTIONS_FILE}")
-    markdown, html = write_reports(named, make_folder(folder))
+    try:
+        markdown, html = write_reports(named, make_folder(folder))
+    except DAMAGE as error:
+        raise UserError(
+            f"{', '.join(map(str, records))}: cannot be shown, the line of the run is damaged "
+            f"or of another release ({type(error).__name__}: {error})"
+        ) from error
     console.print(f"report {markdown}\n       {html}", markup=False)

@@ -12,11 +12,12 @@ command line. Each result has such a file beside it, which makes it again.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
+from reprlib import repr as short
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -29,6 +30,8 @@ OPTIONS_FILE = "options.yaml"
 MARK = b"# hmc-fast "
 """What a file of kept options begins with."""
 LONGEST_MARK = 200
+LONGEST_FILE = 2**20
+"""Characters; a file of all options has a few thousand."""
 NOT_KEPT = ("config", "help")
 """Parameters that are no part of what a result was made by."""
 
@@ -147,6 +150,8 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
             )
         if takes_context:
             values["context"] = context
+        for value in values.values():
+            _refuse_pipes(value if isinstance(value, list) else [value])
         if isinstance(values.get("out"), Path):  # before the work, not after it
             for place in (values["out"] / OPTIONS_FILE, beside(values["out"])):
                 check_place(place)
@@ -155,6 +160,13 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def _refuse_pipes(values: Iterable[Any]) -> None:
+    """Raises :class:`UserError` for a path that is neither file nor folder, which might not end."""
+    for path in values:
+        if isinstance(path, Path) and not (path.is_file() or path.is_dir()) and path.exists():
+            raise UserError(f"{path}: is a pipe or a device; a file or a folder is needed")
 
 
 def _parameter(
@@ -199,12 +211,18 @@ def _defaults(file: Path, context: typer.Context) -> dict[str, Any]:
 
 def _document(file: Path) -> dict[Any, Any]:
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(LONGEST_FILE)
+        if len(text) == LONGEST_FILE:
+            raise UserError(f"{file}: is too long for a file of options")
+        document = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{file}: is no YAML ({' '.join(str(error).split())})") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UserError(f"--config {file}: cannot be read ({reason})") from None
+    except (ValueError, OverflowError) as error:  # a date or a number that none can be
+        raise UserError(f"{file}: is no YAML ({error})") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -218,11 +236,11 @@ def _as_typed(file: Path, name: object, value: Any, parameter: Any) -> Any:
     many = bool(getattr(parameter, "multiple", False)) or parameter.nargs == -1
     listed = value if isinstance(value, list) else [value]
     if flag and not isinstance(value, bool):
-        raise UserError(f"{file}: {name} is {value!r}, needs to be true or false")
+        raise UserError(f"{file}: {name} is {short(value)}, needs to be true or false")
     if not flag and any(isinstance(item, bool | dict | list) or item is None for item in listed):
         raise UserError(
-            f"{file}: {name} is {value!r}, needs a plain value; quote a word such as 'off', which "
-            "YAML reads as false"
+            f"{file}: {name} is {short(value)}, needs a plain value; quote a word such as 'off', "
+            "which YAML reads as false"
         )
     if isinstance(value, list) and not many:
         raise UserError(f"{file}: {name} is a list, needs one value")

@@ -8,6 +8,7 @@ import typer
 from hmc_fast.cli import options, training_options
 from hmc_fast.cli.choices import choice
 from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.film_limit import limits_films
 from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.data.folds import PROTOCOL, PROTOCOL_TITLES, PROTOCOLS
 from hmc_fast.errors import UserError
@@ -22,6 +23,7 @@ MOST_NAMED = 5
 
 
 @takes_config
+@limits_films
 @training_options.takes_training()
 def cv(
     data: options.Data,

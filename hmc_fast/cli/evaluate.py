@@ -8,11 +8,13 @@ import typer
 
 from hmc_fast.cli import options
 from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.film_limit import limits_films
 from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
 
 @takes_config
+@limits_films
 def evaluate(
     checkpoint: options.Checkpoints,
     data: options.Data,

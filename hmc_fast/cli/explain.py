@@ -11,6 +11,7 @@ import typer
 from hmc_fast.cli import options
 from hmc_fast.cli.choices import choice
 from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.film_limit import limits_films
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
@@ -26,6 +27,7 @@ SUMMARY_FILE = "explanations.json"
 
 
 @takes_config
+@limits_films
 def explain(
     files: Annotated[list[Path], typer.Argument(help="PGM, PNG or DICOM films.")],
     checkpoint: options.Checkpoint,

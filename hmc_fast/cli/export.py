@@ -11,6 +11,7 @@ import typer
 from hmc_fast.cli import options
 from hmc_fast.cli.choices import choice
 from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.film_limit import limits_films
 from hmc_fast.cli.output import console, errors, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 
@@ -64,6 +65,7 @@ def _group() -> None:
 
 @export.command()
 @takes_config
+@limits_films
 def onnx(
     checkpoint: Checkpoint,
     out: OutFile = None,
@@ -100,6 +102,7 @@ def onnx(
 
 @export.command()
 @takes_config
+@limits_films
 def tensorrt(
     checkpoint: Checkpoint,
     out: OutFile = None,

@@ -10,6 +10,7 @@ import typer
 from hmc_fast.cli import options, training_options
 from hmc_fast.cli.choices import choice
 from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.film_limit import limits_films
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.data.folds import AUGMENT_FIRST, PROTOCOL, PROTOCOL_TITLES, PROTOCOLS
 from hmc_fast.errors import UserError
@@ -24,6 +25,7 @@ SHOWN_DUPLICATES = 20
 
 
 @takes_config
+@limits_films
 @training_options.takes_training(
     size=64, epochs=5, batch_size=16, learning_rate=3e-4, augment=False
 )

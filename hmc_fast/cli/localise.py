@@ -9,10 +9,12 @@ import typer
 from hmc_fast.cli import options
 from hmc_fast.cli.choices import choice
 from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.film_limit import limits_films
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 
 
 @takes_config
+@limits_films
 def localise(
     checkpoints: Annotated[
         list[Path], typer.Argument(help="Checkpoints, such as STUDY/MODEL/fold*/model.safetensors.")

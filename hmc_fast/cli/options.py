@@ -11,6 +11,8 @@ from hmc_fast.cli.choices import choice
 # PyTorch, for which a --help does not wait.
 BACKENDS = ("auto", "reference", "cpu", "triton")
 PRECISIONS = ("fp32", "bf16", "fp16")
+MOST_FILMS = 2**16
+"""At a time; beyond any memory."""
 METHODS = ("gradcam", "gradcam++", "scorecam", "lesions", "scale", "all")
 
 Data = Annotated[
@@ -34,7 +36,9 @@ Checkpoints = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 FoldCount = Annotated[int, typer.Option("--folds", help="Number of patient-disjoint folds.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Films at a time.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, max=MOST_FILMS, help="Films at a time.")
+]
 Precision = Annotated[str, choice("precision", PRECISIONS, help="Of the products.")]
 Backend = Annotated[
     str, choice("backend", BACKENDS, help="What attention runs by; auto is the fastest here.")

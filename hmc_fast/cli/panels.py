@@ -7,8 +7,8 @@ from typer.models import OptionInfo
 
 PANELS = {
     "Films": (
-        "data allow-missing allow-raw annotations calibration calibration-films films include-seen "
-        "folds hold-out repeats protocol copies folds-file split task bilateral level"
+        "data allow-missing allow-raw max-pixels annotations calibration calibration-films films "
+        "include-seen folds hold-out repeats protocol copies folds-file split task bilateral level"
     ),
     "Image": "size also-size width native crop-breast face-left average-flips clahe",
     "Model": (

@@ -9,6 +9,7 @@ import typer
 from hmc_fast.cli import options
 from hmc_fast.cli.choices import choice
 from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.film_limit import limits_films
 from hmc_fast.cli.output import (
     console,
     errors,
@@ -34,6 +35,7 @@ NOTICE = "Research software: these are no diagnoses."
 
 
 @takes_config
+@limits_films
 def predict(
     files: Annotated[
         list[Path],
@@ -72,6 +74,7 @@ def predict(
         int | None,
         typer.Option(
             min=1,
+            max=options.MOST_FILMS,
             help=f"Films a forward pass; {BULK_BATCH} with --out, else 1, which keeps a film's "
             "last bits free of the others.",
         ),
@@ -108,6 +111,7 @@ def predict(
     [bold]hmc-fast predict archive --checkpoint model.safetensors --out scores.csv[/bold]
     """
     from hmc_fast.checkpoint import load_ensemble
+    from hmc_fast.data.limits import max_pixels
     from hmc_fast.devices import device_by_name
     from hmc_fast.inference import slower_precision
     from hmc_fast.prediction.decision import decide
@@ -140,6 +144,7 @@ def predict(
         batch_size=batch_size or (1 if out is None else BULK_BATCH),
         workers=workers,
         allow_raw=allow_raw,
+        max_pixels=max_pixels(),
     )
     chosen: Engine = LocalEngine(recipe.scorer(members)) if local else RayEngine(recipe, engine)
     del members  # so that an ensemble is not held twice
@@ -151,6 +156,7 @@ def predict(
         "precision": precision,
         "bilateral": compare,
         "allow_raw": allow_raw,
+        "max_pixels": recipe.max_pixels,
     }
     job = PredictionJob(sources, chosen, scoring, metadata.class_names, level)
     record = {

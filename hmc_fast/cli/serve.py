@@ -7,6 +7,7 @@ import typer
 
 from hmc_fast.cli import options
 from hmc_fast.cli.config_file import Effective, beside, takes_config
+from hmc_fast.cli.film_limit import limits_films
 from hmc_fast.cli.output import errors
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -19,6 +20,7 @@ def serve() -> None:
 
 @group.command()
 @takes_config
+@limits_films
 def dicom(
     checkpoint: options.Checkpoint,
     send_to: Annotated[str, typer.Option(help="Where results go, as AE@host:port.")],

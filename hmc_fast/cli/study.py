@@ -9,6 +9,7 @@ import typer
 from hmc_fast.cli import options
 from hmc_fast.cli.choices import choice
 from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.film_limit import limits_films
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 from hmc_fast.training.config import NATIVE_SIZE
@@ -92,6 +93,7 @@ def record(
 
 @study.command()
 @takes_config
+@limits_films
 def lesions(
     data: options.Data,
     weights: Annotated[Path, typer.Option(help="The trunk's parameters, a safetensors file.")],

@@ -6,12 +6,14 @@ import typer
 
 from hmc_fast.cli import options, training_options
 from hmc_fast.cli.config_file import Effective, takes_config
+from hmc_fast.cli.film_limit import limits_films
 from hmc_fast.cli.output import console, print_json, print_table, progress_bar
 from hmc_fast.errors import UserError
 from hmc_fast.training import TrainingConfig
 
 
 @takes_config
+@limits_films
 @training_options.takes_training()
 def train(
     data: options.Data,

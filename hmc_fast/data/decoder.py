@@ -7,6 +7,7 @@ again after a death. Threads take turns, and a forked process starts its own.
 import atexit
 import fcntl
 import json
+import math
 import os
 import select
 import subprocess
@@ -21,10 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmc_fast.data.codestream import Codestream
+from hmc_fast.data.limits import MAX_PIXELS, max_pixels
 
 WORKER = Path(__file__).with_name("decoding_worker.py")
 DEADLINE_S = 120.0
-"""A film of the largest size decodes in a tenth of this."""
+"""For a frame of :data:`MAX_PIXELS`, ten times what it takes; a larger one has as much more."""
+GRACE_S = 30.0
+"""After the deadline the child ends itself, where nobody is left to end it."""
+MEMORY_BYTES = 6 * 2**30
+"""Of the child, for a frame of :data:`MAX_PIXELS`; a larger one has as much more."""
 PIPE_BYTES = 2**20
 """Linux's largest without privileges; larger pipes need fewer changes of process."""
 
@@ -37,25 +43,31 @@ class Decoder:
         self._child: subprocess.Popen[bytes] | None = None
 
     def decode(self, frame: bytes, header: Codestream, transfer_syntax: str) -> NDArray[np.integer]:
-        """Pixels ``[rows, columns]`` of 1 or 2 bytes.
+        """Pixels ``[rows, columns]`` of 1 or 2 bytes; of several components ``[..., components]``.
 
-        Raises ``ValueError`` where the decoder complains, dies, or takes longer than
-        :data:`DEADLINE_S`.
+        Raises ``ValueError`` where the decoder complains, dies, or takes too long.
         """
+        budgets = max(1.0, min(header.rows * header.columns, max_pixels()) / MAX_PIXELS)
+        deadline_s = budgets * DEADLINE_S
         request = {
+            "memory": int(budgets * MEMORY_BYTES),
+            "life_s": int(deadline_s + GRACE_S),
             "codec": header.codec,
             "rows": header.rows,
             "columns": header.columns,
+            "components": header.components,
             "bits": header.bits,
             "transfer_syntax": transfer_syntax,
             "length": len(frame),
         }
         with self._lock:
-            pixels = self._ask(json.dumps(request).encode() + b"\n" + frame)
+            pixels = self._ask(json.dumps(request).encode() + b"\n" + frame, deadline_s)
         sample_bytes = 1 if header.bits <= 8 else 2
-        if len(pixels) != header.rows * header.columns * sample_bytes:
+        shape = (header.rows, header.columns, header.components)
+        if len(pixels) != math.prod(shape) * sample_bytes:
             raise ValueError(f"the decoder gave {len(pixels)} bytes for the film")
-        return np.frombuffer(pixels, f"<u{sample_bytes}").reshape(header.rows, header.columns)
+        decoded = np.frombuffer(pixels, f"<u{sample_bytes}").reshape(shape)
+        return decoded[..., 0] if header.components == 1 else decoded
 
     def close(self) -> None:
         """End the child."""
@@ -69,11 +81,11 @@ class Decoder:
         self._lock = threading.Lock()
         self._child = None
 
-    def _ask(self, request: bytes) -> bytearray:
+    def _ask(self, request: bytes, deadline_s: float) -> bytearray:
         child = self._child
         if child is None or child.poll() is not None:
             child = self._start()
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + deadline_s
         answer: dict[str, Any] = {}
         try:
             assert child.stdin is not None  # it is a pipe
@@ -84,7 +96,7 @@ class Decoder:
         except BaseException as error:
             self.close()
             if isinstance(error, TimeoutError):
-                raise ValueError(f"the decoder took over {DEADLINE_S:.0f} s") from None
+                raise ValueError(f"the decoder took over {deadline_s:.0f} s") from None
             if isinstance(error, OSError | EOFError):
                 raise ValueError("the codestream ends the decoder") from None
             raise

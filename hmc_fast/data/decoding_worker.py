@@ -15,18 +15,13 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
-MEMORY_BYTES = 6 * 2**30
-LIFE_S = 150
-"""Of one frame, where nobody is left to end a decoder that hangs."""
 COMPLAINT_BYTES = 300
 
 
 def main() -> None:
     """Answer requests until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked decides
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    memory = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (memory, hard))
+    _, most_memory = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "wb")
     complaints = os.memfd_create("complaints")
@@ -39,7 +34,11 @@ def main() -> None:
         frame = requests.read(request["length"])
         os.ftruncate(complaints, 0)
         os.lseek(complaints, 0, os.SEEK_SET)
-        signal.alarm(LIFE_S)
+        memory = request["memory"]
+        if most_memory != resource.RLIM_INFINITY:
+            memory = min(memory, most_memory)
+        resource.setrlimit(resource.RLIMIT_AS, (memory, most_memory))
+        signal.alarm(request["life_s"])  # where nobody is left to end a decoder that hangs
         pixels, problem = _decode(frame, request)
         signal.alarm(0)
         sys.stderr.flush()
@@ -81,14 +80,14 @@ def _by_gdcm(frame: bytes, request: dict[str, Any]) -> bytes:
     image.SetNumberOfDimensions(2)
     image.SetDimensions((request["columns"], request["rows"], 1))
     image.SetDataElement(element)
-    image.SetPhotometricInterpretation(
-        gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
-    )
+    kinds = gdcm.PhotometricInterpretation
+    grey = request["components"] == 1
+    image.SetPhotometricInterpretation(kinds(kinds.MONOCHROME2 if grey else kinds.RGB))
     syntax = gdcm.TransferSyntax.GetTSType(request["transfer_syntax"])
     image.SetTransferSyntax(gdcm.TransferSyntax(syntax))
     bits = request["bits"]
     allocated = 8 if bits <= 8 else 16
-    image.SetPixelFormat(gdcm.PixelFormat(1, allocated, bits, bits - 1, 0))
+    image.SetPixelFormat(gdcm.PixelFormat(request["components"], allocated, bits, bits - 1, 0))
     buffer = image.GetBuffer()
     if buffer is None:
         raise ValueError("the codestream is damaged")

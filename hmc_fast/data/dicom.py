@@ -36,7 +36,7 @@ from pydicom.uid import (
 from hmc_fast.data.codestream import read_codestream
 from hmc_fast.data.decoder import DECODER
 from hmc_fast.data.greyscale import greyscale
-from hmc_fast.data.limits import MAX_FILE_BYTES, check_file_size, check_size
+from hmc_fast.data.limits import check_file_size, check_size, max_file_bytes
 from hmc_fast.data.rle import decode_rle
 from hmc_fast.errors import UserError
 
@@ -92,7 +92,9 @@ CODECS = {
 
 
 def is_dicom(path: Path) -> bool:
-    """True for a file with DICOM's preamble, or one named ``.dcm``."""
+    """True for a file with DICOM's preamble, or one named ``.dcm``; a pipe is not opened."""
+    if path.exists() and not path.is_file():
+        return False
     with path.open("rb") as file:
         file.seek(PREAMBLE_BYTES)
         return file.read(len(MAGIC)) == MAGIC or path.suffix.lower() == ".dcm"
@@ -109,14 +111,9 @@ def read_dicom(path: Path, *, allow_raw: bool = False) -> NDArray[np.float32]:
         _check_header(path, _parse(plain, pixels=False), allow_raw=allow_raw)
         check_file_size(path)
         dataset = _parse(plain, pixels=True)
-        if "PixelData" not in dataset:
+        if not dataset.get("PixelData"):
             raise UserError(f"{path}: has no pixels (no PixelData element)")
-        film = greyscale(_stored_pixels(path, dataset), dataset)
-        if film.min() == film.max():
-            raise UserError(
-                f"{path}: shows no picture, every pixel has the same grey after its window"
-            )
-        return film
+        return greyscale(_stored_pixels(path, dataset), dataset)
 
 
 def dicom_header(path: Path) -> tuple[int, int, int]:
@@ -152,7 +149,8 @@ def _inflated(path: Path, file: BinaryIO) -> BinaryIO:
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return file
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    content = inflater.decompress(file.read(MAX_FILE_BYTES), MAX_FILE_BYTES)
+    most = max_file_bytes()
+    content = inflater.decompress(file.read(most), most)
     if not inflater.eof:
         raise UserError(f"{path}: is damaged, or larger than any single film when inflated")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -176,8 +174,9 @@ def _check_header(path: Path, header: Dataset, *, allow_raw: bool) -> None:
     """Raises :class:`UserError` for what is no single mammogram that can be looked at."""
     _check_is_mammogram(path, header)
     _check_is_single(path, header)
-    raw = header.get("SOPClassUID") == FOR_PROCESSING_CLASS
-    if (raw or header.get("PresentationIntentType") == FOR_PROCESSING) and not allow_raw:
+    intent = str(header.get("PresentationIntentType")).upper()
+    raw = header.get("SOPClassUID") == FOR_PROCESSING_CLASS or FOR_PROCESSING in intent
+    if raw and not allow_raw:
         raise UserError(
             f"{path}: is a raw detector image (for processing), another kind of input than the "
             "model learnt from; give the one for presentation"
@@ -243,7 +242,7 @@ def _stored_pixels(path: Path, dataset: FileDataset) -> NDArray[np.integer]:
     try:
         if syntax is None:
             raise ValueError("the file does not say how they are encoded")
-        stored = _encapsulated(dataset, syntax) if syntax.is_encapsulated else dataset.pixel_array
+        stored = _encapsulated(dataset, syntax) if syntax.is_encapsulated else _plain(dataset)
     except Exception as error:  # decoders raise whatever their C libraries do
         name = syntax.name if syntax else "no transfer syntax"
         raise UserError(
@@ -253,6 +252,19 @@ def _stored_pixels(path: Path, dataset: FileDataset) -> NDArray[np.integer]:
         return stored
     unused = 8 * stored.itemsize - int(dataset.BitsStored)
     return (stored << unused).view(f"i{stored.itemsize}") >> unused
+
+
+def _plain(dataset: FileDataset) -> NDArray[np.integer]:
+    """Raises ``ValueError`` where there are more bytes than pixels, beyond what padding may be.
+
+    pydicom would take them for frames, and a side that the header makes too small shears the film.
+    """
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    sample_bytes = int(dataset.BitsAllocated) // 8
+    more = len(dataset.PixelData) - rows * columns * sample_bytes
+    if more >= min(rows, columns) * sample_bytes:
+        raise ValueError(f"{more} bytes more than {rows}x{columns} pixels")
+    return dataset.pixel_array
 
 
 def _encapsulated(dataset: FileDataset, syntax: UID) -> NDArray[np.integer]:

@@ -4,7 +4,6 @@ Two protocols that the literature uses and that leak are there for comparison: `
 films without regard to patients, ``augment-first`` splits rotated copies of films.
 """
 
-import csv
 import io
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from hmc_fast.data.films import Film
 from hmc_fast.data.tasks import Task
 from hmc_fast.errors import UserError
-from hmc_fast.files import write_json, write_text
+from hmc_fast.files import write_json, write_rows, write_text
 from hmc_fast.schema import STRICT, read_json_as
 
 PROTOCOL = "patient"
@@ -26,6 +25,8 @@ PROTOCOL_TITLES = {
     AUGMENT_FIRST: "Folds of rotated copies, films on both sides (leaks)",
 }
 PROTOCOLS = tuple(PROTOCOL_TITLES)
+FEWEST_FOLDS = 2
+"""One to test and one to train."""
 COLUMNS = ("film", "patient", "label", "fold")
 
 
@@ -57,8 +58,12 @@ class Folds:
 
     def __post_init__(self) -> None:
         check_protocol(self.protocol)
-        if self.count < 2:
-            raise UserError(f"{self.source}: {self.count} folds; at least 2 are needed")
+        if self.count < FEWEST_FOLDS:
+            raise UserError(
+                f"{self.source}: {self.count} folds; at least {FEWEST_FOLDS} are needed"
+            )
+        if self.count > len(self.assignments):
+            raise UserError(f"{self.source}: {self.count} folds of {len(self.assignments)} films")
         doubled = [film for film, n in Counter(a.film for a in self.assignments).items() if n > 1]
         if doubled:
             raise UserError(f"{self.source}: film {doubled[0]} is assigned twice")
@@ -75,9 +80,10 @@ class Folds:
         classes = {a.label for a in self.assignments}
         for fold in range(self.count):
             if {a.label for a in self.assignments if a.fold == fold} != classes:
+                fewer = "use fewer folds, or " if self.count > FEWEST_FOLDS else ""
                 raise UserError(
-                    f"{self.source}: fold {fold} does not hold every class; use fewer folds "
-                    "(each class needs at least one patient a fold)"
+                    f"{self.source}: fold {fold} does not hold every class, of which each needs "
+                    f"at least one patient a fold; {fewer}add films of more patients"
                 )
 
     def split(self, films: list[Film], fold: int) -> tuple[list[int], list[int]]:
@@ -119,9 +125,8 @@ class Folds:
             },
         )
         table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([getattr(a, column) for column in COLUMNS] for a in self.assignments)
+        write_rows(table, [COLUMNS])
+        write_rows(table, ([getattr(a, column) for column in COLUMNS] for a in self.assignments))
         write_text(path.with_suffix(".csv"), table.getvalue())
 
 
@@ -148,8 +153,8 @@ def make_folds(
     Raises :class:`UserError` where there are too few patients, in all or of one class.
     """
     check_protocol(protocol)
-    if count < 2:
-        raise UserError(f"{count} folds: cross-validation needs at least 2")
+    if count < FEWEST_FOLDS:
+        raise UserError(f"{count} folds: cross-validation needs at least {FEWEST_FOLDS}")
     _check_enough_patients(films, labels, task, count)
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # slow to import
 
@@ -175,23 +180,20 @@ def make_folds(
 
 
 def _check_enough_patients(films: list[Film], labels: list[int], task: Task, count: int) -> None:
-    patients = [film.patient_id for film in films]
-    if len(set(patients)) < count:
-        raise UserError(
-            f"{len(set(patients))} patients cannot fill {count} folds; use at most as many folds "
-            "as patients"
+    patients: dict[int, set[str]] = {}
+    for film, label in zip(films, labels, strict=True):
+        patients.setdefault(label, set()).add(film.patient_id)
+    fewest = min(map(len, patients.values()))
+    if fewest < count:
+        there = ", ".join(f"{len(patients[c])} of {task.class_names[c]}" for c in sorted(patients))
+        advice = (
+            f"use at most {fewest} folds"
+            if fewest >= FEWEST_FOLDS
+            else f"even {FEWEST_FOLDS} folds need {FEWEST_FOLDS} of each, add films of more"
         )
-    rarest, rarest_count = min(
-        (
-            (c, len({p for p, la in zip(patients, labels, strict=True) if la == c}))
-            for c in set(labels)
-        ),
-        key=lambda pair: pair[1],
-    )
-    if rarest_count < count:
         raise UserError(
-            f"only {rarest_count} patients have a film of class {task.class_names[rarest]}, too few"
-            f" for {count} folds; use at most {rarest_count} folds"
+            f"{count} folds need {count} patients of each class, one a fold; the data has {there}: "
+            f"{advice}"
         )
 
 

@@ -113,11 +113,14 @@ def _looked_up(values: NDArray[np.float64], lut: Dataset, dataset: Dataset) -> N
     if isinstance(data, bytes):
         order = ">" if dataset.original_encoding[1] is False else "<"
         data = np.frombuffer(data, f"{order}u2" if len(data) >= 2 * count else "u1")
-    table = np.asarray(data, np.float64).reshape(-1)
+    table = np.asarray(data).reshape(-1)[:count].astype(np.float64)
     if len(table) < count:
         raise ValueError(f"a lookup table of {len(table)} entries, not of {count}")
     index = np.clip(np.trunc(values) - first, 0, count - 1).astype(np.int64)
-    return np.asarray(table[index])
+    found = table[index]
+    if found.max() > _lut_maximum(lut):
+        raise ValueError(f"an entry {found.max():g} in a lookup table of {bits} bits")
+    return np.asarray(found)
 
 
 def _lut_maximum(lut: Dataset) -> float:

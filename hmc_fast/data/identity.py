@@ -4,6 +4,7 @@ A DICOM file says so in its header, whatever its name; any other file by a MIAS 
 """
 
 import warnings
+from os.path import realpath
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ def film_of(path: Path, findings: tuple[Finding, ...] = ()) -> Film:
     identity = identify(path)
     return Film(
         path.stem,
-        identity.patient or f"file {path.resolve()}",
+        identity.patient or f"file {realpath(path)}",
         path,
         findings,
         side=identity.side,

@@ -19,7 +19,8 @@ from pydicom.uid import JPEGBaseline8Bit
 from hmc_fast.data.codestream import read_codestream
 from hmc_fast.data.decoder import DECODER
 from hmc_fast.data.dicom import dicom_header, is_dicom, read_dicom
-from hmc_fast.data.limits import MAX_PIXELS, check_file_size, check_size
+from hmc_fast.data.limits import check_file_size, check_size, max_pixels, too_many_pixels
+from hmc_fast.data.pgm import check_header, check_samples
 from hmc_fast.data.png import check_rows, png_depth
 from hmc_fast.errors import UserError
 
@@ -52,12 +53,15 @@ def read_pixels(path: Path, *, allow_raw: bool = False) -> NDArray[np.float32]:
     Raises :class:`UserError` where the file is missing, damaged, too large or not a film.
     """
     if _is_dicom(path):
-        return read_dicom(path, allow_raw=allow_raw)
-    with _damage_of(path), _opened(path) as image:
-        header = _header_of(path, image)
-        check_file_size(path)
-        pixels = _pixels_of(path, image, header)
-        return pixels.astype(np.float32) / np.float32(2**header.bits - 1)
+        film = read_dicom(path, allow_raw=allow_raw)
+    else:
+        with _damage_of(path), _opened(path) as image:
+            header = _header_of(path, image)
+            pixels = _pixels_of(path, image, header)
+            film = pixels.astype(np.float32) / np.float32(2**header.bits - 1)
+    if film.min() == film.max():
+        raise UserError(f"{path}: shows no picture, every pixel has the same grey")
+    return film
 
 
 def film_header(path: Path) -> FilmHeader:
@@ -114,10 +118,7 @@ def _damage_of(path: Path) -> Iterator[None]:
         except UserError:
             raise
         except Image.DecompressionBombError:
-            raise UserError(
-                f"{path}: the header claims too many pixels (at most {MAX_PIXELS // 10**6} "
-                "million); the file is damaged"
-            ) from None
+            raise UserError(f"{path}: {too_many_pixels()}") from None
         except UnidentifiedImageError:
             raise UserError(
                 f"{path}: is no DICOM, PGM, PNG, TIFF or JPEG file, or its header is damaged"
@@ -128,6 +129,15 @@ def _damage_of(path: Path) -> Iterator[None]:
 
 
 def _opened(path: Path) -> Image.Image:
+    """The picture, of which only the header is read.
+
+    Pillow has a budget of its own, for the whole process; a larger one of ours goes before it.
+    """
+    check_file_size(path)
+    check_header(path)
+    budget = Image.MAX_IMAGE_PIXELS
+    if budget is not None and 2 * budget < max_pixels():  # it refuses from twice of it on
+        Image.MAX_IMAGE_PIXELS = max_pixels()
     return Image.open(path, formats=FORMATS)
 
 
@@ -173,9 +183,17 @@ def _bits_of(path: Path, image: Image.Image) -> int:
 
 
 def _pixels_of(path: Path, image: Image.Image, header: FilmHeader) -> NDArray[np.integer]:
-    if image.format == "JPEG" and image.mode == "L":
+    if image.format == "JPEG":  # Pillow draws what is missing grey, without a word
         frame = path.read_bytes()
-        return DECODER.decode(frame, read_codestream(frame), str(JPEGBaseline8Bit))
+        decoded = DECODER.decode(frame, read_codestream(frame), str(JPEGBaseline8Bit))
+        if image.mode == "L":
+            return decoded
+    if image.format == "PPM":
+        check_samples(path)
+    if image.mode == "P":
+        colours = len(image.getpalette() or ()) // len("RGB")
+        if np.asarray(image).max() >= colours:
+            raise ValueError(f"a pixel has none of the palette's {colours} colours")
     pixels = np.asarray(image if image.mode != "P" else image.convert("RGB"))
     if pixels.ndim == 3:
         pixels = _grey(path, pixels)

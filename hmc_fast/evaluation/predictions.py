@@ -1,10 +1,10 @@
 """Predictions as a table: one row a film, kept as CSV."""
 
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from hmc_fast.evaluation.bootstrap import (
     resampled_auc,
 )
 from hmc_fast.evaluation.metrics import classification_metrics
-from hmc_fast.files import read_rows, write_text
+from hmc_fast.files import read_rows, write_rows, write_text
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,9 @@ class Predictions:
     def save(self, path: Path) -> None:
         """CSV with film, patient, fold, label, and logit and probability per class."""
         table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(_columns(self.class_names))
+        rows: list[list[Any]] = [_columns(self.class_names)]
         for i, probabilities in enumerate(self.probabilities):
-            writer.writerow(
+            rows.append(
                 [
                     self.films[i],
                     self.patients[i],
@@ -104,6 +103,7 @@ class Predictions:
                     *(f"{x:.6f}" for x in probabilities),
                 ]
             )
+        write_rows(table, rows)
         write_text(path, table.getvalue())
 
 

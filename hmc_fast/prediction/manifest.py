@@ -184,6 +184,8 @@ def _examine(source: Source) -> Entry:
         source.view or film.view or "",
     )
     try:
+        if source.path.exists() and not source.path.is_file():
+            return replace(entry, problem="is a folder, a pipe or a device, no file")
         return replace(entry, uid=_uid(source.path), sha256=file_digest(source.path))
     except OSError as error:
         return replace(entry, problem=f"cannot be read ({error.strerror})")

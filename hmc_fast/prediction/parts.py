@@ -6,9 +6,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
+from typing import Any
 
 from hmc_fast.errors import UserError
-from hmc_fast.files import write_atomically
+from hmc_fast.files import write_atomically, write_rows
 from hmc_fast.prediction.manifest import Chunk, Entry
 from hmc_fast.prediction.scores import FilmScore
 
@@ -30,11 +31,11 @@ def write_part(
     The last line is the SHA-256 of those above it.
     """
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([*_ENTRY_COLUMNS, "rule", "error", *class_names])
+    rows: list[list[Any]] = [[*_ENTRY_COLUMNS, "rule", "error", *class_names]]
     for score in scores:
         probabilities = score.probabilities or [""] * len(class_names)
-        writer.writerow([*astuple(score.entry), score.rule, score.error, *probabilities])
+        rows.append([*astuple(score.entry), score.rule, score.error, *probabilities])
+    write_rows(table, rows)
     content = table.getvalue().encode("utf-8", ODD_NAMES)
     write_atomically(
         part_path(folder, chunk),

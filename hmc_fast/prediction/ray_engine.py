@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hmc_fast.data.limits import pixel_budget
 from hmc_fast.environment import git_revision, installed_version
 from hmc_fast.errors import UserError
 from hmc_fast.prediction.engine import OnFilms
@@ -172,7 +173,8 @@ def _score_chunk(
     films = [entry.path for entry in entries if not entry.problem]
     if films and not any(Path(film).exists() for film in films):
         raise UserError(f"node {node} does not see {films[0]}; films need a shared file system")
-    return _scorer(recipe).score(entries)
+    with pixel_budget(recipe.max_pixels):
+        return _scorer(recipe).score(entries)
 
 
 @lru_cache(maxsize=1)

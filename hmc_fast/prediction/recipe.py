@@ -15,8 +15,8 @@ from hmc_fast.prediction.scores import Scorer
 class Recipe:
     """Checkpoints and how they are used; can be hashed and pickled.
 
-    ``digests`` are the SHA-256 of the checkpoints' files. The rest is as in
-    :class:`hmc_fast.prediction.scores.Scorer`.
+    ``digests`` are the SHA-256 of the checkpoints' files, ``max_pixels`` is the limit of
+    :mod:`hmc_fast.data.limits`. The rest is as in :class:`hmc_fast.prediction.scores.Scorer`.
     """
 
     checkpoints: tuple[Path, ...]
@@ -28,6 +28,7 @@ class Recipe:
     batch_size: int
     workers: int
     allow_raw: bool
+    max_pixels: int
 
     def load(self) -> list[LoadedModel]:
         """The models, on their device.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os.path import lexists, realpath
 from pathlib import Path
 
 from pydicom.fileset import FileSet
@@ -43,8 +44,8 @@ def find_sources(named: Sequence[Path]) -> list[Source]:
     missing: list[Path] = []
     for path in named:
         for source in _expand(path):
-            sources.setdefault(source.path.resolve(), source)
-            if not source.path.exists():
+            sources.setdefault(Path(realpath(source.path)), source)  # resolve() raises in a loop
+            if not lexists(source.path):
                 missing.append(source.path)
     if missing:
         more = f" (and {len(missing) - 1} more that are missing)" if len(missing) > 1 else ""
@@ -74,16 +75,19 @@ def _filled(path: Path, sources: Iterator[Source]) -> list[Source]:
 def _films_below(folder: Path) -> Iterator[Source]:
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file() and _looks_like_film(path):
+        if not hidden and not path.is_dir() and _looks_like_film(path):
             yield Source(path)
 
 
 def _looks_like_film(path: Path) -> bool:
-    """By its name or first bytes; a file that cannot be opened counts, so that it is reported."""
+    """By its name or first bytes.
+
+    What is named like a film and cannot be opened, whatever it is, counts, so that it is reported.
+    """
     if path.name == DICOMDIR:
         return False
     try:
-        return path.suffix.lower() in FILM_SUFFIXES or is_dicom(path)
+        return path.suffix.lower() in FILM_SUFFIXES or (path.is_file() and is_dicom(path))
     except OSError:
         return True
 

@@ -1,12 +1,11 @@
 """Results as CSV or Parquet, row by row, so that memory does not grow with the archive."""
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hmc_fast.errors import UserError
-from hmc_fast.files import write_atomically
+from hmc_fast.files import write_atomically, write_rows
 from hmc_fast.prediction.levels import Result, predicted_class
 from hmc_fast.prediction.parts import ODD_NAMES
 
@@ -54,9 +53,8 @@ def _row(result: Result, class_names: Sequence[str], threshold: float | None) ->
 
 def _write_csv(path: Path, rows: Iterable[list[Any]], class_names: Sequence[str]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors=ODD_NAMES) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns(class_names))
-        writer.writerows(rows)
+        write_rows(file, [columns(class_names)])
+        write_rows(file, rows)
 
 
 def _write_parquet(path: Path, rows: Iterable[list[Any]], class_names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hmc_fast.data import Preprocessing
-from hmc_fast.data.limits import MAX_FILE_BYTES
+from hmc_fast.data.limits import larger_than_any_film, max_file_bytes
 from hmc_fast.errors import UserError
 from hmc_fast.schema import STRICT, parse_json
 
@@ -77,5 +77,5 @@ def check_bytes(count: int) -> None:
     """Raises :class:`UserError` for a file that cannot be a film, by its size alone."""
     if not count:
         raise UserError("the film is empty")
-    if count > MAX_FILE_BYTES:
-        raise UserError(f"is larger than any single film (at most {MAX_FILE_BYTES // 2**20} MiB)")
+    if count > max_file_bytes():
+        raise UserError(larger_than_any_film())

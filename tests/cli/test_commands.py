@@ -104,7 +104,7 @@ def test_bad_input_is_one_line(
     assert "no such file" in fails("predict", tmp_path / "x.pgm", "--checkpoint", trained)
     study = ("cv", "--data", phantom_folder, "--out", tmp_path / "s", "--model", "resnet18")
     assert "multiples of 32" in fails(*study, "--size", "100")
-    assert "cannot fill 50 folds" in fails(*study, "--folds", "50")
+    assert "50 folds need 50 patients of each class" in fails(*study, "--folds", "50")
     assert "unknown model" in fails(*study, "--model", "resnet34")
     assert "no such file" in fails(*study, "--weights", tmp_path / "w.safetensors")
     assert "unknown task 'age'; choose one of malignant" in fails(*study, "--task", "age")

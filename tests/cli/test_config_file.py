@@ -1,5 +1,6 @@
 """``--config``: one mechanism for all commands, and the options beside each result."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,32 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path, fails: Callable[..., st
     assert "is no YAML" in line("epochs: !!python/object/apply:os.getcwd []")
     assert "unknown task 'age'" in line(f"task: age\ndata: {tmp_path}\nout: {tmp_path}")
     assert "cannot be read (No such file" in fails("train", "--config", tmp_path / "none.yaml")
+    assert "is no YAML (month must be" in line("data: 2026-13-45")
+    assert "is no YAML (Exceeds the limit" in line(f"epochs: {'9' * 5000}")
+    assert "is too long for a file of options" in line("#" * 2**20)
+    nested = "x" + "".join(f", &a{n} [{', '.join(['x' if n == 0 else f'*a{n - 1}'] * 9)}]"
+                           for n in range(30))  # fmt: skip
+    assert len(line(f"data: [{nested}]")) < 1000, "all of 9^30 values would be shown"
     file.write_bytes(b"\xff\xfe")
     assert "cannot be read (it is no text)" in fails("train", "--config", file)
     file.write_text("seconds: 1")
     assert "belongs behind kernels" in fails("bench", "--config", file, "kernels", "--list")
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(
+    checkpoint: Path, phantom_folder: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    pipe, film = tmp_path / "pipe.csv", phantom_folder / "mdb001.pgm"
+    os.mkfifo(pipe)
+    for line in (
+        ("predict", pipe, "--checkpoint", checkpoint),
+        ("predict", film, "--checkpoint", pipe),
+        ("predict", film, film, "--checkpoint", checkpoint, "--checkpoint", "/dev/zero"),
+        ("evaluate", "--checkpoint", checkpoint, "--data", pipe),
+        ("evaluate", "--checkpoint", checkpoint, "--data", phantom_folder, "--out", pipe),
+        ("bench", "report", pipe, "--out", tmp_path / "report"),
+    ):
+        assert "is a pipe or a device" in fails(*line)
 
 
 def test_a_value_of_the_wrong_kind_is_wrong_usage_as_on_the_command_line(

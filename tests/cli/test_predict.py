@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from hmc_fast import load_model
 from hmc_fast.checkpoint import OperatingPoint, save_checkpoint
@@ -71,6 +72,35 @@ def test_a_bad_film_is_named_at_the_end_and_all_others_are_scored(
     fails(*command, "--level", "patient")  # from the same parts
     assert [row["side"] for row in rows(table)] == ["R+L"] * 4 + ["R"]
     assert "header is damaged" in fails(*command[:1], films / "mdb009.pgm", *command[2:4])
+
+
+def test_a_film_of_too_many_pixels_is_a_row_that_names_the_option(
+    checkpoint: Path, films: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    with Image.open(films / "mdb002.pgm") as film:
+        pixels = film.width * film.height
+        film.resize((2 * film.width, 2 * film.height)).save(films / "mdb009.pgm")
+    command = ["predict", films, "--checkpoint", checkpoint, "--out"]
+    lowered = [*command, tmp_path / "lowered.csv", "--max-pixels", pixels]
+    assert "1 of 9 films have no score" in fails(*lowered)
+    (row,) = (row for row in rows(tmp_path / "lowered.csv") if row["error"])
+    assert Path(row["file"]).name == "mdb009.pgm"
+    assert f"and {pixels} in all; --max-pixels or" in row["error"]
+    assert "belongs to a prediction with other max_pixels" in fails(*lowered[:-1], 4 * pixels)
+    raised = [*command, tmp_path / "raised.csv", "--max-pixels", 4 * pixels]
+    assert run([str(word) for word in raised]) == 0
+
+
+@pytest.mark.parametrize("name", ["a\rb.pgm", 'a\n"b,.pgm', "a\x1b[31m\u202e.pgm"])
+def test_a_table_has_any_name_of_a_file(
+    checkpoint: Path, films: Path, tmp_path: Path, name: str
+) -> None:
+    film = (films / "mdb001.pgm").rename(films / name)
+    out = tmp_path / "scores.csv"
+    assert run(["predict", str(film), "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    (row,) = rows(out)
+    assert row["file"] == str(film)
+    assert row["predicted"]
 
 
 def test_json_has_good_and_failed_films(

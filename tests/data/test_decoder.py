@@ -15,8 +15,7 @@ from pydicom.uid import JPEGLosslessSV1, JPEGLSLossless
 
 from hmc_fast.data import decoder
 from hmc_fast.data.codestream import read_codestream
-from hmc_fast.data.decoder import DECODER
-from hmc_fast.data.decoding_worker import MEMORY_BYTES
+from hmc_fast.data.decoder import DECODER, MEMORY_BYTES
 
 NOISE = np.random.default_rng(1).integers(0, 4096, (40, 48), np.uint16)
 

@@ -24,8 +24,8 @@ from pydicom.uid import (
 )
 
 from hmc_fast import UserError
-from hmc_fast.data import FilmCache, Preprocessing, dicom, read_pixels
-from hmc_fast.data.limits import MAX_FILE_BYTES
+from hmc_fast.data import FilmCache, Preprocessing, limits, read_pixels
+from hmc_fast.data.limits import MAX_PIXELS_VARIABLE, max_file_bytes
 from hmc_fast.data.pixels import film_header
 
 COMPRESSED = (JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
@@ -55,6 +55,10 @@ def test_files_that_are_no_mammogram(tmp_path: Path) -> None:
     frames = mammogram(NumberOfFrames=2, PixelData=STORED.tobytes() * 2)
     with pytest.raises(UserError, match="holds 2 frames"):
         read_pixels(save(frames, tmp_path / "frames.dcm"))
+    for intent in ("for processing", ["FOR PRESENTATION", "FOR PROCESSING"]):
+        raw = mammogram(PresentationIntentType=intent)
+        with pytest.raises(UserError, match="is a raw detector image"):
+            read_pixels(save(raw, tmp_path / "raw.dcm"))
     radiograph = mammogram(Modality="RG", BodyPartExamined="BREAST", SOPClassUID=generate_uid())
     assert read_pixels(save(radiograph, tmp_path / "rg.dcm")).shape == STORED.shape
 
@@ -205,6 +209,20 @@ def deflated(content: bytes) -> bytes:
     return bytes(128) + b"DICM" + file.getvalue() + content
 
 
+@pytest.mark.parametrize("more", [10, 630, 6300])
+def test_more_bytes_than_pixels_are_no_frames_and_no_narrower_film(
+    tmp_path: Path, more: int
+) -> None:
+    longer = mammogram(PixelData=STORED.tobytes() + bytes(range(10)) * (more // 10))
+    with pytest.raises(UserError, match=f"{more} bytes more than 63x5 pixels"):
+        read_pixels(save(longer, tmp_path / "a.dcm"))
+    narrower = mammogram(Columns=4)
+    with pytest.raises(UserError, match="126 bytes more than 63x4 pixels"):
+        read_pixels(save(narrower, tmp_path / "a.dcm"))
+    padded = mammogram(PixelData=STORED.tobytes() + bytes(2))
+    assert read_pixels(save(padded, tmp_path / "a.dcm")).shape == STORED.shape
+
+
 def test_inflation_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = DicomBytesIO()
     file.is_little_endian, file.is_implicit_VR = True, False
@@ -218,7 +236,8 @@ def test_inflation_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match="is damaged"):
         read_pixels(path)
 
-    monkeypatch.setattr(dicom, "MAX_FILE_BYTES", 2**20)
+    monkeypatch.setattr(limits, "HEADER_BYTES", 2**20)
+    monkeypatch.setenv(MAX_PIXELS_VARIABLE, str(STORED.size))
     compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     bomb = compressor.compress(file.getvalue() + bytes(2**25)) + compressor.flush()
     path.write_bytes(deflated(bomb))
@@ -229,7 +248,7 @@ def test_inflation_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_file_larger_than_any_film_is_not_read(tmp_path: Path) -> None:
     path = save(mammogram(), tmp_path / "a.dcm")
     with path.open("r+b") as file:
-        file.truncate(MAX_FILE_BYTES + 1)
+        file.truncate(max_file_bytes() + 1)
     with pytest.raises(UserError, match="larger than any single film"):
         read_pixels(path)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_saved_folds_are_reread_as_they_were_and_repeat_with_the_seed(tmp_path: 
         (lambda a: a[0].pop("patient"), "folds.json: is damaged .*patient"),
         (
             lambda a: a.clear() or a.append({"film": "x", "patient": "y", "label": 0, "fold": 0}),
-            "does not hold every class",
+            "2 folds of 1 films",
         ),
     ],
 )
@@ -109,6 +110,11 @@ def test_numbers_that_are_none_and_json_without_a_bottom(tmp_path: Path) -> None
             read_folds(path)
 
 
+def test_more_folds_than_films_are_refused_at_once() -> None:
+    with pytest.raises(UserError, match="1000000000000 folds of 12 films"):
+        replace(good_folds()[1], count=10**12)
+
+
 def test_folds_about_other_films_are_refused() -> None:
     films, folds = good_folds()
     with pytest.raises(UserError, match="is missing from the data"):
@@ -120,12 +126,33 @@ def test_folds_about_other_films_are_refused() -> None:
         folds.split(moved, 0)
 
 
-def test_too_few_patients() -> None:
-    films, labels = drawn_films([(0, 1), (1, 0)])
-    with pytest.raises(UserError, match="2 patients cannot fill 3 folds"):
+def test_too_few_patients_are_told_what_would_do() -> None:
+    films, labels = drawn_films([(0, 1), (1, 0), (0,), (0,)])
+    with pytest.raises(UserError) as error:
         make_folds(films, labels, TASK, 3, 0)
-    films, labels = drawn_films([(0, 1), (0, 0), (0, 0), (0, 0)])
-    with pytest.raises(UserError, match="only 1 patients have a film of class malignant"):
-        make_folds(films, labels, TASK, 2, 0)
+    assert str(error.value) == (
+        "3 folds need 3 patients of each class, one a fold; the data has 4 of rest, 2 of "
+        "malignant: use at most 2 folds"
+    )
+    make_folds(films, labels, TASK, 2, 0)
     with pytest.raises(UserError, match="needs at least 2"):
         make_folds(films, labels, TASK, 1, 0)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_no_number_of_folds_is_advised_that_cannot_be(count: int) -> None:
+    films, labels = drawn_films([(0, 1), (0, 0), (0, 0)])
+    with pytest.raises(UserError) as error:
+        make_folds(films, labels, TASK, count, 0)
+    assert str(error.value) == (
+        f"{count} folds need {count} patients of each class, one a fold; the data has 3 of rest, "
+        "1 of malignant: even 2 folds need 2 of each, add films of more"
+    )
+    some = good_folds()[1].assignments[0]
+    lacking = (
+        replace(some, fold=0, label=0),
+        replace(some, film="b", patient="b", fold=1, label=1),
+    )
+    with pytest.raises(UserError, match="fold 0 does not hold every class") as error:
+        Folds(TASK.name, 0, 2, lacking)
+    assert "fewer" not in str(error.value)

@@ -137,3 +137,11 @@ def test_a_lookup_table_shorter_than_it_says(tmp_path: Path) -> None:
     dataset = mammogram(VOILUTSequence=Sequence([item]))
     with pytest.raises(UserError, match="a lookup table of 3 entries, not of 9"):
         read_pixels(save(dataset, tmp_path / "a.dcm"))
+
+
+def test_an_entry_of_more_bits_than_a_lookup_table_has(tmp_path: Path) -> None:
+    """It would be cut off to white."""
+    table = lut(0, 8, [0, 100, 200, 300])
+    dataset = mammogram(np.array([[0, 1], [2, 3]], np.uint16), VOILUTSequence=[table])
+    with pytest.raises(UserError, match="an entry 300 in a lookup table of 8 bits"):
+        read_pixels(save(dataset, tmp_path / "a.dcm"))

@@ -35,10 +35,13 @@ def half_png(path: Path) -> None:
     png_of(path, (b"\0" + bytes([9]) * 8) * 4)
 
 
-def png_of(path: Path, data: bytes, *, interlace: int = 0) -> None:
+def png_of(
+    path: Path, data: bytes, *, interlace: int = 0, colour: int = 0, palette: bytes = b""
+) -> None:
     """An 8-bit PNG of 8x8 pixels that holds ``data``."""
     chunks = [
-        (b"IHDR", struct.pack(">2I5B", 8, 8, 8, 0, 0, 0, interlace)),
+        (b"IHDR", struct.pack(">2I5B", 8, 8, 8, colour, 0, 0, interlace)),
+        *([(b"PLTE", palette)] if palette else []),
         (b"IDAT", zlib.compress(data)),
         (b"IEND", b""),
     ]
@@ -89,6 +92,21 @@ def damaged_jpeg(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2] + content[len(content) // 2 + 9 :])
 
 
+def no_palette_png(path: Path) -> None:
+    png_of(path, (b"\0" + bytes(range(8))) * 8, colour=3)
+
+
+def small_palette_png(path: Path) -> None:
+    png_of(path, b"\0" + bytes([0, 1, 2, 3] * 2) + bytes(63), colour=3, palette=bytes(9))
+
+
+def damaged_colour_jpeg(path: Path) -> None:
+    """All grey, and cut before its last marker: what is missing would be drawn."""
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 1), np.uint8)
+    Image.fromarray(noise.repeat(3, axis=2)).save(path)
+    path.write_bytes(path.read_bytes()[:-400] + b"\xff\xd9")
+
+
 BAD: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
     "empty.pgm": (b"", "the file is empty"),
     "truncated.pgm": (GOOD[:-5], "is damaged"),
@@ -96,6 +114,15 @@ BAD: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
     "absurd.pgm": (b"P5\n999999999 999999999\n255\n" + bytes(9), "claims too many pixels"),
     "wide.pgm": (b"P5\n20000 1\n255\n" + bytes(20000), "claims too many pixels"),
     "many.pgm": (b"P5\n12000 12000\n255\n" + bytes(9), "claims too many pixels, 12000x12000"),
+    "endless.pgm": (b"P5\n#" + b"x" * 2**17 + b"\n8 4\n255\n" + bytes(32), "header does not end"),
+    "above.pgm": (b"P5\n8 4\n9\n" + bytes(range(32)), "a sample is above 9"),
+    "deep_above.pgm": (b"P5\n8 4\n300\n" + bytes(range(64)), "a sample is above 300"),
+    "crlf.pgm": (b"P5\r\n8 4\r\n255\r\n" + bytes(range(32)), "1 bytes more than its pixels"),
+    "two.pgm": (GOOD * 2, "more than its pixels"),
+    "blank.pgm": (b"P5\n8 4\n255\n" + b"9" * 32, "shows no picture"),
+    "no_palette.png": (no_palette_png, "none of the palette's 0 colours"),
+    "small_palette.png": (small_palette_png, "none of the palette's 3 colours"),
+    "damaged_colour.jpg": (damaged_colour_jpeg, "is damaged .*Corrupt JPEG data"),
     "none.pgm": (b"P5\n0 4\n255\n", "damaged"),
     "negative.pgm": (b"P5\n-8 4\n255\n" + bytes(32), "damaged"),
     "text.pgm": (b"not a picture", "is no DICOM, PGM, PNG, TIFF or JPEG file"),
@@ -167,7 +194,7 @@ def test_pngs_that_end_in_black_are_whole(tmp_path: Path) -> None:
 
 
 def test_interlaced_pngs_hold_all_passes(tmp_path: Path) -> None:
-    png_of(tmp_path / "a.png", bytes(79), interlace=1)
+    png_of(tmp_path / "a.png", bytes(78) + b"\x09", interlace=1)
     assert read_pixels(tmp_path / "a.png").shape == (8, 8)
     png_of(tmp_path / "a.png", bytes(43), interlace=1)
     with pytest.raises(UserError, match="43 of 79 bytes"):

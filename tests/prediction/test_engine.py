@@ -9,6 +9,7 @@ import pytest
 from dicom_phantoms import small_checkpoint
 
 from hmc_fast import UserError
+from hmc_fast.data.limits import MAX_PIXELS
 from hmc_fast.prediction.engine import LocalEngine
 from hmc_fast.prediction.job import PredictionJob
 from hmc_fast.prediction.manifest import file_digest, make_manifest
@@ -21,7 +22,8 @@ from hmc_fast.progress import no_progress
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     path = small_checkpoint(tmp_path / "model.safetensors")
-    return Recipe((path,), (file_digest(path),), "auto", "cpu", "fp32", False, 8, 0, False)
+    digest = file_digest(path)
+    return Recipe((path,), (digest,), "auto", "cpu", "fp32", False, 8, 0, False, MAX_PIXELS)
 
 
 def test_a_name_that_is_no_engine_or_a_device_that_ray_chooses_is_refused(
@@ -56,6 +58,18 @@ def test_a_task_gives_the_scores_of_the_local_engine(
     ((_, expected),) = local.scores([chunk], lambda films: None)
     os.chdir("/")
     assert _score_chunk(recipe, str(pictures), release(), chunk.entries) == expected
+
+
+def test_a_task_reads_films_of_the_recipe_s_size_alone(
+    recipe: Recipe, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures)  # the task enters it, too
+    (chunk,) = make_manifest(find_sources([Path("mdb001.pgm")]), {}).chunks
+    small = replace(recipe, max_pixels=100)
+    (score,) = _score_chunk(small, str(pictures), release(), chunk.entries)
+    assert "too many pixels" in score.error
+    (score,) = _score_chunk(recipe, str(pictures), release(), chunk.entries)
+    assert not score.error
 
 
 def test_a_node_that_differs_says_so(

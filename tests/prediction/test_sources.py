@@ -1,11 +1,13 @@
 """What a person names, and the films that it stands for."""
 
+import os
 from pathlib import Path
 
 import pytest
 from pydicom.fileset import FileSet
 
 from hmc_fast import UserError
+from hmc_fast.prediction.manifest import make_manifest
 from hmc_fast.prediction.sources import Source, find_sources
 
 
@@ -89,3 +91,25 @@ def test_a_table_that_cannot_be_used(tmp_path: Path, text: str, message: str) ->
     table.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=message):
         find_sources([table])
+
+
+def test_a_folder_with_pipes_devices_and_links_in_circles(pictures: Path) -> None:
+    """What is named like a film is reported with the reason, and nothing of it is waited for."""
+    for film in pictures.iterdir():
+        if film.stem > "mdb002":
+            film.unlink()
+    os.mkfifo(pictures / "pipe")
+    os.mkfifo(pictures / "pipe.pgm")
+    links = {"zero.dcm": "/dev/zero", "circle.pgm": "circle.pgm", "gone.png": "nowhere",
+             "circle": "circle", "up": "."}  # fmt: skip
+    for name, target in links.items():
+        (pictures / name).symlink_to(target)
+    entries = make_manifest(find_sources([pictures]), {}).entries
+    assert {Path(entry.path).name: entry.problem for entry in entries} == {
+        "mdb001.pgm": "",
+        "mdb002.pgm": "",
+        "pipe.pgm": "is a folder, a pipe or a device, no file",
+        "zero.dcm": "is a folder, a pipe or a device, no file",
+        "circle.pgm": "cannot be read (Too many levels of symbolic links)",
+        "gone.png": "cannot be read (No such file or directory)",
+    }

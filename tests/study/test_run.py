@@ -488,33 +488,6 @@ def test_ctrl_c_says_one_line_and_leaves_130(phantom_folder: Path, tmp_path: Pat
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-FILE_SIZE_LIMIT = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
-from hmc_fast.cli.app import main
-main()
-"""
-
-
-@pytest.mark.systems
-@pytest.mark.parametrize("limit", [100, 5_000, 20_000_000])
-def test_a_full_disk_is_one_line_and_nothing_half_written(
-    phantom_folder: Path, tmp_path: Path, limit: int
-) -> None:
-    arguments = command(phantom_folder, tmp_path)[3:]
-    done = subprocess.run(
-        [sys.executable, "-c", FILE_SIZE_LIMIT, str(limit), *arguments],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("hmc-fast: ")
-    assert not list(tmp_path.rglob("*.tmp"))
-    for path in tmp_path.rglob("*.json"):
-        json.loads(path.read_text())
-
-
 def test_summaries_are_plain_json(finished: Path) -> None:
     summary = summarise_study(finished, "resnet18")
     assert isinstance(summary, StudySummary)

@@ -140,7 +140,9 @@ def test_the_folder_is_bounded(films: list[Path], tmp_path: Path) -> None:
 
 def test_a_black_film_and_a_damaged_file_are_named(films: list[Path], tmp_path: Path) -> None:
     black = tmp_path / "black.png"
-    Image.fromarray(np.zeros((64, 64), np.uint8)).save(black)
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[0, 0] = 1  # one grey alone is no picture
+    Image.fromarray(pixels).save(black)
     with pytest.raises(UserError, match=r"black\.png: .*shows no breast"):
         features_of([films[0], black], trunk(), NATIVE, tmp_path)
     (file,) = features_of(films[:1], trunk(), NATIVE, tmp_path)

@@ -45,6 +45,14 @@ def slowed(record: Record, factor: float, peer: str = "triton") -> Record:
     return replace(record, measurements=[scale(row) for row in record.measurements])
 
 
+def test_a_run_whose_free_parts_are_damaged_is_one_line(
+    record: Record, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    path = tmp_path / "record.jsonl"
+    write_record(path, replace(record, device={"kind": 3}, environment={"packages": 3}))
+    assert "cannot be shown, the line of the run is damaged" in fails("bench", "report", path)
+
+
 def test_a_record_is_reread_as_it_was(record: Record, path: Path) -> None:
     assert read_record(path) == record
 
@@ -59,6 +67,8 @@ def test_a_record_is_reread_as_it_was(record: Record, path: Path) -> None:
             "status: Input",
         ),
         (lambda line: line.replace('"p50_ms": 4.0', '"p50_ms": "4"'), "p50_ms: Input"),
+        (lambda line: line.replace('"p50_ms": 4.0', '"p50_ms": 0.0'), "a time is not above 0"),
+        (lambda line: line.replace('"peer": "', '"peer": "\\u001b[31m'), "control characters"),
         (lambda line: line.replace('"p50_ms": 4.0', '"p50_ms": NaN'), "NaN is no JSON number"),
         (lambda line: line.replace('"samples": 10', '"samples": 10.5'), "samples: Input"),
         (lambda line: line.replace('"samples"', '"sample"'), "sample: Unexpected"),
