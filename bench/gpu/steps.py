@@ -312,4 +312,10 @@ def _counters(folder: Path) -> Iterator[Step]:
             limit_s=600,
             least_s=60,
             why_not=why_not,
+            judge=partial(no_report, report.with_name(f"{report.name}.ncu-rep")),
         )
+
+
+def no_report(path: Path) -> str | None:
+    """What is wrong with a run of ncu, which succeeds where it found no kernel to profile."""
+    return None if path.is_file() else f"ncu profiled none of our kernels: there is no {path.name}"

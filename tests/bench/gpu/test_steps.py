@@ -14,22 +14,42 @@ import pytest
 
 from hmc_fast.bench.gpu.launch import NO_DEVICE, why_no_device
 from hmc_fast.bench.gpu.page import write_page
+from hmc_fast.bench.gpu.passes import PROBLEMS
 from hmc_fast.bench.gpu.runner import CheckRecord, Step, StepResult, run_steps
 from hmc_fast.bench.gpu.steps import (
     PARTS,
     all_steps,
     broken_rows,
     gpu_tests,
+    no_report,
     no_stray_write,
     of_parts,
     skipped_tests,
     wrong_rows,
 )
 from hmc_fast.bench.jobs.targets import OURS, TARGET_CASES, TARGET_MODEL_CASES
+from hmc_fast.bench.measuring.traces import KERNEL_FILTERS
 from hmc_fast.bench.record import RECORD_FILE, Measurement, Record, read_record, write_record
 from hmc_fast.cli import gpu_check
 from hmc_fast.cli.app import run
+from hmc_fast.kernels.building import gate
+from hmc_fast.kernels.building.builds import plan_passes
+from hmc_fast.kernels.fused.launch import Target
+from hmc_fast.kernels.fused.tiles import load_tiles
 
+ATTENTION_KERNELS = {
+    "forward": {
+        "_attention_forward_kernel",
+        "_combine_splits_kernel",
+        "_specialised_forward_kernel",
+    },
+    "backward": {
+        "_delta_kernel",
+        "_attention_backward_q_kernel",
+        "_attention_backward_kv_kernel",
+        "_specialised_backward_kv_kernel",
+    },
+}
 TESTS = Path(__file__).parents[2]
 WITHOUT_GPU = pytest.mark.skipif(why_no_device() is None, reason="is about machines without a GPU")
 
@@ -162,6 +182,34 @@ def test_a_sanitizer_that_fails_for_another_reason_has_found_no_stray_write(tmp_
     assert no_stray_write(log) is None
     log.write_text("========= Program hit CUDA_ERROR_NOT_FOUND on CUDA API call\n")
     assert "names no 'Invalid __global__ write'" in (no_stray_write(log) or "")
+
+
+def test_a_profiler_that_found_no_kernel_has_read_no_counters(tmp_path: Path) -> None:
+    assert "no x.ncu-rep" in (no_report(tmp_path / "x.ncu-rep") or "")
+    (tmp_path / "x.ncu-rep").touch()
+    assert no_report(tmp_path / "x.ncu-rep") is None
+    counters = of_parts(all_steps(tmp_path, "sm_90", None), ["counters"])
+    for step in counters:
+        words = step.commands[0]
+        Path(f"{words[words.index('--export') + 1]}.ncu-rep").touch()
+        assert step.judge() is None
+
+
+@pytest.mark.parametrize("architecture", gate.ARCHITECTURES)
+def test_the_pass_and_the_profiler_miss_no_kernel(architecture: str) -> None:
+    target = Target(load_tiles(architecture), 132, "ieee")
+    for task, passes in (("forward", 0), ("backward", 1)):
+        launched = {
+            launch.kernel.fn.__name__
+            for problem in PROBLEMS
+            for launch in plan_passes(target, problem)[passes]
+        }
+        specialised = {name for name in ATTENTION_KERNELS[task] if "specialised" in name}
+        others = set() if architecture == "sm_90" else specialised
+        assert launched == ATTENTION_KERNELS[task] - others
+        for name in launched:
+            assert re.search(KERNEL_FILTERS[task].removeprefix("regex:"), name)
+            assert re.search(KERNEL_FILTERS["both"].removeprefix("regex:"), name)
 
 
 def test_steps_take_the_installed_package_and_not_a_folder_of_its_name(tmp_path: Path) -> None:
