@@ -278,16 +278,18 @@ class EngineCall:
         content: of an engine that it built.
         device: a GPU.
 
-    Raises :class:`UserError` where this GPU refuses the engine.
+    Raises :class:`UserError` where this GPU refuses the engine or has no memory for it.
     """
 
     def __init__(self, trt: Any, content: bytes, device: torch.device) -> None:
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         with torch.cuda.device(device):
             self.engine: Any = self._runtime.deserialize_cuda_engine(content)
-        if self.engine is None:
-            raise UserError("TensorRT refuses the engine on this GPU")
-        self._context = self.engine.create_execution_context()
+            if self.engine is None:
+                raise UserError("TensorRT refuses the engine on this GPU")
+            self._context = self.engine.create_execution_context()
+        if self._context is None:
+            raise UserError("TensorRT has no memory on this GPU for the engine's activations")
         self._device = device
         output = describe_tensor(
             self.engine.get_tensor_dtype(OUTPUT_NAME), self.engine.get_tensor_shape(OUTPUT_NAME)
@@ -296,11 +298,18 @@ class EngineCall:
         self._dtype: torch.dtype = getattr(torch, output["dtype"])
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Contiguous images ``[B, 3, H, W]`` of the engine's dtype to logits ``[B, classes]``."""
+        """Contiguous images ``[B, 3, H, W]`` of the engine's dtype to logits ``[B, classes]``.
+
+        Raises ``RuntimeError`` where TensorRT refuses the call; it would run on with what the call
+        before left.
+        """
+        shape = tuple(images.shape)
         logits = torch.empty(len(images), self._classes, dtype=self._dtype, device=self._device)
-        self._context.set_input_shape(INPUT_NAME, tuple(images.shape))
-        self._context.set_tensor_address(INPUT_NAME, images.data_ptr())
-        self._context.set_tensor_address(OUTPUT_NAME, logits.data_ptr())
+        if not self._context.set_input_shape(INPUT_NAME, shape):
+            raise RuntimeError(f"the engine refuses images of shape {shape}")
+        for name, tensor in ((INPUT_NAME, images), (OUTPUT_NAME, logits)):
+            if not self._context.set_tensor_address(name, tensor.data_ptr()):
+                raise RuntimeError(f"the engine refuses the address of its {name}")
         stream = torch.cuda.current_stream(self._device).cuda_stream
         if not self._context.execute_async_v3(stream):
             raise RuntimeError("the engine did not run; see TensorRT's message above")

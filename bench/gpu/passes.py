@@ -4,13 +4,22 @@ With --stray an output is too short for what its kernel writes: the sanitizer mu
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 
 from hmc_fast.kernels.building.engine_kernels import plan_engine_attention
 from hmc_fast.kernels.fused.launch import Target
 from hmc_fast.kernels.fused.tiles import architecture_of, load_tiles
+from hmc_fast.kernels.problem import AttentionProblem
 from hmc_fast.kernels.testing import assert_parity, assert_projection_parity
+
+PROBLEMS = (
+    AttentionProblem(1, 3, 2, (1031,), (40,), 24, name="split keys"),
+    AttentionProblem(2, 97, 3, (131, 49), (300, 128), 64, name="sources, value chunks"),
+    AttentionProblem(2, 301, 16, (203,), (128,), 64, name="what specialised kernels take"),
+)
+"""In bf16. Between them they launch every attention kernel of each architecture."""
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -35,11 +44,9 @@ def main() -> None:
         engine_kernels(stray=True)
         return
     torch.manual_seed(0)
-    few, many = draw(1, 3, 2, 24), draw(2, 97, 3, 64)
-    assert_parity(few, [draw(1, 1031, 2, 24)], [draw(1, 1031, 2, 40)], backend="triton")
-    sources = [draw(2, 131, 3, 64), draw(2, 49, 3, 64)]
-    values = [draw(2, 131, 3, 300), draw(2, 49, 3, 128)]
-    assert_parity(many, sources, values, backend="triton")
+    for problem in PROBLEMS:
+        q, ks, vs = replace(problem, device=torch.device("cuda")).tensors()
+        assert_parity(q, ks, vs, backend="triton")
     attended = [draw(67, 33), draw(67, 65)]
     gate = torch.randn(130, device="cuda")
     assert_projection_parity(

@@ -22,7 +22,8 @@ from hmc_fast.bench.jobs.presets import PRESETS
 from hmc_fast.bench.jobs.targets import OPERATOR_CASE, OURS
 from hmc_fast.bench.measuring.device import device_facts
 from hmc_fast.bench.measuring.traces import ncu_command
-from hmc_fast.bench.record import RECORD_FILE, read_record
+from hmc_fast.bench.peers.peer import why_no_attention
+from hmc_fast.bench.record import RECORD_FILE, Record, read_record
 from hmc_fast.environment import environment, git_revision
 from hmc_fast.errors import UserError
 from hmc_fast.export.builders import Builder
@@ -32,9 +33,12 @@ TARGETS = "targets"
 """The part, and the folder of its cases, one folder each."""
 ALONE = "-alone"
 """Ends the folders of cases that were timed without peers."""
-_PYTHON = (sys.executable, "-m")
+# In a checkout the working directory has an hmc_fast/ without bench and kernels, which must not
+# stand before the installed package.
+_PYTHON = (sys.executable, "-P", "-m")
 _HMC_FAST = (*_PYTHON, "hmc_fast")
 _MEMCHECK = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
+_STRAY_WRITE = "Invalid __global__ write"
 _EVERY_TENSOR_ALONE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """In PyTorch's pools a stray access hits another tensor and is not seen."""
 
@@ -49,7 +53,7 @@ def all_steps(folder: Path, architecture: str | None, tests: Path | None) -> lis
     """
     return [
         *_parity(folder, tests),
-        *_sanitizer(),
+        *_sanitizer(folder),
         *_alone(folder),
         *_engines(folder, architecture),
         *_cases("warm-up", folder),
@@ -152,11 +156,11 @@ def _is_gpu(mark: ast.expr) -> bool:
     return "pytest.mark.gpu" in ast.unparse(mark)
 
 
-def _sanitizer() -> Iterator[Step]:
+def _sanitizer(folder: Path) -> Iterator[Step]:
     missing = shutil.which(_MEMCHECK[0]) is None
     why_not = "compute-sanitizer is not on PATH: install the CUDA toolkit" if missing else None
     once = (*_MEMCHECK, *_PYTHON, "hmc_fast.bench.gpu.passes")
-    yield Step(
+    planted = Step(
         "planted stray write",
         "sanitizer",
         "compute-sanitizer finds a stray write of our kernels where there is one",
@@ -166,6 +170,7 @@ def _sanitizer() -> Iterator[Step]:
         why_not=why_not,
         environment=_EVERY_TENSOR_ALONE,
     )
+    yield replace(planted, judge=partial(no_stray_write, folder / LOGS / planted.log))
     yield Step(
         "no stray access",
         "sanitizer",
@@ -175,6 +180,13 @@ def _sanitizer() -> Iterator[Step]:
         why_not=why_not,
         environment=_EVERY_TENSOR_ALONE,
     )
+
+
+def no_stray_write(log: Path) -> str | None:
+    """What is wrong with a run that must find a stray write: its exit code means any error."""
+    if _STRAY_WRITE in log.read_text(encoding="utf-8", errors="replace"):
+        return None
+    return f"the sanitizer ended with an error, but names no {_STRAY_WRITE!r}"
 
 
 def _engines(folder: Path, architecture: str | None) -> Iterator[Step]:
@@ -255,19 +267,36 @@ def _cases(part: str, folder: Path) -> Iterator[Step]:
             limit_s=600,
             least_s=30,
             alone=timed,
-            judge=partial(wrong_rows, out / RECORD_FILE) if timed else lambda: None,
+            judge=partial(wrong_rows if timed else broken_rows, out / RECORD_FILE),
         )
 
 
 def wrong_rows(path: Path) -> str | None:
-    """What is wrong with our own rows of a record, or None; peers may fail as they like."""
+    """What is wrong with our own rows of a record, or None; peers may fail as they like.
+
+    Where a case has attention one of ours must have been timed, elsewhere any peer.
+    """
     record = read_record(path)
-    ours = [row for row in record.measurements if row.peer in OURS]
-    wrong = [row for row in ours if row.status in ("error", "parity failed", "skipped")]
-    if wrong:
-        return f"{wrong[0].label}: {wrong[0].status} ({wrong[0].reason})"
-    if record.measurements and not any(row.p50_ms for row in record.measurements):
+    if wrong := _broken(record):
+        return wrong
+    timed = [row for row in record.measurements if row.p50_ms]
+    if not timed:
         return "nothing was timed"
+    attended = any(why_no_attention(parse_case(row.case)) is None for row in record.measurements)
+    if attended and not any(row.peer in OURS for row in timed):
+        return "none of ours was timed"
+    return None
+
+
+def broken_rows(path: Path) -> str | None:
+    """What of ours broke in a record, or None; whether it was timed does not matter."""
+    return _broken(read_record(path))
+
+
+def _broken(record: Record) -> str | None:
+    for row in record.measurements:
+        if row.peer in OURS and row.status not in ("ok", "unavailable"):
+            return f"{row.label}: {row.status} ({row.reason})"
     return None
 
 
@@ -283,4 +312,10 @@ def _counters(folder: Path) -> Iterator[Step]:
             limit_s=600,
             least_s=60,
             why_not=why_not,
+            judge=partial(no_report, report.with_name(f"{report.name}.ncu-rep")),
         )
+
+
+def no_report(path: Path) -> str | None:
+    """What is wrong with a run of ncu, which succeeds where it found no kernel to profile."""
+    return None if path.is_file() else f"ncu profiled none of our kernels: there is no {path.name}"

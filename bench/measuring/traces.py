@@ -10,9 +10,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from hmc_fast.files import write_atomically
 
 KERNEL_FILTERS = {
-    "forward": "regex:_attention_forward_kernel|_combine_splits_kernel",
-    "backward": "regex:_delta_kernel|_attention_backward_q_kernel|_attention_backward_kv_kernel",
-    "both": "regex:_attention_.*_kernel|_delta_kernel|_combine_splits_kernel",
+    "forward": "regex:_(attention|specialised)_forward_kernel|_combine_splits_kernel",
+    "backward": "regex:_delta_kernel|_(attention|specialised)_backward_.*_kernel",
+    "both": "regex:_(attention|specialised)_.*_kernel|_delta_kernel|_combine_splits_kernel",
 }
 """Names of our kernels by pass, for ``ncu --kernel-name``."""
 SKIPPED_LAUNCHES = 4

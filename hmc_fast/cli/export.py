@@ -313,7 +313,9 @@ def _graph(
     from hmc_fast.data import film_image
     from hmc_fast.export.engine import form_for_engine
     from hmc_fast.export.onnx_export import make_onnx
+    from hmc_fast.export.quantisation_cost import MEASURED_FILMS, measure_cost
     from hmc_fast.export.quantize import quantise
+    from hmc_fast.export.runtime import SESSIONS
     from hmc_fast.export.sidecar import Profile
 
     with progress_bar("steps") as report:
@@ -334,8 +336,12 @@ def _graph(
         images = [
             preprocessing.normalise(film_image(film.path, preprocessing).image) for film in films
         ]
-        return quantise(
+        graph = quantise(
             graph, images, number_format, on_image=lambda n: report("calibrating", n, len(images))
+        )
+        measured = min(MEASURED_FILMS, len(images)) * (1 + len(SESSIONS))
+        return measure_cost(
+            graph, checkpoint, images, on_image=lambda n: report("measuring", n, measured)
         )
 
 
@@ -359,6 +365,13 @@ def _calibration_films(number_format: str | None, folder: Path | None, count: in
 
 
 def _print(sidecar: "Sidecar", path: Path, as_json: bool) -> None:
+    from hmc_fast.export.quantisation_cost import describe_cost
+
+    for line, kept in describe_cost(sidecar):
+        if not kept:
+            errors.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
+        elif not as_json:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print_json(sidecar.to_json())
         return

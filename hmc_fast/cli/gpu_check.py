@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Held to the list of steps by a test: it imports PyTorch, for which a --help does not wait.
 PARTS = ("parity", "sanitizer", "targets", "engines", "warm-up", "counters", "tuning")
+LISTED = ("part", "step", "shows", "why_not")
+"""What --list --json tells of a step."""
 INCOMPLETE = 3
 """Exit code where nothing failed and something was not reached."""
 
@@ -53,16 +55,19 @@ def gpu_check(
     from hmc_fast.bench.gpu.steps import all_steps, identity, of_parts
     from hmc_fast.environment import environment
 
+    no_device = why_no_device()
     if list_only:
         steps = of_parts(all_steps(out.absolute(), None, checkout_tests()), part)
+        reasons = [s.why_not or (no_device if s.needs_gpu else None) for s in steps]
+        listed = [(s.part, s.name, s.shows, why) for s, why in zip(steps, reasons, strict=True)]
         if as_json:
-            print_json([{"part": s.part, "step": s.name, "shows": s.shows} for s in steps])
+            print_json([dict(zip(LISTED, row, strict=True)) for row in listed])
             return
-        rows = [[s.part, s.name, s.shows, s.why_not or ""] for s in steps]
-        print_table(["part", "step", "what it shows", "cannot run here"], rows)
+        header = ["part", "step", "what it shows", "cannot run here"]
+        print_table(header, [["" if cell is None else cell for cell in row] for row in listed])
         return
-    if (reason := why_no_device()) is not None:
-        raise UserError(f"gpu-check: {reason}; use --list to see what it would run")
+    if no_device is not None:
+        raise UserError(f"gpu-check: {no_device}; use --list to see what it would run")
     effective.keep_in(out, "report.*", "proposed-tiles.json", "speed/*")
     made_on, architecture = identity()
     steps = of_parts(all_steps(out.absolute(), architecture, checkout_tests()), part)

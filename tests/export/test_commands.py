@@ -52,16 +52,21 @@ def test_from_checkpoint_to_verified_engine_and_server(
     assert (repository / "films" / "1" / "model.onnx").is_file()
 
 
-def test_int8_is_calibrated_on_films(small: Path, phantom_folder: Path, tmp_path: Path) -> None:
+def test_int8_is_calibrated_and_measured_on_films(
+    small: Path, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "int8.onnx"
     arguments = ["export", "onnx", str(small), "--out", str(out), "--quantise", "int8"]
     arguments += ["--calibration", str(phantom_folder), "--calibration-films", "8"]
     assert run(arguments) == 0
-    assert read_sidecar(out).quantisation == {
-        "format": "int8",
-        "calibration": "extremes",
-        "films": 8,
-    }
+    quantisation = read_sidecar(out).quantisation or {}
+    measured = quantisation.pop("measured")
+    assert quantisation == {"format": "int8", "calibration": "extremes", "films": 8}
+    assert measured["films"] == 8
+    shown = capsys.readouterr().out
+    for runtime, cost in measured["runtimes"].items():
+        moved = f"{cost['max_logit_difference']:.2f}"
+        assert f"int8 on {runtime}: a logit moves by up to {moved} (bound 0.5)" in shown
     assert run(["verify", str(out), "--data", str(phantom_folder), "--films", "9"]) == 0
 
 

@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from hmc_fast import UserError, load_model
 from hmc_fast.data import Preprocessing
 from hmc_fast.export import Profile, load, read_sidecar
 from hmc_fast.export.onnx_export import OnnxExport, write_onnx
+from hmc_fast.export.runtime import EngineCall
 from hmc_fast.export.sidecar import EngineInfo, FileIdentity, sidecar_path, write_artefacts
 
 
@@ -228,3 +231,75 @@ def test_an_engine_is_run_by_its_own_runtime_alone(
     message = rf"is an engine of tensorrt-rtx, which {runtime} does not run; load model.onnx with"
     with pytest.raises(UserError, match=message):
         load(engine(), runtime=runtime)
+
+
+class FakeContext:
+    """TensorRT's, without a GPU: it does what it is told to but for one call, which it refuses."""
+
+    def __init__(self, refused: str) -> None:
+        self.refused = refused
+        self.ran = False
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        return self.refused != "shape"
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        return self.refused != name
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self.ran = True
+        return self.refused != "run"
+
+
+class FakeLogger:
+    ERROR = 1
+
+    def __init__(self, severity: int) -> None: ...
+
+
+def fake_tensorrt(context: FakeContext | None, *, refuses: bool = False) -> Any:
+    """As much of the module ``tensorrt`` as a call takes."""
+    engine = SimpleNamespace(
+        create_execution_context=lambda: context,
+        get_tensor_dtype=lambda name: SimpleNamespace(name="FLOAT"),
+        get_tensor_shape=lambda name: (-1, 2),
+    )
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda content: None if refuses else engine)
+    return SimpleNamespace(Runtime=lambda logger: runtime, Logger=FakeLogger)
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    stream = SimpleNamespace(cuda_stream=7)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    return torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        ("shape", r"refuses images of shape \(2, 3, 64, 64\)"),
+        ("images", "refuses the address of its images"),
+        ("logits", "refuses the address of its logits"),
+        ("run", "the engine did not run"),
+    ],
+)
+def test_a_call_that_tensorrt_refuses_gives_no_logits(
+    pretended_gpu: torch.device, refused: str, message: str
+) -> None:
+    """TensorRT says no by returning False, and would run with the shape of the call before."""
+    images = torch.zeros(2, 3, 64, 64)
+    assert EngineCall(fake_tensorrt(FakeContext("")), b"", pretended_gpu)(images).shape == (2, 2)
+    context = FakeContext(refused)
+    call = EngineCall(fake_tensorrt(context), b"", pretended_gpu)
+    with pytest.raises(RuntimeError, match=message):
+        call(images)
+    assert context.ran == (refused == "run")
+
+
+def test_an_engine_that_the_gpu_does_not_take(pretended_gpu: torch.device) -> None:
+    with pytest.raises(UserError, match="refuses the engine on this GPU"):
+        EngineCall(fake_tensorrt(FakeContext(""), refuses=True), b"", pretended_gpu)
+    with pytest.raises(UserError, match="no memory on this GPU"):
+        EngineCall(fake_tensorrt(None), b"", pretended_gpu)

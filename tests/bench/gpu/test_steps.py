@@ -1,5 +1,7 @@
 """What gpu-check would run: no step starts without a GPU, and judges are strict."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -12,20 +14,42 @@ import pytest
 
 from hmc_fast.bench.gpu.launch import NO_DEVICE, why_no_device
 from hmc_fast.bench.gpu.page import write_page
+from hmc_fast.bench.gpu.passes import PROBLEMS
 from hmc_fast.bench.gpu.runner import CheckRecord, Step, StepResult, run_steps
 from hmc_fast.bench.gpu.steps import (
     PARTS,
     all_steps,
+    broken_rows,
     gpu_tests,
+    no_report,
+    no_stray_write,
     of_parts,
     skipped_tests,
     wrong_rows,
 )
-from hmc_fast.bench.jobs.targets import TARGET_CASES, TARGET_MODEL_CASES
+from hmc_fast.bench.jobs.targets import OURS, TARGET_CASES, TARGET_MODEL_CASES
+from hmc_fast.bench.measuring.traces import KERNEL_FILTERS
 from hmc_fast.bench.record import RECORD_FILE, Measurement, Record, read_record, write_record
 from hmc_fast.cli import gpu_check
 from hmc_fast.cli.app import run
+from hmc_fast.kernels.building import gate
+from hmc_fast.kernels.building.builds import plan_passes
+from hmc_fast.kernels.fused.launch import Target
+from hmc_fast.kernels.fused.tiles import load_tiles
 
+ATTENTION_KERNELS = {
+    "forward": {
+        "_attention_forward_kernel",
+        "_combine_splits_kernel",
+        "_specialised_forward_kernel",
+    },
+    "backward": {
+        "_delta_kernel",
+        "_attention_backward_q_kernel",
+        "_attention_backward_kv_kernel",
+        "_specialised_backward_kv_kernel",
+    },
+}
 TESTS = Path(__file__).parents[2]
 WITHOUT_GPU = pytest.mark.skipif(why_no_device() is None, reason="is about machines without a GPU")
 
@@ -103,11 +127,17 @@ def test_every_step_says_in_one_line_that_there_is_no_gpu(tmp_path: Path) -> Non
 
 @WITHOUT_GPU
 def test_the_command_says_so_too_and_writes_nothing(
-    fails: Callable[..., str], tmp_path: Path
+    fails: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert NO_DEVICE in fails("gpu-check", "--out", tmp_path / "x")
     assert run(["gpu-check", "--list", "--json", "--out", str(tmp_path / "x")]) == 0
     assert not (tmp_path / "x").exists()
+    listed = json.loads(capsys.readouterr().out)
+    assert len(listed) > 30
+    for step in listed:
+        assert set(step) == {"part", "step", "shows", "why_not"}
+        assert step["why_not"], step
+    assert listed[0]["why_not"].startswith(f"{NO_DEVICE}: ")
 
 
 def test_a_skipped_test_proves_nothing(tmp_path: Path) -> None:
@@ -131,9 +161,69 @@ def test_our_own_rows_must_be_timed_and_peers_may_fail(record: Record, tmp_path:
         ours = Measurement("hsa_c3@1024x8", "triton", "bf16", "both", "stream", status, "because")
         write_record(path, replace(record, measurements=[*record.measurements, ours]))
         assert (wrong_rows(path) or "").endswith(f"triton: {status} (because)")
+        assert wrong_rows(path) == broken_rows(path)
     nothing = [row for row in record.measurements if row.status != "ok"]
-    write_record(path, replace(record, measurements=nothing))
-    assert wrong_rows(path) == "nothing was timed"
+    peers = [row for row in record.measurements if row.peer not in OURS]
+    plain = [row for row in peers if row.subject == "resnet50"]
+    for rows, wrong in (
+        (nothing, "nothing was timed"),
+        ([], "nothing was timed"),
+        (peers, "none of ours was timed"),
+        (plain, None),  # it has no attention for ours to run
+    ):
+        write_record(path, replace(record, measurements=rows))
+        assert wrong_rows(path) == wrong
+        assert broken_rows(path) is None
+
+
+def test_a_sanitizer_that_fails_for_another_reason_has_found_no_stray_write(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("========= Invalid __global__ write of size 2 bytes\n=====  ERROR SUMMARY: 4")
+    assert no_stray_write(log) is None
+    log.write_text("========= Program hit CUDA_ERROR_NOT_FOUND on CUDA API call\n")
+    assert "names no 'Invalid __global__ write'" in (no_stray_write(log) or "")
+
+
+def test_a_profiler_that_found_no_kernel_has_read_no_counters(tmp_path: Path) -> None:
+    assert "no x.ncu-rep" in (no_report(tmp_path / "x.ncu-rep") or "")
+    (tmp_path / "x.ncu-rep").touch()
+    assert no_report(tmp_path / "x.ncu-rep") is None
+    counters = of_parts(all_steps(tmp_path, "sm_90", None), ["counters"])
+    for step in counters:
+        words = step.commands[0]
+        Path(f"{words[words.index('--export') + 1]}.ncu-rep").touch()
+        assert step.judge() is None
+
+
+@pytest.mark.parametrize("architecture", gate.ARCHITECTURES)
+def test_the_pass_and_the_profiler_miss_no_kernel(architecture: str) -> None:
+    target = Target(load_tiles(architecture), 132, "ieee")
+    for task, passes in (("forward", 0), ("backward", 1)):
+        launched = {
+            launch.kernel.fn.__name__
+            for problem in PROBLEMS
+            for launch in plan_passes(target, problem)[passes]
+        }
+        specialised = {name for name in ATTENTION_KERNELS[task] if "specialised" in name}
+        others = set() if architecture == "sm_90" else specialised
+        assert launched == ATTENTION_KERNELS[task] - others
+        for name in launched:
+            assert re.search(KERNEL_FILTERS[task].removeprefix("regex:"), name)
+            assert re.search(KERNEL_FILTERS["both"].removeprefix("regex:"), name)
+
+
+def test_steps_take_the_installed_package_and_not_a_folder_of_its_name(tmp_path: Path) -> None:
+    """A checkout has an hmc_fast/ without bench, and gpu-check is started in one."""
+    (tmp_path / "hmc_fast").mkdir()
+    (tmp_path / "hmc_fast" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    step = all_steps(tmp_path, "sm_90", None)[0]
+    prefix = step.commands[0][: step.commands[0].index("-m")]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+    command = [*prefix, "-c", "import hmc_fast.bench.gpu"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_cases_timed_in_their_own_processes_come_together_on_the_page(
