@@ -111,7 +111,7 @@ def test_hoppers_largest_launches_are_bounded() -> None:
     for found in (forward, kv):
         assert found.specialised
         assert found.block_barriers == 0
-    assert share(forward) >= 0.66
+    assert share(forward) >= 0.62
     assert share(dq) >= 0.60
     assert 704 / (384 / share(dq) + 640 / share(kv)) >= 0.40  # 704: what five products need
 
@@ -126,7 +126,7 @@ def test_hoppers_ragged_and_joined_forwards_are_bounded() -> None:
     for found in (ragged, *sources):
         assert (found.serialised, found.spills, found.block_barriers) == (0, 0, 0)
         assert found.specialised
-    assert share(ragged) >= 0.66
+    assert share(ragged) >= 0.60
     work = [n * (64 + d) for n, d in zip(SOURCES.tokens, SOURCES.v_head_dims, strict=True)]
     time = sum(w / share(found) for w, found in zip(work, sources, strict=True))
     assert sum(work) / time >= 0.56
