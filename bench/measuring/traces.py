@@ -9,10 +9,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from hmc_fast.files import write_atomically
 
+_FORWARD = "_forward_kernel|_combine_splits_kernel|_join_sources_kernel"
+_BACKWARD = "_delta_kernel|_backward_q_kernel|_backward_kv_kernel"
 KERNEL_FILTERS = {
-    "forward": "regex:_(attention|specialised)_forward_kernel|_combine_splits_kernel",
-    "backward": "regex:_delta_kernel|_(attention|specialised)_backward_.*_kernel",
-    "both": "regex:_(attention|specialised)_.*_kernel|_delta_kernel|_combine_splits_kernel",
+    "forward": f"regex:{_FORWARD}",
+    "backward": f"regex:{_BACKWARD}",
+    "both": f"regex:{_FORWARD}|{_BACKWARD}",
 }
 """Names of our kernels by pass, for ``ncu --kernel-name``."""
 SKIPPED_LAUNCHES = 4

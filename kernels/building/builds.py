@@ -5,6 +5,7 @@ fp32), and ragged ones in bf16 (ieee). Beside them every launch that the model i
 with the tile that its planner takes.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -99,6 +100,8 @@ class ModelBuild:
     kernel: str
     shape: AttentionProblem
     precision: str
+    position: int = 0
+    """Among the launches of this kernel, of which several sources may take one each."""
     default: bool = True
 
     @property
@@ -107,12 +110,12 @@ class ModelBuild:
 
     @property
     def problem(self) -> str:
-        return f"{_dtype_name(self.dtype, self.precision)}, {self.shape.name}"
+        place = f", launch {self.position + 1}" if self.position else ""
+        return f"{_dtype_name(self.dtype, self.precision)}, {self.shape.name}{place}"
 
     def launch(self) -> Launch:
-        return find_launch(
-            _model_target(self.architecture, self.precision), self.shape, self.kernel
-        )
+        target = _model_target(self.architecture, self.precision)
+        return find_launch(target, self.shape, self.kernel, self.position)
 
 
 def builds_for(architecture: str) -> Iterator[Build]:
@@ -153,12 +156,15 @@ def _model_builds(architecture: str) -> Iterator[ModelBuild]:
         for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "ieee")):
             typed = replace(shape, dtype=dtype)
             planned = plan_passes(_model_target(architecture, precision), typed)
+            launched: Counter[str] = Counter()
             for launch in chain(*planned):
+                kernel = kernel_of(launch)
                 options = (launch.num_warps, launch.num_stages, launch.max_registers)
-                code = repr((kernel_of(launch), options, aot.specialise(launch)))
+                code = repr((kernel, options, aot.specialise(launch)))
                 if code not in built:
                     built.add(code)
-                    yield ModelBuild(architecture, kernel_of(launch), typed, precision)
+                    yield ModelBuild(architecture, kernel, typed, precision, launched[kernel])
+                launched[kernel] += 1
 
 
 def _value_head_dims(architecture: str, kernel: str, entry: TileEntry) -> list[tuple[int, ...]]:
@@ -191,10 +197,11 @@ def plan_passes(target: Target, shape: AttentionProblem) -> tuple[list[Launch], 
     )
 
 
-def find_launch(target: Target, shape: AttentionProblem, kernel: str) -> Launch:
-    """The first launch of a forward and backward pass whose kernel has this name."""
+def find_launch(target: Target, shape: AttentionProblem, kernel: str, position: int = 0) -> Launch:
+    """The first launch of both passes whose kernel has this name, or that at ``position``."""
     planned = chain(*plan_passes(target, shape))
-    return next(launch for launch in planned if kernel_of(launch) == kernel)
+    found = [launch for launch in planned if kernel_of(launch) == kernel]
+    return found[position]
 
 
 def _model_target(architecture: str, precision: str) -> Target:

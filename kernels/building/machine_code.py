@@ -164,7 +164,7 @@ def _instruction(found: "re.Match[str]") -> Instruction:
     scoreboards = ((control >> 5) & 7, (control >> 8) & 7)
     return Instruction(
         address=int(found["address"], 16),
-        text=found["text"],
+        text=found["text"].partition(" ?")[0].rstrip(),  # some releases add hints for scheduling
         stall=control & 15,
         sets=tuple(s for s in scoreboards if s != NO_SCOREBOARD),
         waits=(control >> 11) & 63,

@@ -1,14 +1,18 @@
-"""The forward kernel for one source on Hopper: warps that load, and warps that compute.
+"""The forward kernel for a source on Hopper: warps that load, and warps that compute.
 
 The loop is warp-specialised: one group of warps fetches tiles of K and V through tensor descriptors
 (the tensor memory accelerator) while two groups of 64 queries each compute, and registers move from
 the first to the others. No barrier holds all warps inside the loop, so the softmax of one group
 runs under the products of the other. It is the structure of FlashAttention-3 (Shah et al. 2024),
 written in plain Triton. The mathematics is that of :mod:`hmc_fast.kernels.fused.forward`.
+
+Several sources take a launch each, and one more that joins them under one softmax
+(:mod:`hmc_fast.kernels.fused.source_join`).
 """
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,9 +21,14 @@ from hmc_fast.kernels.fused.descriptors import find_tile, head_tiles
 from hmc_fast.kernels.fused.forward import plan_attention_forward
 from hmc_fast.kernels.fused.launch import Launch, Target, ceil_div, log2_scale, row_strides
 from hmc_fast.kernels.fused.primitives import Rows, contiguous_head, store_rows
+from hmc_fast.kernels.fused.source_join import plan_source_join
+from hmc_fast.kernels.fused.tiles import Tile
 
 KERNEL = "specialised_forward"
 """Its name in a tile file."""
+KEYS_WORTH_A_JOIN = 4096
+"""Keys of all sources from which on a launch each is planned: joining reads and writes the outputs
+once more, which faster products must make up for."""
 
 
 @triton.jit
@@ -62,8 +71,9 @@ def _specialised_forward_kernel(
         k = k_tiles.load([start, 0])  # [BLOCK_N, D_QK], zero beyond the last key
         scores = tl.dot(q, tl.trans(k))  # [BLOCK_M, BLOCK_N]
         if not WHOLE_BLOCKS:
-            inside = (start + tl.arange(0, BLOCK_N))[None, :] < keys
-            scores = tl.where(inside, scores, float("-inf"))
+            # Added, not selected: Hopper adds at twice the rate.
+            beyond = tl.where(tl.arange(0, BLOCK_N) < keys - start, 0.0, float("-inf"))
+            scores += beyond[None, :]
         new_top = tl.maximum(top, tl.max(scores, 1) * log2_scale)  # [BLOCK_M]
         p = tl.exp2(scores * log2_scale - new_top[:, None])  # [BLOCK_M, BLOCK_N]
         keep = tl.exp2(top - new_top)  # [BLOCK_M]
@@ -91,42 +101,58 @@ def plan_hopper_attention_forward(
     lse: Tensor,
     weights: Tensor,
 ) -> list[Launch]:
-    """As :func:`plan_attention_forward`, by the specialised kernel where it can.
+    """As :func:`plan_attention_forward`, by specialised kernels where they can.
 
-    It takes one source and at least a block of queries; see :func:`find_tile` for the tensors.
-    Where the pointer kernel would split the keys to fill the GPU, it does so.
+    They take at least a block of queries; see :func:`find_tile` for the tensors. Several sources
+    must have :data:`KEYS_WORTH_A_JOIN` and queries that fill the GPU. Where the pointer kernel
+    would split the keys to fill the GPU, it does so.
     """
     launches = plan_attention_forward(target, q, ks, vs, scale, outs, lse, weights)
-    key, value = ks[0], vs[0]
-    batch, queries, heads, d_qk = q.shape
-    single = len(ks) == 1 and len(launches) == 1
-    tile = find_tile(target, KERNEL, q, value, key) if single else None
-    if tile is None or queries < tile.blocks["BLOCK_M"]:
+    found = [find_tile(target, KERNEL, q, v, k) for k, v in zip(ks, vs, strict=True)]
+    tiles = [tile for tile in found if tile and q.shape[1] >= tile.blocks["BLOCK_M"]]
+    if len(launches) > 1 or len(tiles) < len(ks):
         return launches
-    launch = Launch.of(
+    if len(ks) == 1:
+        return [_plan_source(tiles[0], q, ks[0], vs[0], scale, outs[0], lse)]
+    blocks = min(ceil_div(q.shape[1], tile.blocks["BLOCK_M"]) for tile in tiles)
+    fills = blocks * q.shape[0] * q.shape[2] >= target.multiprocessors
+    if not fills or sum(k.shape[1] for k in ks) < KEYS_WORTH_A_JOIN:
+        return launches
+    lses = [torch.empty_like(lse) for _ in ks]
+    sources = zip(tiles, ks, vs, outs, lses, strict=True)
+    alone = [_plan_source(tile, q, k, v, scale, out, own) for tile, k, v, out, own in sources]
+    return [*alone, plan_source_join(target, q, lses, outs, lse, weights)]
+
+
+def _plan_source(
+    tile: Tile, q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor
+) -> Launch:
+    """Attention to one source alone."""
+    batch, queries, heads, d_qk = q.shape
+    keys = k.shape[1]
+    return Launch.of(
         _specialised_forward_kernel,
         (ceil_div(queries, tile.blocks["BLOCK_M"]) * batch * heads,),
         tile,
         {
             "q_ptr": q,
-            "k_ptr": key,
-            "v_ptr": value,
-            "out_ptr": outs[0],
+            "k_ptr": k,
+            "v_ptr": v,
+            "out_ptr": out,
             "lse_ptr": lse,
             "q_strides": row_strides(q),
-            "k_strides": row_strides(key),
-            "v_strides": row_strides(value),
-            "keys": key.shape[1],
+            "k_strides": row_strides(k),
+            "v_strides": row_strides(v),
+            "keys": keys,
             "queries": queries,
             "heads": heads,
             "log2_scale": log2_scale(scale),
         },
         {
             "D_QK": d_qk,
-            "D_V": value.shape[3],
-            "WHOLE_BLOCKS": key.shape[1] % tile.blocks["BLOCK_N"] == 0,
+            "D_V": v.shape[3],
+            "WHOLE_BLOCKS": keys % tile.blocks["BLOCK_N"] == 0,
             "NEGATE_Q": scale < 0,
         },
         scratch=True,
     )
-    return [launch]

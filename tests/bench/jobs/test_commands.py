@@ -110,5 +110,5 @@ def test_the_ncu_command_names_case_kernels_and_leaves_clocks_alone() -> None:
     command = " ".join(words)
     assert "--clock-control none" in command
     assert "python -m hmc_fast bench" in command
-    assert "_attention_backward_kv_kernel" in command
+    assert "_backward_kv_kernel" in command
     assert "bench kernels --case hsa_c3@1024x8 --peer triton" in command

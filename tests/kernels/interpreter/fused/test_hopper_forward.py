@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels import attention
-from hmc_fast.kernels.fused import operators
+from hmc_fast.kernels import attention, multi_scale_attention
+from hmc_fast.kernels.fused import hopper_forward, operators
 from hmc_fast.kernels.fused.architectures import PLANS
 from hmc_fast.kernels.fused.hopper_forward import KERNEL, plan_hopper_attention_forward
 from hmc_fast.kernels.fused.launch import Launch
@@ -43,16 +43,16 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield names
 
 
-def problem(kind: str, seed: int) -> DrawnProblem:
-    """Of one source whose heads are powers of two, ragged in queries and keys."""
+def problem(kind: str, seed: int, sources: int = 1) -> DrawnProblem:
+    """With heads whose widths are powers of two, ragged in queries and keys."""
     rng = random.Random(seed)
-    keys = 1 if kind == "one key" else rng.choice((16, 31, 48, 97, 131))
+    lengths = (1,) if kind == "one key" else (16, 31, 48, 97, 131)
     shape = AttentionProblem(
         rng.choice((1, 2)),
         rng.choice((32, 33, 64, 79)),
         rng.choice((1, 3)),
-        (keys,),
-        (rng.choice((16, 64, 128, 256)),),
+        tuple(rng.choice(lengths) for _ in range(sources)),
+        tuple(rng.choice((16, 64, 128, 256)) for _ in range(sources)),
         rng.choice((16, 32, 64)),
         torch.float32,
     )
@@ -65,6 +65,23 @@ def test_drawn_problems(drawn: DrawnProblem, launched: list[str]) -> None:
     assert_parity(q, ks, vs, scale=drawn.shape.scale, backend="triton")
     assert set(launched) >= {KERNEL, "attention_backward_q"}
     assert "attention_forward" not in launched
+
+
+@pytest.fixture
+def worth_a_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of keys is worth a join."""
+    monkeypatch.setattr(hopper_forward, "KEYS_WORTH_A_JOIN", 1)
+
+
+SEVERAL = [problem(KINDS[i % 5], 100 + i, 2 + i % 3) for i in range(15)]
+
+
+@pytest.mark.usefixtures("worth_a_join")
+@pytest.mark.parametrize("drawn", SEVERAL, ids=str)
+def test_several_sources_are_joined(drawn: DrawnProblem, launched: list[str]) -> None:
+    q, ks, vs = drawn.tensors(torch.float16)
+    assert_parity(q, ks, vs, scale=drawn.shape.scale, backend="triton")
+    assert launched[: len(ks) + 1] == [KERNEL] * len(ks) + ["join_sources"]
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3])
@@ -104,6 +121,19 @@ def test_what_does_not_fit_goes_to_the_pointer_kernel(name: str, launched: list[
     assert_parity(q, ks, vs, backend="triton")
     assert "attention_forward" in launched
     assert KERNEL not in launched
+
+
+@pytest.mark.usefixtures("worth_a_join")
+@pytest.mark.parametrize("odd", ["unaligned", "few queries", "more multiprocessors"])
+def test_sources_that_do_not_fit_share_a_launch_of_the_pointer_kernel(
+    odd: str, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if odd == "more multiprocessors":  # than blocks of queries: four
+        monkeypatch.setattr(operators, "INTERPRETER_MULTIPROCESSORS", 5)
+    k, v = K[:, :32], V[:, :32]  # one block, which is not split
+    q = Q[:, :31] if odd == "few queries" else Q
+    multi_scale_attention(q, [k, shifted(k) if odd == "unaligned" else k], [v, v], backend="triton")
+    assert launched == ["attention_forward"]
 
 
 def test_a_grid_that_would_not_fill_the_gpu_is_split(
