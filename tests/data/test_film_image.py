@@ -25,5 +25,5 @@ def test_it_is_what_the_preprocessing_makes_of_the_pixels(phantoms: list[Film]) 
 def test_a_film_that_cannot_be_placed_is_named(tmp_path: Path) -> None:
     path = tmp_path / "grey.png"
     Image.fromarray(np.full((80, 60), 9, np.uint8)).save(path)
-    with pytest.raises(UserError, match=r"grey\.png: all pixels of the film are the same"):
+    with pytest.raises(UserError, match=r"grey\.png: shows no picture"):
         film_image(path, Preprocessing(96, 64, native=True))

@@ -19,8 +19,10 @@ HEADER = "MIAS\n1st column: MIAS database reference number.\n\n"
 
 def folder_with(tmp_path: Path, rows: str, *films: str) -> Path:
     (tmp_path / "Info.txt").write_text(HEADER + rows, encoding="latin-1")
-    for film in films:
-        Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / film)
+    for number, film in enumerate(films, start=1):
+        pixels = np.zeros((64, 64), np.uint8)
+        pixels[0, 0] = number
+        Image.fromarray(pixels).save(tmp_path / film)
     return tmp_path
 
 

@@ -140,10 +140,8 @@ def test_the_folder_is_bounded(films: list[Path], tmp_path: Path) -> None:
 
 def test_a_black_film_and_a_damaged_file_are_named(films: list[Path], tmp_path: Path) -> None:
     black = tmp_path / "black.png"
-    pixels = np.zeros((64, 64), np.uint8)
-    pixels[0, 0] = 1  # one grey alone is no picture
-    Image.fromarray(pixels).save(black)
-    with pytest.raises(UserError, match=r"black\.png: .*shows no breast"):
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(black)
+    with pytest.raises(UserError, match=r"black\.png: shows no picture"):
         features_of([films[0], black], trunk(), NATIVE, tmp_path)
     (file,) = features_of(films[:1], trunk(), NATIVE, tmp_path)
     file.write_bytes(file.read_bytes()[:200])
