@@ -48,6 +48,33 @@ policy, not a rounding analysis: what quantisation costs is for the user to judg
 
 
 @dataclass(frozen=True)
+class Distance:
+    """Logits against a reference's: differences, decisions that flip, and flip beyond the bound.
+
+    A decision flips beyond where the reference's margin for its own is above a logit's bound.
+    """
+
+    max_logit_difference: float
+    mean_logit_difference: float
+    flips: int
+    flips_beyond: int
+
+    @classmethod
+    def of(
+        cls, truth: NDArray[np.float64], found: NDArray[np.float64], bounds: Bounds
+    ) -> "Distance":
+        """Of logits ``[films, classes]``."""
+        difference = np.abs(found - truth)
+        decided, redecided = truth.argmax(axis=1), found.argmax(axis=1)
+        rows = np.arange(len(truth))
+        flipped = decided != redecided
+        far = flipped & (truth[rows, decided] - truth[rows, redecided] > bounds.logit)
+        return cls(
+            float(difference.max()), float(difference.mean()), int(flipped.sum()), int(far.sum())
+        )
+
+
+@dataclass(frozen=True)
 class Row:
     """One implementation against the model in torch at fp32.
 
@@ -198,19 +225,9 @@ def verify(
 
 def compare(label: str, truth: Predictions, predicted: Predictions, bounds: Bounds) -> Row:
     """Logits, decisions and AUC of ``predicted`` against ``truth``, on the same films."""
-    difference = np.abs(predicted.logits - truth.logits)
-    flipped = truth.decisions != predicted.decisions
-    far = flipped & (_margins(truth, predicted) > bounds.logit)
+    distance = Distance.of(truth.logits, predicted.logits, bounds)
     auc, truth_auc = predicted.metrics()["auc_roc"], truth.metrics()["auc_roc"]
-    row = Row(
-        label,
-        "ok",
-        max_logit_difference=float(difference.max()),
-        mean_logit_difference=float(difference.mean()),
-        flips=int(flipped.sum()),
-        flips_beyond=int(far.sum()),
-        auc=auc,
-    )
+    row = Row(label, "ok", **asdict(distance), auc=auc)
     if auc is not None and truth_auc is not None:
         allowed = max(bounds.auc, near_ties(truth, bounds.logit))
         row = replace(row, auc_difference=abs(auc - truth_auc), auc_allowed=allowed)
@@ -258,12 +275,6 @@ def near_ties(truth: Predictions, logit_bound: float) -> float:
         gaps = np.abs(score[is_positive][:, None] - score[~is_positive][None, :])
         shares.append(float((gaps <= 4 * error).mean()))
     return float(np.mean(shares))
-
-
-def _margins(truth: Predictions, predicted: Predictions) -> NDArray[np.float64]:
-    """How far the reference's logit of its own decision is above that of the other's decision."""
-    rows = np.arange(len(truth.logits))
-    return np.asarray(truth.logits[rows, truth.decisions] - truth.logits[rows, predicted.decisions])
 
 
 def _check(kept: bool, text: str) -> Check:

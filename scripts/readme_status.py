@@ -17,6 +17,8 @@ LESIONS = RESULTS / "study" / "mias-lesions.json"
 MODELS = "hmc_net@1024x1"
 BEGIN, END = "<!-- status:begin -->", "<!-- status:end -->"
 BUILDS = re.compile(r"(?m)^(\d+) builds, (\d+) failing")
+KERNELS = re.compile(r"(?m)^\| (\w+) \|")
+"""Names in a table's first column, and that column's own."""
 
 
 def records() -> list[tuple[str, Record]]:
@@ -79,11 +81,13 @@ def kernels_row() -> list[str]:
             )
             return ["fused GPU kernels", "measured", found, _link(path)]
     tables = _files("kernel-resources/triton-*.md")
-    counts = [BUILDS.search(path.read_text(encoding="utf-8")) for path in tables]
+    texts = {path: path.read_text(encoding="utf-8") for path in tables}
+    every = {name for text in texts.values() for name in KERNELS.findall(text)}
     found = "; ".join(
         f"{path.stem.replace('triton-', 'Triton ')}: {count[1]} builds, {count[2]} failing"
-        for path, count in zip(tables, counts, strict=True)
-        if count
+        + ("" if every <= set(KERNELS.findall(text)) else " (before the newest kernels)")
+        for path, text in texts.items()
+        if (count := BUILDS.search(text))
     )
     return [
         "fused GPU kernels",

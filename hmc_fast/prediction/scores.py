@@ -120,7 +120,7 @@ class Scorer:
     ) -> list[FilmScore]:
         """A score for every entry, from its logits ``[models, classes]`` or its error."""
         finite = {index: row for index, row in logits.items() if np.isfinite(row).all()}
-        overflow = "the output is not finite; use --precision fp32"
+        overflow = "the output is not finite; use --precision fp32, or train again"
         errors = errors | {index: overflow for index in logits if index not in finite}
         scores = {index: FilmScore(entries[index], (), "", e) for index, e in errors.items()}
         if finite:

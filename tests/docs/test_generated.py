@@ -66,6 +66,21 @@ def test_without_records_nothing_is_called_measured(
     assert all(row[1] != "measured" for row in rows)
 
 
+def test_a_table_without_the_newest_kernels_says_so(
+    status: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kernel-resources"
+    folder.mkdir()
+    row = "| {} | bf16 | 64 |\n"
+    old, new = row.format("delta"), row.format("delta") + row.format("join_sources")
+    (folder / "triton-3.6.0.md").write_text(f"1 builds, 0 failing.\n{old}")
+    (folder / "triton-3.8.0.md").write_text(f"2 builds, 0 failing.\n{new}")
+    monkeypatch.setattr(status, "RESULTS", tmp_path)
+    older, newer = status.kernels_row()[2].split("; ")
+    assert older == "Triton 3.6.0: 1 builds, 0 failing (before the newest kernels)"
+    assert newer == "Triton 3.8.0: 2 builds, 0 failing"
+
+
 def test_every_record_is_listed_with_its_command() -> None:
     listing = script("list_records")
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

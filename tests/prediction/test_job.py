@@ -97,7 +97,7 @@ def test_an_output_that_is_not_finite_is_the_films_error(
 ) -> None:
     model.model.gain.data.fill_(float("nan"))
     assert {line.error for line in job(pictures).run(no_progress)} == {
-        "the output is not finite; use --precision fp32"
+        "the output is not finite; use --precision fp32, or train again"
     }
 
 

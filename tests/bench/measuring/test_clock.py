@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hmc_fast.bench.measuring import ceilings
-from hmc_fast.bench.measuring.ceilings import measure_ceiling
+from hmc_fast.bench.measuring.ceilings import Ceiling, measure_ceiling
 from hmc_fast.bench.measuring.clock import (
     MIN_ROUNDS_OF_SLOW,
     WARM_UP_ROUNDS,
@@ -130,21 +130,19 @@ def test_outliers_are_counted_and_kept() -> None:
     assert max(timing.samples_ms) == 9.0
 
 
+def small_ceiling(clock: WallClock) -> Ceiling:
+    """Of 64³ products and a copy of a MiB."""
+    cpu = torch.device("cpu")
+    return measure_ceiling("fp32", torch.float32, cpu, clock, side=64, copy_bytes=2**20, seconds=0)
+
+
 def test_ceilings_are_rates_of_the_clock() -> None:
     class OneMillisecond(WallClock):
         def sample(self, run: Callable[[Any], object], state: Any) -> Callable[[], float]:
             run(state)
             return lambda: 1.0
 
-    ceiling = measure_ceiling(
-        "fp32",
-        torch.float32,
-        torch.device("cpu"),
-        OneMillisecond(),
-        side=64,
-        copy_bytes=2**20,
-        seconds=0,
-    )
+    ceiling = small_ceiling(OneMillisecond())
     assert ceiling.flops_per_s == pytest.approx(2 * 64**3 * 1e3)
     assert ceiling.bytes_per_s == pytest.approx(2 * 2**20 * 1e3)
 
@@ -173,15 +171,7 @@ def test_the_faster_product_is_the_ceiling(monkeypatch: pytest.MonkeyPatch, slow
 
     monkeypatch.setattr(torch, "mm", mm)
     monkeypatch.setattr(ceilings, "onednn_linear", linear)
-    ceiling = measure_ceiling(
-        "fp32",
-        torch.float32,
-        torch.device("cpu"),
-        Counted(),
-        side=64,
-        copy_bytes=2**20,
-        seconds=0,
-    )
+    ceiling = small_ceiling(Counted())
     assert ceiling.matmul_by == ({"torch.mm", "oneDNN"} - {slow}).pop()
     assert ceiling.flops_per_s == pytest.approx(2 * 64**3 * 1e3)
 
@@ -191,11 +181,7 @@ def test_a_product_that_cannot_run_here_is_no_ceiling(monkeypatch: pytest.Monkey
         raise RuntimeError("no such product")
 
     monkeypatch.setattr(ceilings, "onednn_linear", absent)
-    cpu = torch.device("cpu")
-    ceiling = measure_ceiling(
-        "fp32", torch.float32, cpu, WallClock(), side=64, copy_bytes=2**20, seconds=0
-    )
-    assert ceiling.matmul_by == "torch.mm"
+    assert small_ceiling(WallClock()).matmul_by == "torch.mm"
 
 
 def test_the_device_clock_flushes_gives_the_host_a_start_then_brackets_the_call(
