@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -210,12 +211,9 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; raises :class:`UserError` where it is missing or not JSON.
-
-    NaN and infinity are no JSON, and no file of ours holds them.
-    """
+    """A JSON file; raises :class:`UserError` where it is missing or no :func:`strict_json`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        return strict_json(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise UserError(f"{path}: cannot be read as JSON (it is nested too deeply)") from None
     except (OSError, ValueError) as error:
@@ -223,8 +221,24 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as JSON ({reason})") from None
 
 
+def strict_json(text: str | bytes) -> Any:
+    """A JSON document without NaN, infinity and keys given twice: no file of ours holds them.
+
+    Raises ``ValueError``, and ``RecursionError`` where it is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_doubled_key)
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _no_doubled_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        doubled, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {doubled[:80]!r} is given twice")
+    return values
 
 
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

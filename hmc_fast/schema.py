@@ -3,7 +3,6 @@
 Fields have the types that the class says, without conversion: ``"no"`` is no bool, ``1.5`` no int.
 """
 
-import json
 from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hmc_fast.errors import UserError
+from hmc_fast.files import strict_json
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """``__pydantic_config__`` of dataclasses that are read from files."""
@@ -32,12 +32,12 @@ def read_json_as(kind: type[Kind], path: Path) -> Kind:
 def parse_json(kind: type[Kind], text: str | bytes, source: str) -> Kind:
     """A JSON document as ``kind``, a dataclass or any other type that pydantic knows.
 
-    NaN and infinity are no JSON, and no file of ours holds them.
+    It has to be :func:`~hmc_fast.files.strict_json`.
 
     Raises :class:`UserError` with ``source``, the field and what is wrong with it.
     """
     try:
-        json.loads(text, parse_constant=_no_constant)
+        strict_json(text)
         parsed: Kind = _adapter(cast("Hashable", kind)).validate_json(text, strict=True)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
@@ -58,7 +58,3 @@ def parse_json(kind: type[Kind], text: str | bytes, source: str) -> Kind:
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")

@@ -89,6 +89,11 @@ def without_a_key(values: Any) -> str:
     return json.dumps(values)
 
 
+def a_key_twice(values: Any) -> str:
+    last = list(values)[-1]
+    return json.dumps(values)[:-1] + f", {json.dumps({last: values[last]})[1:]}"
+
+
 def other_types(values: Any) -> str:
     return json.dumps({key: {"x": [None]} for key in values})
 
@@ -102,6 +107,7 @@ DAMAGES: dict[str, Callable[[Any], str]] = {
     "a list": lambda values: json.dumps([values]),
     "null": lambda values: "null",
     "a key less": without_a_key,
+    "a key twice": a_key_twice,
     "other types": other_types,
     "empty": lambda values: "",
 }

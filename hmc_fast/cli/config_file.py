@@ -12,6 +12,7 @@ command line. Each result has such a file beside it, which makes it again.
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -197,13 +198,15 @@ Config = Annotated[
 
 def _defaults(file: Path, context: typer.Context) -> dict[str, Any]:
     parameters = _by_name(context)
-    defaults = {}
+    defaults: dict[str, Any] = {}
     for name, value in _document(file).items():
         parameter = parameters.get(str(name).replace("_", "-"))
         if parameter is None:
             near = get_close_matches(str(name).replace("_", "-"), parameters, n=1, cutoff=0.6)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{file}: {context.command_path} has no option {name}{hint}")
+        if str(parameter.name) in defaults:
+            raise UserError(f"{file}: {name} is given twice, with - and with _")
         if value is not None:
             defaults[str(parameter.name)] = _as_typed(file, name, value, parameter)
     return defaults
@@ -215,6 +218,7 @@ def _document(file: Path) -> dict[Any, Any]:
             text = stream.read(LONGEST_FILE)
         if len(text) == LONGEST_FILE:
             raise UserError(f"{file}: is too long for a file of options")
+        _check_keys(file, yaml.compose(text, yaml.SafeLoader))
         document = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{file}: is no YAML ({' '.join(str(error).split())})") from None
@@ -228,6 +232,14 @@ def _document(file: Path) -> dict[Any, Any]:
     if not isinstance(document, dict):
         raise UserError(f"{file}: needs lines such as 'epochs: 3', an option and its value")
     return document
+
+
+def _check_keys(file: Path, node: Any) -> None:
+    """Raises :class:`UserError` for a key given twice, of which PyYAML would take the last."""
+    if isinstance(node, yaml.MappingNode):
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name in (name for name, count in counts.items() if count > 1):
+            raise UserError(f"{file}: {name} is given twice")
 
 
 def _as_typed(file: Path, name: object, value: Any, parameter: Any) -> Any:

@@ -3,17 +3,22 @@
 A decoder in C allocates and believes what stands here, so it is compared with the data set first.
 """
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import Literal
 
 SOI, EOI, SOS, DNL = 0xD8, 0xD9, 0xDA, 0xDC
+PROGRESSIVE = 0xC2
+AFTER_A_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""A marker; within a scan are only restarts and stuffed bytes."""
+COEFFICIENTS = 64
 END = bytes((0xFF, EOI))
 """The last marker of JPEG, JPEG-LS and JPEG 2000; padding may follow."""
 FRAME_HEADERS: dict[int, Literal["jpeg", "jpeg-ls"]] = {
     0xC0: "jpeg",  # baseline
     0xC1: "jpeg",  # extended
-    0xC2: "jpeg",  # progressive
+    PROGRESSIVE: "jpeg",
     0xC3: "jpeg",  # lossless
     0xF7: "jpeg-ls",
 }
@@ -54,6 +59,7 @@ def read_codestream(frame: bytes) -> Codestream:
 def _read_jpeg(frame: bytes) -> Codestream:
     """The one frame header before the first scan."""
     header: Codestream | None = None
+    progressive = False
     position = 2
     while True:
         if frame[position] != 0xFF:
@@ -71,6 +77,7 @@ def _read_jpeg(frame: bytes) -> Codestream:
                 raise ValueError("two JPEG frame headers")
             bits, rows, columns, components = struct.unpack_from(">BHHB", frame, position + 4)
             header = Codestream(FRAME_HEADERS[marker], rows, columns, components, bits)
+            progressive = marker == PROGRESSIVE
         if marker == SOS:
             break
         position += 2 + length
@@ -78,7 +85,33 @@ def _read_jpeg(frame: bytes) -> Codestream:
         raise ValueError("no JPEG frame header before the scan")
     if frame.rfind(END) < position:
         raise ValueError("the JPEG has no end")
+    if progressive:
+        _check_scans(frame, position, header.components)
     return header
+
+
+def _check_scans(frame: bytes, position: int, components: int) -> None:
+    """Raises ``ValueError`` for a progressive JPEG that lacks scans (ITU-T T.81, G.1.1.1).
+
+    A decoder draws what came before them, coarser than the film, without a word. ``position`` is
+    that of the first scan.
+    """
+    bits_missing: dict[int, list[int]] = {}
+    while frame[position + 1] != EOI:
+        (length,) = struct.unpack_from(">H", frame, position + 2)
+        end = position + 2 + length
+        if frame[position + 1] == SOS:
+            first, last, approximation = struct.unpack_from(">3B", frame, end - 3)
+            for selector in frame[position + 5 : end - 3 : 2]:
+                missing = bits_missing.setdefault(selector, [16] * COEFFICIENTS)
+                sent = len(missing[first : last + 1])
+                missing[first : last + 1] = [approximation & 0x0F] * sent
+        following = AFTER_A_SCAN.search(frame, end)
+        if following is None:
+            break
+        position = following.start()
+    if len(bits_missing) < components or any(map(any, bits_missing.values())):
+        raise ValueError("the progressive JPEG lacks scans")
 
 
 def _read_jpeg_2000(frame: bytes) -> Codestream:

@@ -72,6 +72,7 @@ _HEADER = (
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
+    "PresentationLUTShape",
     "RescaleSlope",
     "RescaleIntercept",
     "ModalityLUTSequence",
@@ -186,6 +187,11 @@ def _check_header(path: Path, header: Dataset, *, allow_raw: bool) -> None:
         raise UserError(
             f"{path}: has photometric interpretation {photometric}, needs MONOCHROME1 or 2 of one "
             "sample"
+        )
+    if photometric == "MONOCHROME2" and header.get("PresentationLUTShape") == "INVERSE":
+        raise UserError(
+            f"{path}: is MONOCHROME2 with presentation LUT shape INVERSE, which contradict each "
+            "other: black or white may be the tissue"
         )
     check_size(path, int(header.Rows), int(header.Columns))
     _check_bits(path, header)

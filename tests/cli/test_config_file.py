@@ -88,6 +88,8 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path, fails: Callable[..., st
     assert "native is 'maybe', needs to be true or false" in line("native: maybe")
     assert "model is False, needs a plain value" in line("model: off")
     assert "data is {'a': 1}, needs a plain value" in line("data: {a: 1}")
+    assert "epochs is given twice" in line("epochs: 1\nseed: 2\nepochs: 3")
+    assert "batch_size is given twice, with - and with _" in line("batch-size: 1\nbatch_size: 2")
     assert "needs lines such as" in line("- epochs")
     assert "is no YAML" in line("epochs: [1")
     assert "is no YAML" in line("epochs: !!python/object/apply:os.getcwd []")

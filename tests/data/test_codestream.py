@@ -1,10 +1,13 @@
 """Headers of codestreams: what they claim, and what no decoder gets to see."""
 
+import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dicom_files import codestream
+from PIL import Image
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
 from hmc_fast.data.codestream import read_codestream
@@ -48,6 +51,21 @@ def test_a_jpeg_without_an_end(tmp_path: Path) -> None:
     frame = codestream(NOISE, JPEGLosslessSV1, tmp_path)
     with pytest.raises(ValueError, match="has no end"):
         read_codestream(frame[:-2])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_progressive_jpeg_needs_all_of_its_scans(mode: str) -> None:
+    stream = BytesIO()
+    picture = Image.fromarray((NOISE // 16).astype(np.uint8)).convert(mode)
+    picture.save(stream, "JPEG", progressive=True, quality=90)
+    frame = stream.getvalue()
+    assert read_codestream(frame).components == len(mode)
+    scans = [match.start() for match in re.finditer(b"\xff\xda", frame)]
+    assert len(scans) > 4
+    for scan in scans[1:]:  # a table may go before it
+        cut = frame[: frame.rindex(b"\xff\xc4", 0, scan)] + b"\xff\xd9"
+        with pytest.raises(ValueError, match="lacks scans"):
+            read_codestream(cut)
 
 
 def test_a_jpeg_2000_with_a_hole_or_without_an_end(tmp_path: Path) -> None:

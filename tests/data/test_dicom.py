@@ -52,6 +52,9 @@ def test_files_that_are_no_mammogram(tmp_path: Path) -> None:
     colour = mammogram(PhotometricInterpretation="RGB")
     with pytest.raises(UserError, match="photometric interpretation RGB"):
         read_pixels(save(colour, tmp_path / "colour.dcm"))
+    contradiction = mammogram(PresentationLUTShape="INVERSE")
+    with pytest.raises(UserError, match="MONOCHROME2 with presentation LUT shape INVERSE"):
+        read_pixels(save(contradiction, tmp_path / "contradiction.dcm"))
     frames = mammogram(NumberOfFrames=2, PixelData=STORED.tobytes() * 2)
     with pytest.raises(UserError, match="holds 2 frames"):
         read_pixels(save(frames, tmp_path / "frames.dcm"))

@@ -1,6 +1,7 @@
 """Every form of attention at every precision against the model, on real films."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +10,80 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hmc_fast.checkpoint import load_model, save_checkpoint
-from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset, read_mias
+from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset, Preprocessing, read_mias
 from hmc_fast.evaluation import Predictions
 from hmc_fast.export import make_onnx
 from hmc_fast.export.attention import FORMS
 from hmc_fast.export.verify import BOUNDS, compare
-from hmc_fast.models import attention_blocks
+from hmc_fast.kernels import multi_scale_attention
+from hmc_fast.kernels.geometry import QK_HEAD_DIM
+from hmc_fast.models import MultiScaleCrossAttention, attention_blocks
+from hmc_fast.models.blocks import Attend
 
 pytestmark = [pytest.mark.systems, pytest.mark.real_data]
 
 FILMS = 24
+SIDE = 224
+LARGE_SCORE = 80.0
 SAMPLED = (("equal-widths", "fp16"), ("nodes", "fp32"))
 """The rest is exhaustive; blocks are also what ``verify`` runs on 40 films."""
 
 
-@pytest.fixture(scope="module")
-def checkpoint(trained_on_films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["scores as trained", "scores up to 80"])
+def checkpoint(
+    request: pytest.FixtureRequest,
+    trained_on_films: Path,
+    films: tuple[list[Film], list[int]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """As trained on films, with attention that counts: a few steps hardly open its gates."""
-    loaded = load_model(trained_on_films)
+    loaded = load_model(trained_on_films, backend="reference")
+    metadata = replace(loaded.metadata, preprocessing=Preprocessing.square(SIDE))
     torch.manual_seed(0)
     with torch.no_grad():
         for block in attention_blocks(loaded.model):
             block.gamma.normal_(std=0.5)
+    if request.param == "scores up to 80":
+        enlarge_scores(loaded.model.eval(), images_of(films, metadata.preprocessing))
     path = tmp_path_factory.mktemp("open") / "model.safetensors"
-    save_checkpoint(path, loaded.model, loaded.metadata)
+    save_checkpoint(path, loaded.model, metadata)
     return path
+
+
+def enlarge_scores(model: torch.nn.Module, images: Tensor) -> None:
+    """Queries so long that the largest score of each block, on ``images``, is :data:`LARGE_SCORE`.
+
+    In one pass: a block sees what the enlarged ones before it give.
+    """
+    factors: dict[torch.nn.Module, float] = {}
+
+    def enlarged(block: torch.nn.Module) -> Attend:
+        def attend(q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor]) -> Any:
+            largest = max(torch.einsum("bmhd,bnhd->bhmn", q, k).abs().max().item() for k in ks)
+            factors[block] = LARGE_SCORE * QK_HEAD_DIM**0.5 / largest
+            outs, _, weights = multi_scale_attention(q * factors[block], ks, vs)
+            return outs, weights
+
+        return attend
+
+    for block in attention_blocks(model):
+        block.attend = enlarged(block)
+    with torch.inference_mode():
+        model(images)
+    for block in attention_blocks(model):
+        del block.attend
+        query = block.q_proj if isinstance(block, MultiScaleCrossAttention) else block.qk_proj
+        with torch.no_grad():
+            for parameter in query.parameters():
+                parameter[: block.heads * QK_HEAD_DIM] *= factors[block]
+
+
+def images_of(films: tuple[list[Film], list[int]], preprocessing: Preprocessing) -> Tensor:
+    dataset = FilmDataset(*films, FilmCache(preprocessing))
+    return torch.stack([dataset[i][0] for i in range(FILMS)])
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +121,7 @@ def test_logits_on_real_films(
     form: str, precision: str, checkpoint: Path, films: tuple[list[Film], list[int]]
 ) -> None:
     loaded = load_model(checkpoint, backend="reference")
-    dataset = FilmDataset(*films, FilmCache(loaded.metadata.preprocessing))
-    images = torch.stack([dataset[i][0] for i in range(FILMS)])
+    images = images_of(films, loaded.metadata.preprocessing)
     with torch.inference_mode():
         expected = loaded.model(images).numpy()
     graph = make_onnx(checkpoint, precision=precision, engine_form=form).engine

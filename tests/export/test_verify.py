@@ -86,6 +86,19 @@ def test_near_ties_are_the_pairs_that_rounding_may_swap() -> None:
     assert near_ties(truth, 10.0) == 0.25, "a coarse format gets no excuse"
 
 
+@pytest.mark.parametrize("above", range(1, 21))
+def test_a_pair_that_may_swap_is_allowed_to_the_last_bit(above: int) -> None:
+    """One of 2 malignant films beside 22 others, ``above`` of which are well above both."""
+    logits = [5.0] * above + [0.0] + [-5.0] * (21 - above) + [0.01, -2.0]
+    labels = [0] * 22 + [1, 1]
+    truth = predictions([[0.0, logit] for logit in logits], labels)
+    logits[22] = -0.01
+    swapped = predictions([[0.0, logit] for logit in logits], labels)
+    row = compare("x", truth, swapped, BOUNDS)
+    assert row.auc_difference == pytest.approx(1 / 44)
+    assert (row.status, row.reason) == ("ok", None)
+
+
 def test_three_classes() -> None:
     truth = predictions([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [0.5, 0, 0]], [0, 1, 2, 0])
     row = compare("x", truth, truth, BOUNDS)
