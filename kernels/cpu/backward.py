@@ -7,25 +7,27 @@ so ``dk`` and ``dv`` of a block stay in cache (Dao 2023, FlashAttention-2).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
+from math import log2
 
 from torch import Tensor
 
 from hmc_fast.kernels.cpu.blocks import (
     BACKWARD,
     FLOOR,
+    LOG2_E,
     ProductSum,
     dense,
-    exact_factor,
     exponentials,
     full_precision,
     product,
+    query_factor,
     reach,
     rounded,
     row_products,
     spans,
     takes_onednn,
 )
+from hmc_fast.kernels.cpu.precision import has_tiles
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,12 @@ class QuerySide:
     """What the backward pass needs of ``M`` queries of ``G`` heads, in fp32."""
 
     queries: Tensor
-    """Times ``exact_factor(scale)``, ``[G, M, Dqk]``."""
+    """Times ``factor``, ``[G, M, Dqk]``."""
+    factor: float
+    reach: float
+    """No score is larger, in units of ln 2."""
     lse: Tensor
-    """``[G, M, 1]``."""
+    """In units of ln 2, ``[G, M, 1]``."""
     d_outs: list[Tensor]
     """``[G, M, Dv_s]``."""
     row_terms: Tensor
@@ -43,7 +48,7 @@ class QuerySide:
     rounds: bool
     """Whether sums multiply in bf16."""
     factor_queries: Tensor
-    """``queries`` as the sum of ``dk`` multiplies them, bf16 where that rounds."""
+    """``queries`` as the sum of ``dk`` multiplies them; where that rounds, as they came."""
     factor_d_outs: list[Tensor]
     """``d_outs`` as the sums of ``dv`` multiply them."""
 
@@ -51,6 +56,7 @@ class QuerySide:
     def of(
         cls,
         q: Tensor,
+        keys: Sequence[Tensor],
         outs: Sequence[Tensor],
         lse: Tensor,
         weights: Tensor,
@@ -61,7 +67,7 @@ class QuerySide:
         *,
         rounds: bool,
     ) -> "QuerySide":
-        """From ``q [G, M, Dqk]``, ``outs [G, M, Dv_s]``, ``lse [G, M]``, ``weights [G, M, S]``.
+        """From the tensors of the forward pass, ``lse [G, M]`` and ``weights [G, M, S]`` in fp32.
 
         ``rounds`` is for bf16 only, see :func:`hmc_fast.kernels.cpu.precision.rounds_products`.
         """
@@ -70,9 +76,12 @@ class QuerySide:
             delta += row_products(d_out, out)
         full = [dense(d_out) for d_out in d_outs]
         row_terms = d_weights + (d_lse - delta).unsqueeze(2)
-        queries = dense(q) * exact_factor(scale)
-        factors = (queries.to(q.dtype), list(d_outs)) if rounds else (queries, full)
-        return cls(queries, lse.unsqueeze(2), full, row_terms, rounds, *factors)
+        largest = reach(q, keys, scale * LOG2_E)
+        exact = largest > -FLOOR or (rounds and has_tiles())
+        factor = query_factor(scale * LOG2_E, exact=exact)
+        queries, lse = dense(q) * factor, lse.unsqueeze(2) * LOG2_E
+        factors = (q, list(d_outs)) if rounds else (queries, full)
+        return cls(queries, factor, largest, lse, full, row_terms, rounds, *factors)
 
 
 def differentiate(
@@ -88,9 +97,9 @@ def differentiate(
 
     ``keys``, ``values`` and the gradients may be of any dtype.
     """
-    rest = scale / exact_factor(scale)
+    rest = scale * LOG2_E / side.factor
     keys_in_all = sum(key.shape[1] for key in keys)
-    lowest = -2 * reach(side.queries, keys, rest) - log(keys_in_all)  # of scores less their lse
+    lowest = -2 * side.reach - log2(keys_in_all)  # of scores less their lse
     onednn = takes_onednn(dq.shape[1], max(key.shape[1] for key in keys))
     full_keys = [dense(key) for key in keys] if onednn else keys
     full_values = [dense(value) for value in values] if onednn else values
@@ -114,7 +123,7 @@ def differentiate(
                     maximum = None if alone else probabilities.amax(dim=2, keepdim=True)
                     exponentials(probabilities, maximum)
                 else:
-                    probabilities.exp_()
+                    probabilities.exp2_()
                 factor = _factor(probabilities, side)
                 dv_sum.add(factor.mT, factor_d_outs[i])
                 d_scores = product("scores", d_out, v.transpose(1, 2))
@@ -122,7 +131,7 @@ def differentiate(
                 factor = _factor(d_scores, side)
                 dk_sum.add(factor.mT, factor_queries[i])
                 dq_sums[i].add(factor, factor_k)
-            dk_sum.store(rest)
+            dk_sum.store(scale if side.rounds else scale / side.factor)
             dv_sum.store()
     for dq_sum in dq_sums:
         dq_sum.store(scale)

@@ -18,8 +18,11 @@ from hmc_fast.kernels.cpu.precision import is_wide_amd
 
 VECTOR = 16
 """Numbers in a vector register: blocks are whole multiples of it where they can be."""
-FLOOR, NEAR = -60.0, -20.0
-"""Exponents below ``FLOOR`` are raised to it in rows with one above ``NEAR``: e⁻⁴⁰ of that row's
+LOG2_E = 1 / math.log(2)
+"""Scores are in units of ln 2, and exponentials powers of two. PyTorch asks Intel's library for
+``exp``, which on AMD takes three times as long as PyTorch's own ``exp2``."""
+FLOOR, NEAR = -87.0, -29.0
+"""Exponents below ``FLOOR`` are raised to it in rows with one above ``NEAR``: 2⁻⁵⁸ of that row's
 largest each. A processor takes many times as long to multiply numbers below 1e-38."""
 SCORES_AT_ONCE = 2**19
 """Heads share a block up to so many scores, 2 MiB in fp32: a call of PyTorch costs microseconds."""
@@ -113,12 +116,11 @@ def product(name: str, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
     It stays until ``name`` comes again.
     """
     if _suits_onednn(a, b):
-        result = onednn_linear(a[0], b[0].T)
-        return (result if scale == 1.0 else result.mul_(scale)).unsqueeze(0)
-    result = _workspace.take(name, *a.shape[:2], b.shape[2])
-    if scale == 0.0:  # rounded products leave their result undefined
-        return result.zero_()
-    return torch.baddbmm(result, a, b, beta=0.0, alpha=scale, out=result)
+        result = onednn_linear(a[0], b[0].T).unsqueeze(0)
+    else:
+        result = _workspace.take(name, *a.shape[:2], b.shape[2])
+        torch.bmm(a, b, out=result)
+    return result if scale == 1.0 else result.mul_(scale)  # MKL would round ``scale · a``
 
 
 def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -150,19 +152,26 @@ def reach(q: Tensor, keys: Sequence[Tensor], scale: float) -> float:
 
 
 def exponentials(scores: Tensor, maximum: Tensor | None = None) -> Tensor:
-    """``exp(scores [G, R, C])`` in place, where scores may lie far below zero.
+    """``2 ** scores [G, R, C]`` in place, where scores may lie far below zero.
 
     ``maximum [G, R, 1]`` is that of each row, zero or less but for rounding. None stands for rows
     that only count beside others whose largest is about zero.
     """
     if maximum is None:
-        return scores.clamp_min_(FLOOR).exp_()
+        return scores.clamp_min_(FLOOR).exp2_()
     lowest = torch.where(maximum > NEAR, FLOOR, -math.inf)
-    return torch.maximum(scores, lowest, out=scores).exp_()
+    return torch.maximum(scores, lowest, out=scores).exp2_()
 
 
-def exact_factor(scale: float) -> float:
-    """A power of two ``p`` with ``scale / p`` in [1, 2): inputs can take it without rounding."""
+def query_factor(scale: float, *, exact: bool) -> float:
+    """What queries are multiplied by before keys are; ``scale`` over it is left for the product.
+
+    It is ``scale``, so that nothing is left, unless that is zero or queries have to stay ``exact``:
+    for products that are rounded to bf16, or for scores so large that rounding would show. Then it
+    is a power of two, and 1 to 2 times it is left.
+    """
+    if scale and not exact:
+        return scale
     mantissa, exponent = math.frexp(scale)
     return math.ldexp(1.0, exponent - 1) if mantissa else 1.0
 

@@ -8,7 +8,7 @@ lengths of queries and keys allow logits beyond sixty, each block takes its maxi
 """
 
 from collections.abc import Sequence
-from math import log
+from math import log2
 
 import torch
 from torch import Tensor
@@ -16,18 +16,19 @@ from torch import Tensor
 from hmc_fast.kernels.cpu.blocks import (
     FLOOR,
     FORWARD,
+    LOG2_E,
     ProductSum,
     dense,
-    exact_factor,
     exponentials,
     full_precision,
     product,
+    query_factor,
     reach,
     rounded,
     spans,
     takes_onednn,
 )
-from hmc_fast.kernels.cpu.precision import rounds_products
+from hmc_fast.kernels.cpu.precision import has_tiles, rounds_products
 
 SUM_LIMIT = 2.0**32
 """Exponentials of a block add up to at most this, and those of the first to at least its inverse:
@@ -49,12 +50,15 @@ def attend(
     any dtype; ``lse [G, M]`` and ``weights [G, M, S]`` are fp32.
     """
     rounds = rounds_products(q, keys)
+    scale *= LOG2_E
     wide = reach(q, keys, scale) > -FLOOR
+    factor = query_factor(scale, exact=wide or (rounds and has_tiles()))
     if takes_onednn(q.shape[1], max(key.shape[1] for key in keys)):
         keys = [dense(key) for key in keys]
         values = values if rounds else [dense(value) for value in values]
     for span in spans(q.shape[1], FORWARD.queries):
-        rows = _Rows(q[:, span].float(), scale, [out[:, span] for out in outs], wide=wide)
+        queries = (q[:, span].float() * factor).contiguous()
+        rows = _Rows(queries, scale / factor, [out[:, span] for out in outs], wide=wide)
         for s, (key, value) in enumerate(zip(keys, values, strict=True)):
             for columns in spans(key.shape[1], FORWARD.keys):
                 k = full_precision("keys", key[:, columns])
@@ -71,14 +75,14 @@ class _Rows:
     ) -> None:
         self._wide = wide
         """Whether scores may lie so far apart that exponents are cut."""
-        self._queries = (queries * exact_factor(scale)).contiguous()
-        self._scale = scale / exact_factor(scale)
+        self._queries = queries
+        self._scale = scale
         self._reference: Tensor | None = None
         """``[G, R, 1]``; None stands for zero."""
         self._sums: list[Tensor] = []
-        """Of each source so far, ``Σ exp(score - reference)``, ``[G, R, 1]``."""
+        """Of each source so far, ``Σ 2 ** (score - reference)``, ``[G, R, 1]``."""
         self._products = [ProductSum(out) for out in outs]
-        """Of each source, ``Σ exp(score - reference) v``, ``[G, R, Dv_s]``."""
+        """Of each source, ``Σ 2 ** (score - reference) v``, ``[G, R, Dv_s]``."""
 
     def add(self, s: int, keys: Tensor, values: Tensor) -> None:
         """Attend to a block of source ``s``: ``keys [G, C, Dqk]`` and ``values [G, C, Dv]``.
@@ -96,19 +100,19 @@ class _Rows:
 
     def _block(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Exponentials ``[G, R, C]`` and their sums, at first without a look at the scores."""
-        values = self._scores(keys).exp_()
+        values = self._scores(keys).exp2_()
         sums = values.sum(dim=2, keepdim=True)
         if not self._in_range(sums):
             values = self._scores(keys)
             values -= self._move_reference(values.amax(dim=2, keepdim=True))
-            sums = values.exp_().sum(dim=2, keepdim=True)
+            sums = values.exp2_().sum(dim=2, keepdim=True)
         return values, sums
 
     def _wide_block(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`_block`, by the maximum of the scores, see :func:`exponentials`."""
         scores = self._scores(keys)
         maximum = scores.amax(dim=2, keepdim=True)
-        if not self._sums or not maximum.max().item() <= log(SUM_LIMIT):
+        if not self._sums or not maximum.max().item() <= log2(SUM_LIMIT):
             growth = self._move_reference(maximum.clone())
             scores -= growth
             maximum -= growth
@@ -134,7 +138,7 @@ class _Rows:
         """
         growth = maximum.clamp_min_(0) if self._sums else maximum
         self._reference = growth if self._reference is None else self._reference + growth
-        factor = growth.neg().exp_()
+        factor = growth.neg().exp2_()
         for s, partial in enumerate(self._sums):
             partial *= factor
             self._products[s].value.mul_(factor)
@@ -150,5 +154,5 @@ class _Rows:
             weighted.store()
         total.log_()
         if self._reference is not None:
-            total += self._reference
+            total += self._reference / LOG2_E
         lse.copy_(total.squeeze(2))

@@ -86,6 +86,7 @@ def multi_scale_attention_backward(
         for group in head_groups(q, max(k.shape[1] for k in ks), BACKWARD):
             side = QuerySide.of(
                 group.tokens(q),
+                [group.tokens(k) for k in ks],
                 [group.tokens(out) for out in outs],
                 lse[group.film, group.heads],
                 weights[group.film, group.heads],

@@ -10,9 +10,9 @@ from hmc_fast.kernels.cpu.blocks import (
     SCORES_AT_ONCE,
     BlockShape,
     ProductSum,
-    exact_factor,
     exponentials,
     head_groups,
+    query_factor,
     reach,
     row_products,
     spans,
@@ -60,11 +60,12 @@ def test_row_products(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.125, 0.1, 3.0, -0.7, 0.0, 1e-30])
-def test_the_exact_factor_is_a_power_of_two_that_leaves_little(scale: float) -> None:
-    factor = exact_factor(scale)
+def test_queries_that_stay_exact_leave_little_for_the_product(scale: float) -> None:
+    factor = query_factor(scale, exact=True)
     assert math.frexp(factor)[0] == 0.5
     assert scale == 0.0 or 1.0 <= abs(scale / factor) < 2.0
     assert factor * (scale / factor) == scale
+    assert query_factor(scale, exact=False) == (scale or 1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -79,8 +80,8 @@ def test_exponents_are_raised_only_where_the_row_has_larger_ones() -> None:
     low = FLOOR - 30
     rows = torch.tensor([[[0.0, -1.0, low], [low, low - 1, low - 2], [0.0, torch.nan, low]]])
     near, far, spoilt = exponentials(rows.clone(), rows.amax(dim=2, keepdim=True))[0]
-    torch.testing.assert_close(near, torch.tensor([0.0, -1.0, FLOOR]).exp())
-    torch.testing.assert_close(far, rows[0, 1].exp(), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(near, torch.tensor([0.0, -1.0, FLOOR]).exp2())
+    torch.testing.assert_close(far, rows[0, 1].exp2(), rtol=1e-5, atol=0.0)
     assert spoilt[1].isnan()
     raised = exponentials(rows.clone())[0, 1]
-    torch.testing.assert_close(raised, torch.full((3,), FLOOR).exp())
+    torch.testing.assert_close(raised, torch.full((3,), FLOOR).exp2())

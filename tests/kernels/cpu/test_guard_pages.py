@@ -43,7 +43,7 @@ for at_end in (False, True):
             for out, e in zip(outs, expected[0]):
                 torch.testing.assert_close(out.double(), e[:, :, 0], rtol=1e-2, atol=1e-2)
             side = backward.QuerySide.of(
-                q, outs, lse, weights, outs, lse, weights, 0.25,
+                q, ks, outs, lse, weights, outs, lse, weights, 0.25,
                 rounds=precision.rounds_products(q, ks),
             )
             gradients = [torch.empty_like(t) for t in (q, *ks, *vs)]
