@@ -102,14 +102,16 @@ def runtime_row() -> list[str]:
     for path, record in records():
         rows = [r for r in _timed(record) if r.peer in ("onnxruntime", "openvino") and r.scores]
         if record.study and not record.study.data["phantoms"] and rows:
-            worst = max(r.scores.max_logit_difference for r in rows if r.scores)
-            flips = sum(r.scores.flipped_decisions for r in rows if r.scores)
-            names = " and ".join(dict.fromkeys(r.peer for r in rows))
-            found = (
-                f"{names}: logits within {worst:.1e} of PyTorch's, {flips} flipped decisions, "
-                f"{record.study.data['films']} films"
-            )
-            return ["ONNX graphs", "measured", found, _link(path)]
+            parts = [f"{record.study.data['films']} films, against PyTorch in fp32"]
+            for precision in dict.fromkeys(r.precision for r in rows):
+                scores = {r.peer: r.scores for r in rows if r.precision == precision and r.scores}
+                worst = max(score.max_logit_difference for score in scores.values())
+                flips = max(score.flipped_decisions for score in scores.values())
+                parts.append(
+                    f"{' and '.join(scores)} in {precision}: logits within {worst:.1e}, "
+                    f"{flips} flipped decisions"
+                )
+            return ["ONNX graphs", "measured", "; ".join(parts), _link(path)]
     return ["ONNX graphs", "unmeasured", "", "–"]
 
 

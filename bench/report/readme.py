@@ -23,6 +23,8 @@ CPU_BEGIN = "<!-- CPU table: made by `make readme-table`, do not edit -->"
 CPU_END = "<!-- end of the CPU table -->"
 MAIN_BEGIN = "<!-- main table: made by `make readme-table`, do not edit -->"
 MAIN_END = "<!-- end of the main table -->"
+UNAVAILABLE = "unavailable"
+"""Rows that this page leaves to the reasons below its table."""
 RUNTIMES = family_names("runtime")
 """They keep their memory between calls, so what a call adds does not tell how much they take."""
 
@@ -53,7 +55,7 @@ def main_section(record: Record, source: str) -> str:
     lines = [
         f"| {' | '.join(header)} |",
         "|" + "---|" * len(header),
-        *(f"| {' | '.join(row)} |" for row in rows),
+        *(f"| {' | '.join(row)} |" for row in rows if row[-1] != UNAVAILABLE),
         "",
         f"{options['model']}, {data['films']} films of {data['patients']} patients, task "
         f"{options['training']['task']}, {options['folds']} {record.study.protocol}-disjoint "
