@@ -12,7 +12,7 @@ from pathlib import Path
 from hmc_fast.bench.jobs.targets import TARGET_HEADER, target_rows
 from hmc_fast.bench.peers import family_names
 from hmc_fast.bench.record import Record, read_record
-from hmc_fast.bench.report.tables import ceiling_share, fold_table, reasons
+from hmc_fast.bench.report.tables import NOT_RUN, ceiling_share, fold_table, reasons
 from hmc_fast.errors import UserError
 from hmc_fast.files import write_text
 from hmc_fast.reporting import between_marks, milliseconds, number
@@ -23,8 +23,6 @@ CPU_BEGIN = "<!-- CPU table: made by `make readme-table`, do not edit -->"
 CPU_END = "<!-- end of the CPU table -->"
 MAIN_BEGIN = "<!-- main table: made by `make readme-table`, do not edit -->"
 MAIN_END = "<!-- end of the main table -->"
-UNAVAILABLE = "unavailable"
-"""Rows that this page leaves to the reasons below its table."""
 RUNTIMES = family_names("runtime")
 """They keep their memory between calls, so what a call adds does not tell how much they take."""
 
@@ -45,6 +43,8 @@ def performance_section(record: Record | None, source: str | None) -> str:
 def main_section(record: Record, source: str) -> str:
     """Markdown: the main job's table, on which films it was made, and why rows lack figures.
 
+    Rows that could not run are left to these reasons: the page is short.
+
     Raises :class:`UserError` for a record of another job.
     """
     if record.study is None:
@@ -55,7 +55,7 @@ def main_section(record: Record, source: str) -> str:
     lines = [
         f"| {' | '.join(header)} |",
         "|" + "---|" * len(header),
-        *(f"| {' | '.join(row)} |" for row in rows if row[-1] != UNAVAILABLE),
+        *(f"| {' | '.join(row)} |" for row in rows if row[-1] not in NOT_RUN),
         "",
         f"{options['model']}, {data['films']} films of {data['patients']} patients, task "
         f"{options['training']['task']}, {options['folds']} {record.study.protocol}-disjoint "

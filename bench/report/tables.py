@@ -218,9 +218,12 @@ NOT_RUN = ("unavailable", "skipped")
 def fold_table(record: Record) -> Cells:
     """The main job's one table: speed, memory and accuracy of every peer and precision.
 
-    What could not run comes last: on most machines that is much.
+    Engines that were only built come after what ran, and what could not run last: on most machines
+    that is much.
     """
-    measurements = sorted(record.measurements, key=lambda row: row.status in NOT_RUN)
+    measurements = sorted(
+        record.measurements, key=lambda row: (row.status in NOT_RUN, row.status == "built")
+    )
     header, rows = _cells(measurements, _FOLD_COLUMNS)
     sizes = [image_size(record, row.size) for row in measurements]
     return header, [[size, *cells[1:]] for size, cells in zip(sizes, rows, strict=True)]

@@ -302,10 +302,11 @@ def test_the_main_jobs_table_begins_with_what_ran() -> None:
     record = read_record(results / "mias-hmc_net_lesions-512-cpu.jsonl")
     first, second, third, *_ = (row for row in record.measurements if row.status == "ok")
     missing = replace(first, peer="triton", status="unavailable", reason="no GPU")
+    built = replace(first, peer="tensorrt", status="built", reason="no GPU")
     wrong = replace(second, status="parity failed")
-    header, rows = fold_table(replace(record, measurements=[missing, wrong, third]))
+    header, rows = fold_table(replace(record, measurements=[missing, built, wrong, third]))
     peers = [row[header.index("peer")] for row in rows]
-    assert peers == [second.peer, third.peer, "triton"]
+    assert peers == [second.peer, third.peer, "tensorrt", "triton"]
 
 
 def test_report_of_a_main_job_record(tmp_path: Path) -> None:
