@@ -40,7 +40,7 @@ CPU_PREPARED = Peer(
     "cpu_prepared",
     "ours",
     "#005c43",
-    "blocked attention for CPUs in the prepared model: batch norms folded",
+    "blocked attention for CPUs in the prepared model: batch norms folded, weights laid out once",
     models=(ModuleVariant("batch norms folded", "cpu", build=_prepared),),
     why_not=_why_not_prepared,
     trainable=False,

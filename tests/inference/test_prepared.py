@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hmc_fast import UserError, inference
+from hmc_fast import UserError
 from hmc_fast.bench.parity import PARITY_FILMS, LogitTruth
 from hmc_fast.bench.trials import lifelike_model
-from hmc_fast.inference import folded, prepare, slower_precision
+from hmc_fast.inference import folded, prepare
 from hmc_fast.kernels.backend import UnknownBackendError
 from hmc_fast.models import attention_blocks
 
@@ -154,20 +154,6 @@ def test_precision_and_backend() -> None:
 def test_compiled_logits_are_within_the_budget() -> None:
     model = lifelike_model("hmc_net_resnet18", SIZE)
     assert_same_logits(prepare(model, compile=True), model)
-
-
-def test_a_precision_that_is_slower_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, rates = torch.device("cpu"), {torch.float32: 0.32, torch.bfloat16: 0.17}
-    assert inference._tflops(torch.float32) > 0
-    monkeypatch.setattr(inference, "_tflops", rates.__getitem__)
-    assert slower_precision("bf16", cpu) == (
-        "matrix products run at 0.17 TFLOP/s in bf16 on this processor, at 0.32 in fp32: "
-        "--precision fp32 is faster"
-    )
-    assert slower_precision("fp32", cpu) is None
-    assert slower_precision("bf16", torch.device("cuda")) is None
-    rates[torch.bfloat16] = 0.9
-    assert slower_precision("bf16", cpu) is None
 
 
 PEAK = """
