@@ -143,7 +143,8 @@ class Study:
     """What the main job trained and on what.
 
     ``attention_share`` maps each image size to attention's share of the model's operations;
-    ``fold_metrics`` are those of the eager fp32 reference.
+    ``fold_metrics`` are those of the eager fp32 reference. ``seconds`` is the time of the whole
+    job, training included; None where an earlier start had done a part of it.
     """
 
     __pydantic_config__ = STRICT
@@ -151,6 +152,7 @@ class Study:
     protocol: str
     attention_share: dict[str, float]
     fold_metrics: list[dict[str, float | None]]
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,7 @@ def _of_old_profile(kind: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_old_run(values: dict[str, Any]) -> dict[str, Any]:
-    study = {f.name: values.pop(f.name) for f in fields(Study)}
+    study = {f.name: values.pop(f.name) for f in fields(Study) if f.name in values}
     gpu = values["environment"].get("gpu")
     device = {"name": gpu or values["environment"].get("cpu"), "kind": "cuda" if gpu else "cpu"}
     return {"job": "folds", "device": device, "study": study, **values}

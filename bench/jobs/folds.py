@@ -1,6 +1,7 @@
 """The main job: train across folds, then measure every peer on the same checkpoints."""
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -314,6 +315,7 @@ def run_folds(
     is a row with its reason, and the rest goes on.
     """
     study = out / "study"
+    started = None if study.exists() else time.monotonic()
     run_cross_validation(
         [options.model],
         options.training,
@@ -339,7 +341,9 @@ def run_folds(
             first.model, first.metadata.preprocessing.at_height(size)
         )
     protocol = read_folds(study / FOLDS_FILE).protocol
-    record = replace(record, study=Study(data, protocol, share, fold_metrics), measurements=rows)
+    seconds = None if started is None else time.monotonic() - started
+    done = Study(data, protocol, share, fold_metrics, seconds)
+    record = replace(record, study=done, measurements=rows)
     return finish_record(record, device)
 
 

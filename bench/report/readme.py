@@ -127,9 +127,11 @@ def _made_by(record: Record, source: str) -> str:
     device = f"{_processor(record)}, {threads} threads"
     if record.device.get("kind") == "cuda":
         device = str(record.device.get("name"))
+    seconds = record.study and record.study.seconds
+    duration = f" in {seconds / 60:.0f} minutes" if seconds else ""
     return (
         f"{device}, {releases}, revision {revision or 'unknown'}. "
-        f"Record: [`{Path(source).name}`]({source}), made by `{command}`."
+        f"Record: [`{Path(source).name}`]({source}), made by `{command}`{duration}."
     )
 
 

@@ -81,7 +81,7 @@ JOBS = (
         "--method gradcam", "l", ("--films 2", "--films 3"),
     ),
     job(
-        "leakage-probe --data {data} --out {out} --model resnet18 --folds 2 --copies 1 "
+        "leakage-probe --data {data} --out {out} --model resnet18 --folds 2 --copies 2 "
         + TRAINING, "k", (TRAINING, OTHER_TRAINING), resumes=True, slow=True,
     ),
     job(

@@ -77,6 +77,16 @@ def test_one_row_per_candidate_and_size(record: Record) -> None:
     assert record.study.protocol == "patient"
 
 
+def test_a_record_tells_how_long_the_whole_job_took(
+    phantoms: list[Film], record: Record, out: Path
+) -> None:
+    assert record.study is not None
+    assert 1 < record.study.seconds < 600
+    again = run_folds(replace(OPTIONS, extra_sizes=(), peers=("triton",)), phantoms, DATA, out)
+    assert again.study is not None
+    assert again.study.seconds is None
+
+
 def test_the_load_of_the_throughput_stands_in_its_row(
     phantoms: list[Film], record: Record, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -309,6 +309,18 @@ def test_the_main_jobs_table_begins_with_what_ran() -> None:
     assert peers == [second.peer, third.peer, "tensorrt", "triton"]
 
 
+def test_a_page_says_how_long_the_main_job_took(tmp_path: Path) -> None:
+    results = Path(__file__).parents[3] / "bench" / "results"
+    record = read_record(results / "mias-hmc_net_lesions-512-cpu.jsonl")
+    for seconds, end in ((1770.0, "` in 30 minutes."), (None, "`.")):
+        write_record(
+            tmp_path / "r.jsonl", replace(record, study=replace(record.study, seconds=seconds))
+        )
+        readme = Path(shutil.copy(results.parents[1] / "README.md", tmp_path))
+        assert update_main(readme, tmp_path / "r.jsonl")
+        assert f"{record.environment['command']}{end}\n" in readme.read_text()
+
+
 def test_report_of_a_main_job_record(tmp_path: Path) -> None:
     results = sorted((Path(__file__).parents[3] / "bench" / "results").glob("mias-*.jsonl"))
     assert run(["bench", "report", str(results[0]), "--out", str(tmp_path)]) == 0
