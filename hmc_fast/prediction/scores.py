@@ -1,6 +1,7 @@
 """Scores of films: read, put through the models in batches, compared with the other breast."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -70,13 +71,15 @@ class Scorer:
         errors = {index: entry.problem for index, entry in enumerate(entries) if entry.problem}
         logits: dict[int, NDArray[np.float32]] = {}
         on_films(len(errors))
-        for batch in self._batches([i for i in range(len(entries)) if i not in errors], entries):
-            errors |= {index: read.error for index, read in batch.items() if read.image is None}
-            images = {i: read.image for i, read in batch.items() if read.image is not None}
-            if images:
-                rows = self._logits(torch.stack(list(images.values())))
-                logits |= dict(zip(images, rows.swapaxes(0, 1), strict=True))
-            on_films(len(batch))
+        to_read = [i for i in range(len(entries)) if i not in errors]
+        with _death_of_a_reader_in_one_line():
+            for batch in self._batches(to_read, entries):
+                errors |= {index: read.error for index, read in batch.items() if read.image is None}
+                images = {i: read.image for i, read in batch.items() if read.image is not None}
+                if images:
+                    rows = self._logits(torch.stack(list(images.values())))
+                    logits |= dict(zip(images, rows.swapaxes(0, 1), strict=True))
+                on_films(len(batch))
         return self._finished(entries, logits, errors)
 
     def score_images(self, entries: Sequence[Entry], images: Tensor) -> list[FilmScore]:
@@ -91,17 +94,9 @@ class Scorer:
             films, self.batch_size, num_workers=self.workers, collate_fn=list
         )
         start = 0
-        try:
-            for reads in loader:
-                yield dict(zip(chosen[start : start + len(reads)], reads, strict=True))
-                start += len(reads)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                "a process that reads films died, perhaps for want of memory; run the same command "
-                "again, with fewer --workers"
-            ) from None
+        for reads in loader:
+            yield dict(zip(chosen[start : start + len(reads)], reads, strict=True))
+            start += len(reads)
 
     def _logits(self, images: Tensor) -> NDArray[np.float32]:
         """Logits ``[models, B, classes]`` of images ``[B, 3, H, W]``."""
@@ -145,6 +140,20 @@ class Scorer:
                 entries, np.mean(members, axis=0).tolist(), rules, strict=True
             )
         ]
+
+
+@contextmanager
+def _death_of_a_reader_in_one_line() -> Iterator[None]:
+    """PyTorch tells of it by a signal, so it may be raised in the middle of a model."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a process that reads films died, perhaps for want of memory; run the same command "
+            "again, with fewer --workers"
+        ) from None
 
 
 class _Films(Dataset[_Read]):

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import psutil
 import pytest
 from full_disk import room_for
+from torch import Tensor
 
 from hmc_fast import UserError
 from hmc_fast.data import read_pixels
@@ -124,6 +126,22 @@ def test_processes_read_ahead_and_their_death_is_one_line(
     monkeypatch.setattr(
         scores, "film_image", lambda *film, **options: os.kill(os.getpid(), signal.SIGKILL)
     )
+    with pytest.raises(UserError, match="a process that reads films died"):
+        ahead.run(no_progress)
+
+
+def test_a_reader_that_dies_while_a_model_works_is_one_line(
+    pictures: Path, job: Jobs, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader's signal comes between any two lines of ours, or of a model's."""
+
+    def kill_a_reader_and_wait(images: Tensor) -> NoReturn:
+        psutil.Process().children()[0].kill()
+        time.sleep(60)
+        raise AssertionError("no signal came")
+
+    ahead = job(pictures, scorer=replace(scorer, workers=2))
+    monkeypatch.setattr(Scorer, "_logits", lambda self, images: kill_a_reader_and_wait(images))
     with pytest.raises(UserError, match="a process that reads films died"):
         ahead.run(no_progress)
 
