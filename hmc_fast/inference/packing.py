@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 FLOATS = {torch.float32, torch.bfloat16, torch.float16}
+"""Dtypes that autocast casts, and of which oneDNN has convolutions."""
 
 
 class PackedConv2d(nn.Conv2d):
