@@ -19,7 +19,7 @@ class PackedConv2d(nn.Conv2d):
 
     Images ``[B, C, H, W]`` and the result are those of ``torch.nn.Conv2d``. Where packed weights
     do not serve (another device, dtype or memory format than channels-last, autograd, a trace), it
-    is one. Its weights are not to be changed in place.
+    is one. Changed parameters are packed again; what is written through ``.data`` is not seen.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -79,7 +79,7 @@ class PackedConv2d(nn.Conv2d):
 
     def _weights(self, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Packed weights and the bias; the best layout depends on the images' height and width."""
-        key = (dtype, shape[1:], self.weight.data_ptr())
+        key = (dtype, shape[1:], _state(self.weight), _state(self.bias))
         packed = self._packed
         if packed is None or packed[0] != key:
             weight = torch.ops.aten.mkldnn_reorder_conv2d_weight(
@@ -95,6 +95,13 @@ class PackedConv2d(nn.Conv2d):
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be packed again: a copy or a pickle could not hold it."""
         return {**self.__dict__, "_packed": None}
+
+
+def _state(parameter: Tensor | None) -> tuple[int, int] | None:
+    """Changes with a parameter, as far as PyTorch counts: not for one made in inference mode."""
+    if parameter is None:
+        return None
+    return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -13,7 +13,7 @@ class PreparedModel(nn.Module):
     """What :func:`prepare` returns: images ``[B, 3, H, W]`` to what the model makes of them.
 
     ``model`` is the folded copy, of the class of the given model: hooks and gradients at its
-    feature maps work as ever unless it is compiled. Its parameters are not to be changed.
+    feature maps work as ever unless it is compiled.
     """
 
     def __init__(self, model: nn.Module, precision: str, compile: bool) -> None:
