@@ -36,7 +36,7 @@ SHORTER = {
     "cv": "--size 128 --epochs 1 --folds 2 --batch-size 16",
     "train": "--size 128 --epochs 1 --folds 2 --batch-size 16",
     "leakage-probe": "--size 32 --epochs 1 --folds 2 --copies 2",
-    "kernels resources": "--target sm_90 --defaults-only",
+    "kernels resources": "--target sm_90 --kernel combine_splits",
 }
 """Options that go after a line's own where it would take minutes or days: less of the same work."""
 

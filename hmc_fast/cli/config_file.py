@@ -52,14 +52,16 @@ class Effective:
     def keep_in(self, folder: Path, *names: str, options_file: str = OPTIONS_FILE) -> None:
         """The command writes into ``folder``, and of ``names`` those that nobody else looks after.
 
-        They may be patterns.
+        They may be patterns. Hidden files are left out: the first to be written, whose command was
+        killed before it had its name, is one.
 
         Raises :class:`UserError` where one of them, or the file of options, is of others.
         """
         mark = folder / options_file
         check_place(mark)
         if not any(map(self._is_of_group, folder.glob(f"*{OPTIONS_FILE}"))):
-            for path in (path for name in names for path in folder.glob(name)):
+            found = [path for name in names for path in folder.glob(name)]
+            for path in (path for path in found if not path.name.startswith(".")):
                 _refuse(path)
         self._mark(folder, mark)
 

@@ -25,6 +25,10 @@ def resources(
             "--target", "--architecture", help="sm_80, sm_86, …; repeatable, default all."
         ),
     ] = None,
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option(help="attention_forward, delta, …; repeatable, default all."),
+    ] = None,
     defaults_only: Annotated[
         bool, typer.Option("--defaults-only", help="Leave out the next best tiles.")
     ] = False,
@@ -42,14 +46,12 @@ def resources(
     from hmc_fast.kernels.building import gate
 
     chosen = architecture or list(gate.ARCHITECTURES)
-    for name in chosen:
-        if name not in gate.ARCHITECTURES:
-            known = ", ".join(gate.ARCHITECTURES)
-            raise UserError(f"--target {name}: unknown; use one of {known}")
     if out is not None:
         effective.keep_beside(out, ours=gate.is_table(out))
     with progress_bar("tiles") as progress:
-        tiles = gate.check_tiles(chosen, defaults_only=defaults_only, progress=progress)
+        tiles = gate.check_tiles(
+            chosen, kernel or (), defaults_only=defaults_only, progress=progress
+        )
     if out is not None:
         write_text(out, gate.as_markdown(tiles))
     if as_json:

@@ -25,7 +25,8 @@ PANELS = {
         "max-queue-delay readers"
     ),
     "Measurement": (
-        "preset case peer pass part retry graphs seconds minutes profile metric defaults-only"
+        "preset case peer pass part retry graphs seconds minutes profile metric kernel "
+        "defaults-only"
     ),
     "Machine": ("device devices num-nodes backend engine precision batch-size workers chunk job"),
     "Network": "server host port ae allow send-to tls-cert tls-key tls-ca connections timeout",

@@ -9,6 +9,7 @@ predicted of them is a prediction: see :mod:`hmc_fast.kernels.building.pipes`.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import triton
 
+from hmc_fast.errors import UserError
 from hmc_fast.kernels.building import aot
 from hmc_fast.kernels.building.builds import MATRIX_KERNELS, Build, ModelBuild, builds_for
 from hmc_fast.kernels.building.schedules import Schedule, schedule_of
@@ -83,29 +85,52 @@ class CompiledTile:
 
 def check_tiles(
     architectures: Sequence[str] = ARCHITECTURES,
+    kernels: Sequence[str] = (),
     *,
     defaults_only: bool = False,
     progress: Callable[[str, int, int], object] = lambda kernel, done, total: None,
 ) -> list[CompiledTile]:
-    """Build every shipped tile of ``architectures``, in as many processes as there are cores.
+    """Build every shipped tile of ``architectures``; with ``kernels``, those of these alone.
 
-    Needs triton and its ``cuobjdump``, but no GPU. Raises ``ValueError`` for an unknown
-    architecture.
+    Needs triton and its ``cuobjdump``, but no GPU. Raises :class:`~hmc_fast.errors.UserError` for
+    an architecture or a kernel that has no tiles.
     """
-    unknown = sorted(set(architectures) - set(ARCHITECTURES))
-    if unknown:
-        raise ValueError(f"unknown architecture {unknown[0]!r}; use {', '.join(ARCHITECTURES)}")
-    builds = [
+    for name in architectures:
+        if name not in ARCHITECTURES:
+            raise UserError(f"unknown architecture {name!r}; use one of {', '.join(ARCHITECTURES)}")
+    builds = [build for architecture in architectures for build in builds_for(architecture)]
+    known = dict.fromkeys(build.kernel for build in builds)
+    for name in kernels:
+        if name not in known:
+            raise UserError(f"no kernel {name!r} there; use one of {', '.join(known)}")
+    chosen = [
         build
-        for architecture in architectures
-        for build in builds_for(architecture)
-        if build.default or not defaults_only
+        for build in builds
+        if build.kernel in (kernels or known) and (build.default or not defaults_only)
     ]
+    return check_builds(chosen, progress=progress)
+
+
+def check_builds(
+    builds: Sequence[Build],
+    *,
+    progress: Callable[[str, int, int], object] = lambda kernel, done, total: None,
+) -> list[CompiledTile]:
+    """Compile ``builds`` in as many processes as there are cores.
+
+    Raises :class:`~hmc_fast.errors.UserError` where one of these processes is killed.
+    """
     compiled = []
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for tile in pool.map(compile_build, builds):
-            compiled.append(tile)
-            progress(f"{tile.architecture} {tile.kernel}", 1, len(builds))
+        try:
+            for tile in pool.map(compile_build, builds):
+                compiled.append(tile)
+                progress(f"{tile.architecture} {tile.kernel}", 1, len(builds))
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process that compiles kernels was killed after {len(compiled)} of "
+                f"{len(builds)} builds, as when memory runs out; free some, then run it again"
+            ) from None
     return compiled
 
 

@@ -9,8 +9,10 @@ import pytest
 import typer
 import yaml
 
+from hmc_fast import UserError
 from hmc_fast.cli.app import application, run
 from hmc_fast.cli.commands import COMMANDS
+from hmc_fast.cli.config_file import Effective
 
 MANY_OPTIONS = 7
 """A command with so many options takes a file of them."""
@@ -154,3 +156,13 @@ def test_a_file_of_options_that_is_not_ours_is_refused_before_the_work(
         assert foreign.read_text() == "mine"
         assert [path.name for path in out.iterdir()] == [foreign.name][: foreign.parent == out]
         foreign.unlink()
+
+
+def test_a_first_file_that_a_kill_left_half_written_stops_nobody(tmp_path: Path) -> None:
+    effective = Effective("hmc-fast study report", {})
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / ".roc-0.png.a1b2.tmp").touch()
+    effective.keep_in(tmp_path, "report.*", "figures/*")
+    (tmp_path / "figures" / "roc-0.png").touch()
+    with pytest.raises(UserError, match=r"roc-0\.png: no command made it"):
+        effective.keep_in(tmp_path, "report.*", "figures/*")

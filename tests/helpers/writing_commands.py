@@ -118,7 +118,7 @@ JOBS = (
     job("export triton-server {onnx} --out {out}", "tr", ("--out", "--readers 2 --out"),
         resumes=True, once=True),
     job(
-        "kernels resources --target sm_80 --defaults-only --out {out}", "k.md", ("sm_80", "sm_86"),
+        "kernels resources --target sm_80 --kernel delta --out {out}", "k.md", ("sm_80", "sm_86"),
         slow=True,
     ),
 )  # fmt: skip

@@ -1,13 +1,26 @@
 """Every shipped tile builds for its architecture, fits, and (by default) does not spill."""
 
+import json
+import os
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hmc_fast import UserError
+from hmc_fast.cli.app import run
 from hmc_fast.kernels.building import gate
-from hmc_fast.kernels.building.builds import MATRIX_KERNELS, TileBuild, builds_for
+from hmc_fast.kernels.building.builds import (
+    MATRIX_KERNELS,
+    Build,
+    ModelBuild,
+    TileBuild,
+    builds_for,
+)
 from hmc_fast.kernels.capability import MAX_SOURCES
 from hmc_fast.kernels.fused.launch import padded, value_block
 from hmc_fast.kernels.fused.tiles import INTERPRETER, Tile, load_tiles
@@ -15,10 +28,21 @@ from hmc_fast.kernels.fused.tiles import INTERPRETER, Tile, load_tiles
 pytestmark = pytest.mark.compile_only
 
 
+def sampled(builds: list[Build]) -> list[Build]:
+    """Each kernel once for each architecture and dtype, and the model's launches on Hopper."""
+    first = {(b.architecture, b.kernel, b.dtype): b for b in reversed(builds)}
+    launched = [b for b in builds if b.architecture == "sm_90" and isinstance(b, ModelBuild)]
+    return list(dict.fromkeys([*first.values(), *launched]))
+
+
 @pytest.mark.systems
 @pytest.mark.timeout(1800)
-def test_every_shipped_tile_passes_the_gate() -> None:
-    tiles = gate.check_tiles()
+@pytest.mark.parametrize(
+    "whole", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["samples", "whole"]
+)
+def test_every_shipped_tile_passes_the_gate(whole: bool) -> None:
+    builds = [build for name in gate.ARCHITECTURES for build in builds_for(name)]
+    tiles = gate.check_builds(builds if whole else sampled(builds))
     failing = [(t.architecture, *t.cells()) for t in tiles if t.faults]
     assert not failing
     assert {t.architecture for t in tiles} == set(gate.ARCHITECTURES)
@@ -39,6 +63,23 @@ def test_the_gate_can_fail() -> None:
     huge = Tile({"BLOCK_M": 128, "BLOCK_N": 128}, num_warps=4, num_stages=4)
     found = gate.compile_build(replace(build, tile=huge))
     assert any("shared memory" in fault or "spills" in fault for fault in found.faults)
+
+
+def test_a_process_that_dies_while_it_compiles_is_one_line() -> None:
+    dies: Any = SimpleNamespace(launch=partial(os._exit, 9))
+    with pytest.raises(UserError, match="a process that compiles kernels was killed after 0 of 1"):
+        gate.check_builds([dies])
+
+
+def test_the_command_builds_the_kernels_that_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["kernels", "resources", "--target", "sm_86", "--kernel"]
+    assert run([*line, "delta", "--json"]) == 0
+    tiles = json.loads(capsys.readouterr().out)
+    assert {(t["architecture"], t["kernel"]) for t in tiles} == {("sm_86", "delta")}
+    assert run([*line, "source_join"]) == 1
+    assert "no kernel 'source_join' there; use one of attention_forward" in capsys.readouterr().err
+    assert run(["kernels", "resources", "--target", "sm_86", "--target", "sm_87"]) == 1
+    assert "unknown architecture 'sm_87'; use one of sm_80" in capsys.readouterr().err
 
 
 @given(
