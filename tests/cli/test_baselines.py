@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from samples import sampled
 
 from hmc_fast.cli.app import run
 
 
 @pytest.mark.systems
-@pytest.mark.parametrize("model", ["vgg16", "vit_b_16"])
+@pytest.mark.parametrize("model", sampled(("vgg16", "vit_b_16"), ["vit_b_16"]))
 def test_train_and_predict(
     model: str, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import sampled
 from torch import Tensor, nn
 
 from hmc_fast import UserError, create_model
@@ -163,6 +165,7 @@ def test_the_graph_has_the_blocks_and_the_sidecar_names_the_form(
     assert export.sidecar.attention == "blocks"
 
 
+NARROW = ("hmc_net_resnet18", "hmc_net_resnet18_lesions")
 WRITTEN_FOR = ("onnxruntime", "openvino", "tensorrt")
 
 
@@ -263,8 +266,13 @@ def test_a_sidecar_of_before_the_forms_is_read(onnx_file: Path) -> None:
 
 
 @pytest.mark.systems
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("model", ["hmc_net_resnet18", "hmc_net_resnet18_lesions"])
+@pytest.mark.parametrize(
+    ("precision", "model"),
+    sampled(
+        product(("fp32", "fp16"), NARROW),
+        [("fp16", "hmc_net_resnet18"), ("fp32", "hmc_net_resnet18_lesions")],
+    ),
+)
 def test_runtimes_agree(
     precision: str, model: str, save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -307,15 +315,21 @@ def test_one_film_at_1024_takes_at_most_2_gib(
 
 
 @pytest.mark.systems
-@pytest.mark.parametrize("model", ["hmc_net_resnet18", "hmc_net_resnet18_lesions"])
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (512, 512), (960, 544)])
+@pytest.mark.parametrize(
+    ("model", "sides"),
+    sampled(
+        product(NARROW, ((224, 224), (512, 512), (960, 544))),
+        [("hmc_net_resnet18", (960, 544)), ("hmc_net_resnet18_lesions", (224, 224))],
+    ),
+    ids=str,
+)
 def test_sizes_and_batches(
-    model: str, height: int, width: int, save_model: Callable[..., Path], tmp_path: Path
+    model: str, sides: tuple[int, int], save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = save_model(create_model(model), tmp_path / "m.safetensors", (height, width))
+    path = save_model(create_model(model), tmp_path / "m.safetensors", sides)
     export_onnx(path, tmp_path / "m.onnx")
     runner = load(tmp_path / "m.onnx")
-    images = torch.randn(3, 3, height, width)
+    images = torch.randn(3, 3, *sides)
     torch.testing.assert_close(runner(images)[1:2], runner(images[1:2]), atol=1e-4, rtol=1e-4)
     expected = load_model(path, backend="reference").model(images[:1]).detach()
     torch.testing.assert_close(runner(images[:1]), expected, atol=1e-3, rtol=0)

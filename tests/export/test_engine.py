@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from samples import sampled
 
 from hmc_fast import UserError, create_model
 from hmc_fast.cli.app import run
@@ -48,6 +49,7 @@ MATRIX = [
     for model in ("hmc_net", "resnet50_hsa", "resnet50_msca", "resnet50", "vgg16", "vit_b_16")
     for size, precision in ((224, "fp16"), (512, "fp32"))
 ]
+SAMPLED = (("hmc_net", 512, "fp32"), ("vit_b_16", 224, "fp16"))
 MEMORY_LIMIT_MIB = 8 * 1024
 
 
@@ -146,7 +148,7 @@ def test_the_full_tensorrt_by_the_same_code(
 
 
 @pytest.mark.systems
-@pytest.mark.parametrize(("model", "size", "precision"), MATRIX)
+@pytest.mark.parametrize(("model", "size", "precision"), sampled(MATRIX, SAMPLED))
 def test_every_model_builds(
     model: str, size: int, precision: str, save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -308,7 +310,10 @@ def test_attention_is_fused_and_activations_fit(
 
 
 @pytest.mark.systems
-@pytest.mark.parametrize("model", ["hmc_net_resnet18", "resnet18_hsa", "resnet18_msca"])
+@pytest.mark.parametrize(
+    "model",
+    sampled(("hmc_net_resnet18", "resnet18_hsa", "resnet18_msca"), ["hmc_net_resnet18"]),
+)
 def test_attention_of_a_narrow_trunk_is_fused(
     model: str, save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -408,7 +413,10 @@ def test_memory_that_is_no_number_is_refused(tmp_path: Path, memory: float) -> N
 
 @pytest.mark.systems
 @pytest.mark.parametrize(
-    ("model", "size"), [("hmc_net_lesions", 512), ("vgg19", 224), ("vit_b_16", 224)]
+    ("model", "size"),
+    sampled(
+        (("hmc_net_lesions", 512), ("vgg19", 224), ("vit_b_16", 224)), [("hmc_net_lesions", 512)]
+    ),
 )
 def test_what_is_known_before_a_build_bounds_the_log_from_both_sides(
     model: str, size: int, save_model: Callable[..., Path], tmp_path: Path

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from samples import sampled
 from torch import Tensor
 
 from hmc_fast.checkpoint import load_model, save_checkpoint
@@ -28,11 +30,12 @@ pytestmark = [pytest.mark.systems, pytest.mark.real_data]
 FILMS = 24
 SIDE = 224
 LARGE_SCORE = 80.0
+SCORES = ("scores as trained", "scores up to 80")
 SAMPLED = (("equal-widths", "fp16"), ("nodes", "fp32"))
-"""The rest is exhaustive; blocks are also what ``verify`` runs on 40 films."""
+"""Blocks are also what ``verify`` runs on 40 films."""
 
 
-@pytest.fixture(scope="module", params=["scores as trained", "scores up to 80"])
+@pytest.fixture(scope="module", params=sampled(SCORES, ["scores up to 80"]))
 def checkpoint(
     request: pytest.FixtureRequest,
     trained_on_films: Path,
@@ -110,12 +113,14 @@ def in_openvino(content: bytes) -> Callable[[NDArray[np.float32]], Any]:
 
 @pytest.mark.parametrize(
     ("form", "precision"),
-    [
-        pytest.param(f, p, marks=() if (f, p) in SAMPLED else pytest.mark.exhaustive)
-        for f in FORMS
-        for p in ("fp32", "fp16", "bf16")
-        if (f, p) != ("nodes", "bf16")  # no CPU runtime at hand runs the node in bf16
-    ],
+    sampled(
+        (
+            (form, precision)
+            for form, precision in product(FORMS, ("fp32", "fp16", "bf16"))
+            if (form, precision) != ("nodes", "bf16")  # no CPU runtime at hand runs the node in it
+        ),
+        SAMPLED,
+    ),
 )
 def test_logits_on_real_films(
     form: str, precision: str, checkpoint: Path, films: tuple[list[Film], list[int]]

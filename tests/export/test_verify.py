@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from samples import sampled
 
 from hmc_fast.checkpoint import load_model, save_checkpoint
 from hmc_fast.cli.app import run
@@ -236,7 +237,9 @@ def test_bad_input_is_one_line(
 
 @pytest.mark.systems
 @pytest.mark.real_data
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("fp16", 2e-2)])
+@pytest.mark.parametrize(
+    ("precision", "bound"), sampled((("fp32", 1e-3), ("fp16", 2e-2)), [("fp16", 2e-2)])
+)
 def test_trained_on_real_films_exported_and_verified_on_40_others(
     trained_on_films: Path,
     real_data: Path,
