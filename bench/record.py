@@ -154,6 +154,11 @@ class Study:
     fold_metrics: list[dict[str, float | None]]
     seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` for a duration that is none."""
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError("seconds is not above 0")
+
 
 @dataclass(frozen=True)
 class Record:

@@ -87,6 +87,19 @@ def test_a_damaged_line_is_reported_and_the_rest_is_read(
     assert message in problem
 
 
+def test_a_duration_below_zero_is_refused(path: Path) -> None:
+    study = {"data": {}, "protocol": "patient", "attention_share": {}, "fold_metrics": []}
+    header, *rest = path.read_text().splitlines()
+    for seconds in (3.5, -3.5):
+        changed = {**json.loads(header), "study": {**study, "seconds": seconds}}
+        path.write_text("\n".join([json.dumps(changed), *rest]))
+        if seconds > 0:
+            assert read_record(path).study is not None
+            continue
+        with pytest.raises(UserError, match="seconds is not above 0"):
+            read_record(path)
+
+
 def test_a_file_without_its_run_is_refused(path: Path) -> None:
     lines = path.read_text().splitlines()
     for damaged in (lines[1:], ["not json"], [], [lines[0].replace('"options"', '"choices"')]):
