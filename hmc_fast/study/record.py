@@ -287,6 +287,8 @@ def _read_file(path: Path) -> StudyRecord:
 def _job(line: _JobLine, class_names: tuple[str, ...], source: str) -> JobRecord:
     if any(len(row) != len(class_names) for row in line.logits):
         raise UserError(f"{source}: has not {len(class_names)} logits for each film")
+    if not set(line.labels) <= set(range(len(class_names))):
+        raise UserError(f"{source}: has a label that is none of 0 to {len(class_names) - 1}")
     predictions = Predictions(
         line.films,
         line.patients,

@@ -1,5 +1,6 @@
 """Comparisons of drawn studies, their records, and reports in three formats."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -80,6 +81,19 @@ def test_records_come_back_as_they_were(study: Draw, tmp_path: Path) -> None:
     write_study_record(tmp_path / "study.jsonl", first)
     again = read_study(tmp_path / "study.jsonl")
     assert comparison_json(compare([again])) == comparison_json(compare([first]))
+
+
+@pytest.mark.parametrize("label", [2, -1, 2**70])
+def test_a_label_that_is_no_class_is_refused(study: Draw, tmp_path: Path, label: int) -> None:
+    path = tmp_path / "study.jsonl"
+    write_study_record(path, study(SKILLS))
+    path.write_text(path.read_text().replace('"labels": [', f'"labels": [{label}, ', 1))
+    lines = path.read_text().splitlines()
+    changed = json.loads(lines[1])
+    changed["labels"].pop()
+    path.write_text("\n".join([lines[0], json.dumps(changed), *lines[2:]]))
+    with pytest.raises(UserError, match="line 2: has a label that is none of 0 to 1"):
+        read_study(path)
 
 
 def test_damaged_and_unfinished_records(study: Draw, tmp_path: Path) -> None:
