@@ -16,6 +16,8 @@ VGG_LAYERS = {"vgg16": "D", "vgg19": "E"}
 """Configurations of Simonyan & Zisserman (2015), by their letters."""
 VIT_PATCH_SIZE = 16
 STRIDE = 32
+LARGEST_VIT_IMAGE = 4096
+"""Its position embeddings take 200 MB; a damaged checkpoint could ask for terabytes."""
 
 
 class VGGClassifier(VGG):  # type: ignore[misc]  # torchvision ships no types
@@ -56,6 +58,8 @@ class ViTClassifier(VisionTransformer):  # type: ignore[misc]  # torchvision shi
     def __init__(self, num_classes: int = 2, image_size: int = 224, dropout: float = 0.0) -> None:
         if image_size < STRIDE or image_size % STRIDE:
             raise UserError(f"vit_b_16: image size {image_size} is not a multiple of {STRIDE}")
+        if image_size > LARGEST_VIT_IMAGE:
+            raise UserError(f"vit_b_16: image size {image_size} is above {LARGEST_VIT_IMAGE}")
         super().__init__(
             image_size=image_size,
             patch_size=VIT_PATCH_SIZE,

@@ -43,6 +43,11 @@ class ModelConfig:
 
     __pydantic_config__ = STRICT
 
+    def __post_init__(self) -> None:
+        """Raises :class:`UserError` for a dropout that is no probability."""
+        if not 0 <= self.dropout <= 1:
+            raise UserError(f"dropout is {self.dropout}, needs 0 to 1")
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "hsa_stages": list(self.hsa_stages)}
 

@@ -96,6 +96,8 @@ def test_vgg_takes_any_multiple_of_32_and_vit_its_own_size(model: FilmModel) -> 
                 model(torch.randn(1, 3, *shape))
         with pytest.raises(UserError, match="100 is not a multiple of 32"):
             create_model("vit_b_16", image_size=100)
+        with pytest.raises(UserError, match="image size 32000000 is above 4096"):
+            create_model("vit_b_16", image_size=32_000_000)
         return
     assert model.config.image_size is None
     with torch.inference_mode():

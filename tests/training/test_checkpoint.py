@@ -87,6 +87,7 @@ def test_damaged_descriptions(checkpoint: Path) -> None:
         load_model(checkpoint)
 
 
+MODEL = create_model("resnet18").config.to_json()
 ANOTHER_TRUNK = create_model("resnet50_hsa").config.to_json() | {"name": "resnet18_hsa"}
 
 
@@ -103,6 +104,7 @@ ANOTHER_TRUNK = create_model("resnet50_hsa").config.to_json() | {"name": "resnet
         ({"training_films": ["f"]}, "training_films: Input should be an object"),
         ({"training": None}, "training: Input should be an object"),
         ({"extra": 1}, "extra: Unexpected"),
+        ({"model": {**MODEL, "dropout": -1}}, "dropout is -1.0, needs 0 to 1"),
         ({"model": ANOTHER_TRUNK}, "another architecture than resnet18_hsa"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
