@@ -52,6 +52,7 @@ from hmc_fast.devices import default_device, precision_dtype
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.files import make_folder
+from hmc_fast.kernels.cpu import compiled
 from hmc_fast.kernels.testing import BudgetUse
 
 OVER = "the time set for the whole run was over"
@@ -511,7 +512,10 @@ def start_record(job: str, options: dict[str, Any], device: torch.device) -> Rec
     return Record(
         job=job,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        environment=environment(),
+        environment={
+            **environment(),
+            "cpu_attention": compiled.why_not(torch.float32) or "compiled",
+        },
         device={**device_facts(device).to_json(), "clocks_before": clocks_seen(device)},
         options=options,
     )

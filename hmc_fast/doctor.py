@@ -30,6 +30,7 @@ from hmc_fast.kernels.backend import (
     resolve_backend,
 )
 from hmc_fast.kernels.capability import reasons_against
+from hmc_fast.kernels.cpu import compiled
 from hmc_fast.kernels.geometry import self_attention_problem
 
 DECODERS: dict[UID, str] = {
@@ -66,6 +67,7 @@ def examine() -> list[Check]:
         _triton(),
         _backend(),
         _compiler(),
+        _compiled_attention(),
         *_decoders(),
         *_extras(),
     ]
@@ -136,6 +138,16 @@ def _compiler() -> Check:
     if compiler:
         return Check("torch.compile on the CPU", True, f"compiler {compiler}")
     return Check("torch.compile on the CPU", False, "no C++ compiler", "apt-get install g++")
+
+
+def _compiled_attention() -> Check:
+    what = "compiled CPU attention"
+    reasons = {str(dtype)[6:]: compiled.why_not(dtype) for dtype in compiled.INSTRUCTIONS}
+    served = [name for name, reason in reasons.items() if reason is None]
+    lacking = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items() if reason)
+    if served:
+        return Check(what, True, "; ".join(filter(None, (", ".join(served), lacking))))
+    return Check(what, False, lacking, "attention runs by blocks in PyTorch")
 
 
 def _decoders() -> Iterator[Check]:

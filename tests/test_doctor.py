@@ -1,8 +1,10 @@
 """What this machine can run."""
 
 import pytest
+import torch
 
 from hmc_fast.doctor import Check, examine
+from hmc_fast.kernels.cpu import compiled
 
 
 def backend_check() -> Check:
@@ -23,3 +25,24 @@ def test_a_backend_that_does_not_exist_is_found(monkeypatch: pytest.MonkeyPatch)
     assert not check.available
     assert "HMC_FAST_BACKEND is 'fast'; it must be one of" in check.detail
     assert check.remedy == "correct HMC_FAST_BACKEND, or unset it"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "available", "detail"),
+    [
+        ((None, None), True, "float32, bfloat16"),
+        ((None, "no"), True, "float32; not bfloat16: no"),
+        (("no", "none"), False, "not float32: no; not bfloat16: none"),
+    ],
+)
+def test_which_inputs_the_compiled_attention_takes_is_told(
+    reasons: tuple[str | None, str | None],
+    available: bool,
+    detail: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = dict(zip((torch.float32, torch.bfloat16), reasons, strict=True))
+    monkeypatch.setattr(compiled, "why_not", told.__getitem__)
+    (check,) = (check for check in examine() if check.what == "compiled CPU attention")
+    assert (check.available, check.detail) == (available, detail)
+    assert (check.remedy is None) == available

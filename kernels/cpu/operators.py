@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels.cpu import flash
+from hmc_fast.kernels.cpu import compiled, flash
 from hmc_fast.kernels.cpu.backward import QuerySide, differentiate
 from hmc_fast.kernels.cpu.blocks import BACKWARD, FORWARD, head_groups
 from hmc_fast.kernels.cpu.forward import attend
@@ -30,6 +30,8 @@ def multi_scale_attention(
     q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], scale: float
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """As :func:`hmc_fast.kernels.reference.multi_scale_attention`."""
+    if compiled.takes(q, ks, vs):
+        return compiled.multi_scale_attention(q, ks, vs, scale)
     batch, queries, heads, _ = q.shape
     outs = [q.new_empty(batch, queries, heads, v.shape[3]) for v in vs]
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)

@@ -1,0 +1,282 @@
+"""The compiled forward pass: within the error budget, in memory's bounds, and never in the way."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hmc_fast.kernels import attention, multi_scale_attention
+from hmc_fast.kernels.cpu import compiled
+from hmc_fast.kernels.testing import DrawnProblem, assert_parity, draw_problems
+
+DTYPES = [d for d in compiled.INSTRUCTIONS if compiled.why_not(d) is None]
+needs_it = pytest.mark.skipif(
+    not DTYPES, reason=f"no compiled attention here: {compiled.why_not(torch.float32)}"
+)
+PROBLEMS = draw_problems(seed=9, count=66)
+Run = Callable[[str], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _compiled(_by_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undoes what the other tests of this folder do."""
+    monkeypatch.setattr(compiled, "takes", TAKES)
+
+
+TAKES = compiled.takes
+
+
+@pytest.fixture
+def _anew() -> Iterator[None]:
+    """As a process that has not asked for it yet."""
+    compiled.why_not.cache_clear()
+    compiled.library.cache_clear()
+    yield
+    compiled.why_not.cache_clear()
+    compiled.library.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _poison_uninitialised_memory() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def inputs(
+    dtype: torch.dtype,
+    queries: int = 70,
+    lengths: tuple[int, ...] = (1300, 513),
+    widths: tuple[int, ...] = (256, 40),
+    batch: int = 2,
+    heads: int = 3,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(tokens: int, width: int) -> Tensor:
+        return torch.randn(batch, tokens, heads, width, generator=generator).to(dtype)
+
+    ks = [drawn(n, 64) for n in lengths]
+    vs = [drawn(n, d) for n, d in zip(lengths, widths, strict=True)]
+    return drawn(queries, 64), ks, vs
+
+
+@needs_it
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_drawn_problems(problem: DrawnProblem, dtype: torch.dtype) -> None:
+    q, ks, vs = problem.tensors(dtype)
+    assert compiled.takes(q, ks, vs) or q.shape[3] % 2
+    assert_parity(q, ks, vs, scale=problem.shape.scale, backend="cpu")
+
+
+@needs_it
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("queries", "lengths"),
+    [(1, (1025,)), (513, (512,)), (65, (511, 1, 1030)), (129, (2049,)), (8193, (17, 600))],
+    ids=str,
+)
+def test_many_blocks(queries: int, lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+    q, ks, vs = inputs(dtype, queries, lengths, (256, 48, 17)[: len(lengths)], 1, 2)
+    assert compiled.takes(q, ks, vs)
+    assert_parity(q, ks, vs, scale=0.125, backend="cpu")
+
+
+@needs_it
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("order", ["rising", "falling", "mixed"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_from_minus_to_plus_80(order: str, sign: int, dtype: torch.dtype) -> None:
+    logits = torch.linspace(-80, 80, 1500)
+    if order == "mixed":
+        logits = logits[torch.randperm(1500, generator=torch.Generator().manual_seed(1))]
+    q, ks, vs = inputs(dtype, 5, (1500, 33), (64, 32))
+    q = torch.zeros_like(q)
+    q[..., 0] = 1
+    ks[0][..., 0] = (logits if order != "falling" else logits.flip(0))[None, :, None].to(dtype)
+    assert_parity(q, ks, vs, scale=float(sign), backend="cpu")
+
+
+@needs_it
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_depend_neither_on_the_batch_nor_on_threads_or_strides(dtype: torch.dtype) -> None:
+    q, ks, vs = inputs(dtype)
+    outs, lse, weights = multi_scale_attention(q, ks, vs, backend="cpu")
+    alone = multi_scale_attention(
+        q[1:, :, 1:2], [k[1:, :, 1:2] for k in ks], [v[1:, :, 1:2] for v in vs], backend="cpu"
+    )
+    for whole, part in zip(outs, alone[0], strict=True):
+        assert torch.equal(whole[1:, :, 1:2], part)
+    assert torch.equal(lse[1:, 1:2], alone[1])
+    assert torch.equal(weights[1:, 1:2], alone[2])
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, *ks, *vs)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        again = multi_scale_attention(turned[0], turned[1:3], turned[3:], backend="cpu")
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, outs, again[0]))
+    assert torch.equal(lse, again[1])
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: multi_scale_attention(q, ks, vs, backend="cpu")[1], "abcd"):
+            assert torch.equal(lse, found)
+
+
+@needs_it
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_reaches_its_own_row_alone(value: float, dtype: torch.dtype) -> None:
+    q, (k, _), (v, _) = inputs(dtype)
+    clean, _ = attention(q, k, v, backend="cpu")
+    q[1, 5, 2, 0] = value
+    out, lse = attention(q, k, v, backend="cpu")
+    assert out[1, 5, 2].isnan().all()
+    assert lse[1, 2, 5].isnan()
+    out[1, 5, 2] = clean[1, 5, 2]
+    assert torch.equal(out, clean)
+
+
+@needs_it
+def test_what_it_does_not_take() -> None:
+    q, ks, vs = inputs(torch.float16)
+    assert not compiled.takes(q, ks, vs)
+    q, ks, vs = inputs(torch.bfloat16)
+    assert not compiled.takes(q[..., :63], [k[..., :63] for k in ks], vs)
+    assert not compiled.takes(q[:, :0], ks, vs)
+
+
+GUARDED = """
+from hmc_fast.kernels.cpu import compiled
+torch.manual_seed(0)
+for at_end in (False, True):
+    for dtype in (d for d in compiled.INSTRUCTIONS if compiled.why_not(d) is None):
+        for queries, lengths, width, value_widths in (
+            (1, (1,), 16, (17,)), (37, (53, 5), 24, (40, 31)), (70, (1031,), 64, (256,)),
+        ):
+            def filled(*shape):
+                return guarded(shape, at_end, dtype).copy_(torch.randn(shape))
+
+            q = filled(1, queries, 1, width)
+            ks = [filled(1, n, 1, width) for n in lengths]
+            vs = [filled(1, n, 1, d) for n, d in zip(lengths, value_widths)]
+            plain = compiled.multi_scale_attention(
+                q.clone(), [k.clone() for k in ks], [v.clone() for v in vs], 0.25
+            )
+            new, torch.Tensor.new_empty = torch.Tensor.new_empty, (
+                lambda self, *shape, dtype=None: guarded(shape, at_end, dtype or self.dtype)
+            )
+            placed = compiled.multi_scale_attention(q, ks, vs, 0.25)
+            torch.Tensor.new_empty = new
+            for a, b in zip([*plain[0], *plain[1:]], [*placed[0], *placed[1:]]):
+                assert torch.equal(a, b)
+print("untouched")
+"""
+
+
+@needs_it
+def test_nothing_beside_a_tensor_is_touched(run_guarded: Run) -> None:
+    result = run_guarded(GUARDED)
+    assert (result.returncode, result.stdout) == (0, "untouched\n"), result.stderr
+
+
+def falls_back() -> str:
+    """Why there is no compiled attention; the same call is served by blocks."""
+    q, ks, vs = inputs(torch.float32)
+    assert not compiled.takes(q, ks, vs)
+    assert_parity(q, ks, vs, scale=0.125, backend="cpu")
+    return compiled.why_not(torch.float32) or ""
+
+
+@pytest.mark.usefixtures("_anew")
+class TestWithout:
+    """Each way to have none is a reason, and attention goes on by blocks."""
+
+    @pytest.fixture(autouse=True)
+    def _cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "cpu_name": "of a test"}
+        )
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def test_switched_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(compiled.SWITCH, "0")
+        assert falls_back() == "HMC_FAST_COMPILE=0"
+
+    def test_another_processor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+        assert falls_back() == "the processor lacks avx512_f"
+
+    def test_no_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+        assert falls_back() == "there is no C++ compiler; apt-get install g++"
+
+    def test_a_compiler_that_fails_is_asked_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = tmp_path / "asked"
+        compiler = tmp_path / "c++"
+        compiler.write_text(
+            f'#!/bin/sh\necho once >> {asked}\necho "x.cpp: error: no" >&2\nexit 1\n'
+        )
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        assert falls_back() == f"{compiler} failed: x.cpp: error: no"
+        assert falls_back()
+        assert asked.read_text() == "once\n"
+        assert not list((tmp_path / "hmc-fast" / "cpu").iterdir())
+
+    def test_a_library_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiled, "_linking", lambda made, to: ["--version"])
+        monkeypatch.setattr(Path, "replace", lambda made, place: place.write_text("no library"))
+        assert "cannot be loaded" in falls_back()
+
+    def test_a_cache_that_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        assert "cannot be written" in falls_back()
+
+
+COMPILES = """
+import torch
+from hmc_fast.kernels.cpu import compiled
+print(compiled.why_not(torch.float32) or "compiled")
+"""
+
+
+@needs_it
+def test_processes_that_compile_at_once_leave_one_library(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", COMPILES], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    assert [process.communicate()[0] for process in started] == ["compiled\n"] * 2
+    assert [path.suffix for path in (tmp_path / "hmc-fast" / "cpu").iterdir()] == [".so"]
+
+
+@needs_it
+def test_a_killed_compilation_is_done_again(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", COMPILES], env=environment)
+    while not list(tmp_path.glob("hmc-fast/cpu/*/*")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("hmc-fast/cpu/*.so"))
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "compiled\n"
