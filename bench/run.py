@@ -512,13 +512,17 @@ def start_record(job: str, options: dict[str, Any], device: torch.device) -> Rec
     return Record(
         job=job,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        environment={
-            **environment(),
-            "cpu_attention": compiled.why_not(torch.float32) or "compiled",
-        },
+        environment=environment() | _cpu_attention(device),
         device={**device_facts(device).to_json(), "clocks_before": clocks_seen(device)},
         options=options,
     )
+
+
+def _cpu_attention(device: torch.device) -> dict[str, str]:
+    """Which forward pass of ours runs on a CPU, or why it is not the compiled one."""
+    if device.type != "cpu":
+        return {}
+    return {"cpu_attention": compiled.why_not(torch.float32) or "compiled"}
 
 
 def finish_record(record: Record, device: torch.device) -> Record:

@@ -15,6 +15,7 @@
 #include <exception>
 #include <limits>
 #include <memory>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -118,8 +119,10 @@ float exponentials(const float* scores, int64_t keys, float factor, float own, f
     if constexpr (std::is_same_v<T, float>) {
       _mm512_mask_storeu_ps(to + c, there, x);
     } else {  // a block's memory ends behind a whole register
+#ifdef __AVX512BF16__
       const __m256bh half = _mm512_cvtneps_pbh(x);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + c), reinterpret_cast<const __m256i&>(half));
+#endif
     }
   }
   return _mm512_reduce_add_ps(sum);
@@ -270,13 +273,23 @@ class Attention {
 
 }  // namespace
 
-// 0 where it is done; 1 where this build of PyTorch has no such products for the processor.
+// 0 where it is done; 1 where this PyTorch has no such products for the processor, or the compiler was
+// not told of bf16; 2 where memory ran out.
 extern "C" int hmc_fast_attention(const Problem* problem) {
   try {
-    if (problem->is_bf16) Attention<c10::BFloat16>(*problem).run();
-    else Attention<float>(*problem).run();
+    if (!problem->is_bf16) {
+      Attention<float>(*problem).run();
+      return 0;
+    }
+#ifdef __AVX512BF16__
+    Attention<c10::BFloat16>(*problem).run();
+    return 0;
+#else
+    return 1;
+#endif
+  } catch (const std::bad_alloc&) {
+    return 2;
   } catch (const std::exception&) {
     return 1;
   }
-  return 0;
 }

@@ -26,6 +26,8 @@ SWITCH = "HMC_FAST_COMPILE"
 SOURCE = Path(__file__).with_name("attention.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC")
 LONGEST_COMPILATION_S = 300
+OUT_OF_MEMORY = 2
+"""What the library's function returns then."""
 INSTRUCTIONS = {torch.float32: "avx512_f", torch.bfloat16: "avx512_bf16"}
 """What a processor needs for inputs of a dtype, by PyTorch's name."""
 
@@ -129,7 +131,10 @@ def multi_scale_attention(
         lse.data_ptr(),
         weights.data_ptr(),
     )
-    if library()(ctypes.byref(problem)) != 0:
+    code = library()(ctypes.byref(problem))
+    if code == OUT_OF_MEMORY:
+        raise MemoryError("attention: no memory for packed keys and values")
+    if code != 0:
         raise CannotCompileError(f"torch {torch.__version__} has no products for this processor")
     return outs, lse, weights
 
@@ -174,6 +179,10 @@ def compile_library() -> Path:
             made = Path(folder) / "attention.so"
             _run(compiler, *_compilation(made.with_suffix(".o")))
             _run(compiler, *_linking(made.with_suffix(".o"), made))
+            with made.open("rb") as file:
+                os.fsync(
+                    file.fileno()
+                )  # a library cut by a power failure would crash whoever loads it
             made.replace(place)
     except OSError as error:
         raise CannotCompileError(f"{place.parent}: cannot be written ({error.strerror})") from None
@@ -181,8 +190,14 @@ def compile_library() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept, for this user alone."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where libraries are kept, for this user alone.
+
+    Raises :class:`CannotCompileError` for a user without a home.
+    """
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise CannotCompileError("there is no home folder; set XDG_CACHE_HOME") from None
     return Path(home) / "hmc-fast" / "cpu"
 
 

@@ -234,9 +234,17 @@ class TestWithout:
         assert asked.read_text() == "once\n"
         assert not list((tmp_path / "hmc-fast" / "cpu").iterdir())
 
+    def test_a_user_without_a_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def home() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", home)
+        assert falls_back() == "there is no home folder; set XDG_CACHE_HOME"
+
     def test_a_library_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(compiled, "_linking", lambda made, to: ["--version"])
-        monkeypatch.setattr(Path, "replace", lambda made, place: place.write_text("no library"))
+        no_library = ["-E", "-x", "c", "/dev/null", "-o"]
+        monkeypatch.setattr(compiled, "_linking", lambda made, to: [*no_library, str(to)])
         assert "cannot be loaded" in falls_back()
 
     def test_a_cache_that_cannot_be_written(
@@ -245,6 +253,18 @@ class TestWithout:
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
         assert "cannot be written" in falls_back()
+
+
+@needs_it
+@pytest.mark.usefixtures("_anew")
+def test_a_processor_without_products_of_bf16_has_those_of_fp32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiled, "FLAGS", (*compiled.FLAGS, "-mno-avx512bf16"))
+    assert compiled.why_not(torch.float32) is None
+    if torch.bfloat16 in DTYPES:
+        assert "has no products" in (compiled.why_not(torch.bfloat16) or "")
 
 
 COMPILES = """
