@@ -52,7 +52,7 @@ from hmc_fast.devices import default_device, precision_dtype
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.files import make_folder
-from hmc_fast.kernels.cpu import compiled
+from hmc_fast.kernels.cpu.compiled import attention as compiled
 from hmc_fast.kernels.testing import BudgetUse
 
 OVER = "the time set for the whole run was over"
@@ -519,7 +519,7 @@ def start_record(job: str, options: dict[str, Any], device: torch.device) -> Rec
 
 
 def _cpu_attention(device: torch.device) -> dict[str, str]:
-    """Which forward pass of ours runs on a CPU, or why it is not the compiled one."""
+    """Which attention of ours runs on a CPU, or why it is not the compiled one."""
     if device.type != "cpu":
         return {}
     return {"cpu_attention": compiled.why_not(torch.float32) or "compiled"}

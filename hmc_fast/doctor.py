@@ -30,7 +30,7 @@ from hmc_fast.kernels.backend import (
     resolve_backend,
 )
 from hmc_fast.kernels.capability import reasons_against
-from hmc_fast.kernels.cpu import compiled
+from hmc_fast.kernels.cpu.compiled import attention as compiled
 from hmc_fast.kernels.geometry import self_attention_problem
 
 DECODERS: dict[UID, str] = {

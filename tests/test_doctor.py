@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hmc_fast.doctor import Check, examine
-from hmc_fast.kernels.cpu import compiled
+from hmc_fast.kernels.cpu.compiled import attention as compiled
 
 
 def backend_check() -> Check:

@@ -1,1 +1,1 @@
-"""Blocked attention for CPUs in plain PyTorch: :mod:`hmc_fast.kernels.cpu.operators`."""
+"""Blocked attention for CPUs, C++ and plain PyTorch: :mod:`hmc_fast.kernels.cpu.operators`."""

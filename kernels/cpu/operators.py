@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hmc_fast.kernels.cpu import compiled, flash
+from hmc_fast.kernels.cpu import flash
 from hmc_fast.kernels.cpu.backward import QuerySide, differentiate
 from hmc_fast.kernels.cpu.blocks import BACKWARD, FORWARD, head_groups
+from hmc_fast.kernels.cpu.compiled import attention as compiled
 from hmc_fast.kernels.cpu.forward import attend
 from hmc_fast.kernels.cpu.precision import products_of, rounds_products
 
@@ -81,6 +82,10 @@ def multi_scale_attention_backward(
     scale: float,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """As :func:`hmc_fast.kernels.reference.multi_scale_attention_backward`."""
+    if compiled.takes_backward(q, ks, vs):
+        return compiled.multi_scale_attention_backward(
+            d_outs, d_lse, d_weights, q, ks, vs, outs, lse, weights, scale
+        )
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dks = [torch.empty_like(k, memory_format=torch.contiguous_format) for k in ks]
     dvs = [torch.empty_like(v, memory_format=torch.contiguous_format) for v in vs]

@@ -2,12 +2,13 @@
 
 import pytest
 
-from hmc_fast.kernels.cpu import backward, blocks, compiled, forward, operators, precision
+from hmc_fast.kernels.cpu import backward, blocks, forward, operators, precision
+from hmc_fast.kernels.cpu.compiled import attention as compiled
 
 
 @pytest.fixture(autouse=True)
 def _by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The forward pass in PyTorch, also where the compiled one would be taken."""
+    """In PyTorch, also where the compiled passes would be taken."""
     monkeypatch.setattr(compiled, "takes", lambda q, ks, vs: False)
 
 

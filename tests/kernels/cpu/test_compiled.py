@@ -1,4 +1,4 @@
-"""The compiled forward pass: within the error budget, in memory's bounds, and never in the way."""
+"""The compiled passes: within the error budget, in memory's bounds, and never in the way."""
 
 import os
 import signal
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hmc_fast.kernels import attention, multi_scale_attention
-from hmc_fast.kernels.cpu import compiled
+from hmc_fast.kernels.cpu.compiled import attention as compiled
+from hmc_fast.kernels.cpu.compiled import library
 from hmc_fast.kernels.testing import DrawnProblem, assert_parity, draw_problems
 
 DTYPES = [d for d in compiled.INSTRUCTIONS if compiled.why_not(d) is None]
@@ -33,14 +34,17 @@ def _compiled(_by_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
 TAKES = compiled.takes
 
 
+def forget() -> None:
+    for found in (compiled.why_not, library.function, library._library):
+        found.cache_clear()
+
+
 @pytest.fixture
 def _anew() -> Iterator[None]:
     """As a process that has not asked for it yet."""
-    compiled.why_not.cache_clear()
-    compiled.library.cache_clear()
+    forget()
     yield
-    compiled.why_not.cache_clear()
-    compiled.library.cache_clear()
+    forget()
 
 
 @pytest.fixture(autouse=True)
@@ -105,30 +109,75 @@ def test_logits_from_minus_to_plus_80(order: str, sign: int, dtype: torch.dtype)
     assert_parity(q, ks, vs, scale=float(sign), backend="cpu")
 
 
+Results = tuple[list[Tensor], Tensor, Tensor, list[Tensor]]
+
+
+def both_passes(q: Tensor, ks: list[Tensor], vs: list[Tensor], backend: str = "cpu") -> Results:
+    """Outs, lse, weights, and the gradients of ``q``, ``ks`` and ``vs`` through all of them."""
+    leaves = [x.detach().requires_grad_() for x in (q, *ks, *vs)]
+    ks, vs = leaves[1 : 1 + len(ks)], leaves[1 + len(ks) :]
+    outs, lse, weights = multi_scale_attention(leaves[0], ks, vs, backend=backend)
+    loss = sum((out.float().square() + out).sum() for out in outs)
+    loss = loss + lse.sum() + weights.square().sum()
+    gradients = torch.autograd.grad(loss, leaves)
+    return [out.detach() for out in outs], lse.detach(), weights.detach(), list(gradients)
+
+
 @needs_it
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_depend_neither_on_the_batch_nor_on_threads_or_strides(dtype: torch.dtype) -> None:
     q, ks, vs = inputs(dtype)
-    outs, lse, weights = multi_scale_attention(q, ks, vs, backend="cpu")
-    alone = multi_scale_attention(
-        q[1:, :, 1:2], [k[1:, :, 1:2] for k in ks], [v[1:, :, 1:2] for v in vs], backend="cpu"
-    )
-    for whole, part in zip(outs, alone[0], strict=True):
-        assert torch.equal(whole[1:, :, 1:2], part)
+    outs, lse, weights, gradients = both_passes(q, ks, vs)
+
+    def is_same(found: Results) -> bool:
+        pairs = zip([*outs, *gradients], [*found[0], *found[3]], strict=True)
+        return torch.equal(lse, found[1]) and all(torch.equal(a, b) for a, b in pairs)
+
+    alone = both_passes(q[1:, :, 1:2], [k[1:, :, 1:2] for k in ks], [v[1:, :, 1:2] for v in vs])
     assert torch.equal(lse[1:, 1:2], alone[1])
     assert torch.equal(weights[1:, 1:2], alone[2])
+    for whole, own in zip([*outs, *gradients], [*alone[0], *alone[3]], strict=True):
+        assert torch.equal(whole[1:, :, 1:2], own)
     turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, *ks, *vs)]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        again = multi_scale_attention(turned[0], turned[1:3], turned[3:], backend="cpu")
+        assert is_same(both_passes(turned[0], turned[1:3], turned[3:]))
     finally:
         torch.set_num_threads(threads)
-    assert all(map(torch.equal, outs, again[0]))
-    assert torch.equal(lse, again[1])
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: multi_scale_attention(q, ks, vs, backend="cpu")[1], "abcd"):
-            assert torch.equal(lse, found)
+        assert all(pool.map(lambda _: is_same(both_passes(q, ks, vs)), "abcd"))
+
+
+@needs_it
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_of_sums_which_have_no_memory_of_their_own(dtype: torch.dtype) -> None:
+    q, (k, _), (v, _) = inputs(dtype)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    expanded = torch.autograd.grad(attention(*leaves, backend="cpu")[0].sum(), leaves)
+    out, _ = attention(*leaves, backend="cpu")
+    assert all(map(torch.equal, expanded, torch.autograd.grad(out, leaves, torch.ones_like(out))))
+
+
+@needs_it
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_source_far_below_the_others_keeps_its_gradients(dtype: torch.dtype) -> None:
+    """Its probabilities are about 2^-100: nothing beside the other's, but all that it has."""
+    q, ks, vs = inputs(dtype, 5, (30, 33), (64, 32))
+    q, ks[0], ks[1] = torch.zeros_like(q), torch.zeros_like(ks[0]), torch.zeros_like(ks[1])
+    q[..., 0] = 1
+    ks[1][..., 0] = -69 * 8  # times 1 / 8, of the 64 dimensions
+    found = both_passes(q, ks, vs)[3]
+    exact = both_passes(
+        q.double(), [k.double() for k in ks], [v.double() for v in vs], "reference"
+    )[3]
+    assert 0 < exact[2].abs().max() < 2e-28
+    assert 0 < exact[4].abs().max() < 2e-28
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(
+            a.double(), b, rtol=tolerance, atol=tolerance * float(b.abs().max())
+        )
 
 
 @needs_it
@@ -155,12 +204,13 @@ def test_what_it_does_not_take() -> None:
 
 
 GUARDED = """
-from hmc_fast.kernels.cpu import compiled
+from hmc_fast.kernels.cpu.compiled import attention as compiled
 torch.manual_seed(0)
 for at_end in (False, True):
     for dtype in (d for d in compiled.INSTRUCTIONS if compiled.why_not(d) is None):
         for queries, lengths, width, value_widths in (
-            (1, (1,), 16, (17,)), (37, (53, 5), 24, (40, 31)), (70, (1031,), 64, (256,)),
+            (1, (1,), 16, (17,)), (1, (1,), 16, (18,)), (37, (53, 5), 24, (40, 31)),
+            (37, (53, 5), 24, (40, 30)), (70, (1031,), 64, (256,)), (259, (301,), 30, (34,)),
         ):
             def filled(*shape):
                 return guarded(shape, at_end, dtype).copy_(torch.randn(shape))
@@ -168,16 +218,25 @@ for at_end in (False, True):
             q = filled(1, queries, 1, width)
             ks = [filled(1, n, 1, width) for n in lengths]
             vs = [filled(1, n, 1, d) for n, d in zip(lengths, value_widths)]
-            plain = compiled.multi_scale_attention(
-                q.clone(), [k.clone() for k in ks], [v.clone() for v in vs], 0.25
-            )
+            def passes(q, ks, vs):
+                outs, lse, weights = compiled.multi_scale_attention(q, ks, vs, 0.25)
+                results = [*outs, lse, weights]
+                if compiled.takes_backward(q, ks, vs):
+                    dq, dks, dvs = compiled.multi_scale_attention_backward(
+                        outs, lse, weights, q, ks, vs, outs, lse, weights, 0.25
+                    )
+                    results += [dq, *dks, *dvs]
+                return results
+
+            plain = passes(q.clone(), [k.clone() for k in ks], [v.clone() for v in vs])
             new, torch.Tensor.new_empty = torch.Tensor.new_empty, (
-                lambda self, *shape, dtype=None: guarded(shape, at_end, dtype or self.dtype)
+                lambda self, *shape, dtype=None: guarded(
+                    shape if isinstance(shape[0], int) else shape[0], at_end, dtype or self.dtype
+                )
             )
-            placed = compiled.multi_scale_attention(q, ks, vs, 0.25)
+            placed = passes(q, ks, vs)
             torch.Tensor.new_empty = new
-            for a, b in zip([*plain[0], *plain[1:]], [*placed[0], *placed[1:]]):
-                assert torch.equal(a, b)
+            assert all(map(torch.equal, plain, placed))
 print("untouched")
 """
 
@@ -208,7 +267,7 @@ class TestWithout:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def test_switched_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(compiled.SWITCH, "0")
+        monkeypatch.setenv(library.SWITCH, "0")
         assert falls_back() == "HMC_FAST_COMPILE=0"
 
     def test_another_processor(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +275,7 @@ class TestWithout:
         assert falls_back() == "the processor lacks avx512_f"
 
     def test_no_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+        monkeypatch.setattr(library.shutil, "which", lambda name: None)
         assert falls_back() == "there is no C++ compiler; apt-get install g++"
 
     def test_a_compiler_that_fails_is_asked_once(
@@ -244,7 +303,7 @@ class TestWithout:
 
     def test_a_library_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         no_library = ["-E", "-x", "c", "/dev/null", "-o"]
-        monkeypatch.setattr(compiled, "_linking", lambda made, to: [*no_library, str(to)])
+        monkeypatch.setattr(library, "_linking", lambda made, to: [*no_library, str(to)])
         assert "cannot be loaded" in falls_back()
 
     def test_a_cache_that_cannot_be_written(
@@ -261,7 +320,7 @@ def test_a_processor_without_products_of_bf16_has_those_of_fp32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compiled, "FLAGS", (*compiled.FLAGS, "-mno-avx512bf16"))
+    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, "-mno-avx512bf16"))
     assert compiled.why_not(torch.float32) is None
     if torch.bfloat16 in DTYPES:
         assert "has no products" in (compiled.why_not(torch.bfloat16) or "")
@@ -269,7 +328,7 @@ def test_a_processor_without_products_of_bf16_has_those_of_fp32(
 
 COMPILES = """
 import torch
-from hmc_fast.kernels.cpu import compiled
+from hmc_fast.kernels.cpu.compiled import attention as compiled
 print(compiled.why_not(torch.float32) or "compiled")
 """
 
