@@ -226,7 +226,7 @@ class TrainingStep:
         self.model = model
         self.call = call
         self.dtype = dtype
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
 
     def gradients(self, images: Tensor, labels: Tensor) -> Tensor:
         """Loss backward; returns the loss. Gradients lie in the parameters."""

@@ -48,6 +48,7 @@ DEFAULT_PEERS = (
     "eager",
     "compiled",
     "cpu",
+    "cpu_prepared",
     "triton",
     "onnxruntime",
     "openvino",

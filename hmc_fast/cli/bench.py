@@ -80,9 +80,9 @@ def bench(
     """Latency, throughput, memory and accuracy across folds, a row per peer and precision.
 
     Trains the model on patient-disjoint folds, then measures every peer on the same checkpoints,
-    parity first. Peers are eager, compiled, cpu, triton, onnxruntime, openvino, tensorrt and
-    tensorrt_rtx unless named. What cannot run here is a row with its reason, and an engine that can
-    be built all the same tells its size and memory.
+    parity first. Peers are eager, compiled, cpu, cpu_prepared, triton, onnxruntime, openvino,
+    tensorrt and tensorrt_rtx unless named. What cannot run here is a row with its reason, and an
+    engine that can be built all the same tells its size and memory.
     Writes record.jsonl, report.md and report.html.
 
     Examples: [bold]hmc-fast bench[/bold] (phantoms, minutes on two cores);
