@@ -2,7 +2,7 @@
 # WEIGHTS=...` the seven models; each sets up all it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
-SOURCES := $(shell find hmc_fast kernels bench export -name '*.py' -o -name '*.j2' -o -name '*.json' -o -name '*.cpp') pyproject.toml setup.py
+SOURCES := $(shell find hmc_fast kernels bench export -name '*.py' -o -name '*.j2' -o -name '*.json' -o -name '*.cpp' -o -name '*.h') pyproject.toml setup.py
 
 # Tests of a file stay in one process where they share what is slow to make. Speed tests run alone.
 TEST_PROCESSES := 2

@@ -119,6 +119,8 @@ def _facts(record: Record) -> list[str]:
         f"{environment.get('git_revision') or 'unknown'}",
         f"Clocks seen: {_clock_text(before, after)}",
     ]
+    if attention := environment.get("cpu_attention"):
+        facts.append(f"Our attention on this CPU: {attention}")
     if record.study is not None:
         data, options = record.study.data, record.options
         facts.append(

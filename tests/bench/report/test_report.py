@@ -241,6 +241,13 @@ def test_reports_hold_every_row_reason_and_plot(record: Record, path: Path, tmp_
     assert (tmp_path / "again" / "report.html").is_file()
 
 
+def test_a_page_says_which_attention_a_cpu_had(record: Record, tmp_path: Path) -> None:
+    assert "Our attention" not in write_reports([("now", record)], tmp_path)[0].read_text()
+    record.environment["cpu_attention"] = "there is no C++ compiler"
+    for page in write_reports([("now", record)], tmp_path):
+        assert "Our attention on this CPU: there is no C++ compiler" in page.read_text()
+
+
 def test_records_of_the_same_rows_are_steps_of_one_part(record: Record, tmp_path: Path) -> None:
     older = slowed(record, 3)
     markdown, html = write_reports([("first", older), ("second", record)], tmp_path)
