@@ -2,8 +2,7 @@
 
 Softmax and sums are computed in fp32. So are products, but for those of bf16 inputs on processors
 with fast bf16 products (:mod:`hmc_fast.kernels.cpu.precision`). Memory beside inputs and outputs is
-a block of scores and an fp32 copy of what belongs to a few heads of one film, whatever the number
-of tokens squared.
+a block of scores and copies of what belongs to a few heads, whatever the number of tokens squared.
 """
 
 from collections.abc import Sequence

@@ -11,6 +11,8 @@ from hmc_fast.kernels.cpu.compiled.library import CannotCompileError, function
 
 OUT_OF_MEMORY = 2
 """What the library's functions return then."""
+LONGEST_STRIDE = 2**20
+"""Elements from token to token: the bytes of 256 tokens are a number of 31 bits, as oneDNN asks."""
 INSTRUCTIONS = {torch.float32: "avx512_f", torch.bfloat16: "avx512_bf16"}
 """What a processor needs for inputs of a dtype, by PyTorch's name."""
 
@@ -26,8 +28,9 @@ class _Tokens(ctypes.Structure):
 
     @classmethod
     def of(cls, x: Tensor) -> "_Tokens":
+        _, count, _, width = x.shape
         batch, token, head, _ = x.stride()
-        return cls(x.data_ptr(), x.shape[1], x.shape[3], batch, token, head)
+        return cls(x.data_ptr(), count, width, batch, token if count > 1 else width, head)
 
 
 class _Source(ctypes.Structure):
@@ -80,6 +83,7 @@ def takes(q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor]) -> bool:
         q.dtype in INSTRUCTIONS
         and all(x.dtype == q.dtype and x.numel() > 0 for x in tensors)
         and (q.dtype == torch.float32 or q.shape[3] % 2 == 0)  # bf16 is multiplied in pairs
+        and bool(torch.backends.mkldnn.enabled)  # the switch of oneDNN, which multiplies
         and why_not(q.dtype) is None
     )
 
@@ -118,7 +122,7 @@ def multi_scale_attention(
     Softmax, statistics and sums are in fp32. Probabilities of bf16 inputs are rounded to bf16
     before they multiply values.
     """
-    q, ks, vs = _without_gaps(q), [_without_gaps(k) for k in ks], [_without_gaps(v) for v in vs]
+    q, ks, vs = _laid_out(q), [_laid_out(k) for k in ks], [_laid_out(v) for v in vs]
     batch, queries, heads, _ = q.shape
     outs = [q.new_empty(batch, queries, heads, v.shape[3]) for v in vs]
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
@@ -153,9 +157,9 @@ def multi_scale_attention_backward(
     """
     dq = q.new_empty(q.shape)
     dks, dvs = ([x.new_empty(x.shape) for x in xs] for xs in (ks, vs))
-    q = _without_gaps(q)
+    q = _laid_out(q)
     # What a pointer alone holds has to live until the call is over.
-    tensors = [[_without_gaps(x) for x in xs] for xs in (ks, vs, outs, d_outs)]
+    tensors = [[_laid_out(x.to(q.dtype)) for x in xs] for xs in (ks, vs, outs, d_outs)]
     statistics = [x.float().contiguous() for x in (lse, weights, d_lse, d_weights)]
     sources = (
         _DifferentiatedSource(*map(_Tokens.of, source), dk.data_ptr(), dv.data_ptr())
@@ -171,8 +175,10 @@ def multi_scale_attention_backward(
     return dq, dks, dvs
 
 
-def _without_gaps(x: Tensor) -> Tensor:
-    return x if x.stride(3) == 1 else x.contiguous()
+def _laid_out(x: Tensor) -> Tensor:
+    """``x``, or a copy where oneDNN could not walk from token to token."""
+    fits = x.stride(3) == 1 and x.shape[3] <= x.stride(1) <= LONGEST_STRIDE
+    return x if fits else x.contiguous()
 
 
 def _sizes(q: Tensor, ks: Sequence[Tensor], scale: float) -> tuple[object, ...]:

@@ -58,7 +58,10 @@ class Differentiation {
       width_ = std::max(width_, p_.source[s].values.width);
     }
     splits_ = std::min<int64_t>(key_blocks_.size(), kSplits);
-    together_ = std::clamp<int64_t>(ceil_div(4 * at::get_num_threads(), splits_), 1, p_.batch * p_.heads);
+    int64_t halves = 2 * p_.queries.width, floats = splits_ * p_.queries.width + 1 + 2 * p_.sources;
+    for (int64_t s = 0; s < p_.sources; ++s) halves += 2 * p_.source[s].values.width;
+    const int64_t bytes = padded() * (halves * sizeof(T) + floats * sizeof(float));
+    together_ = heads_at_once(4, splits_, bytes, p_.batch * p_.heads);
   }
 
   void run() const {

@@ -35,6 +35,9 @@ struct Tokens {  // of one tensor [B, N, H, D] whose last axis has no gaps; stri
   }
 };
 
+// Of packed heads that wait for their turn, bytes a thread; at least one head is packed.
+constexpr int64_t kPackedBytes = int64_t{1} << 26;
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Numbers of a block, in memory of its own that begins a cache line and ends behind a whole register.
@@ -46,6 +49,9 @@ class Block {
     void* memory = std::aligned_alloc(64, bytes);
     if (memory == nullptr) throw std::bad_alloc();
     memory_.reset(static_cast<N*>(memory));
+#ifdef HMC_FAST_POISON  // for tests: what is read before it is written shows
+    std::memset(memory, 0xff, bytes);
+#endif
   }
   N* operator+(int64_t offset) const { return memory_.get() + offset; }
   N* begin() const { return memory_.get(); }
@@ -53,6 +59,14 @@ class Block {
  private:
   std::unique_ptr<N, decltype(&std::free)> memory_{nullptr, &std::free};
 };
+
+// How many of `in_all` heads are packed at once: so that every thread has `tasks` of them, where a head
+// makes `tasks_a_head`, as memory allows.
+inline int64_t heads_at_once(int64_t tasks, int64_t tasks_a_head, int64_t bytes_a_head, int64_t in_all) {
+  const int64_t threads = at::get_num_threads();
+  const int64_t most = std::max<int64_t>(1, threads * kPackedBytes / bytes_a_head);
+  return std::clamp<int64_t>(ceil_div(tasks * threads, tasks_a_head), 1, std::min(in_all, most));
+}
 
 template <typename T>
 constexpr bool is_half = !std::is_same_v<T, float>;

@@ -25,6 +25,7 @@ struct Problem {
 // returns their sum.
 template <typename T>
 float exponentials(const float* scores, int64_t keys, float factor, float own, float maximum, T* to) {
+  if (maximum == -std::numeric_limits<float>::infinity()) maximum = 0;  // as all scores so far
   const __m512 by = _mm512_set1_ps(factor), less = _mm512_set1_ps(maximum);
   const __m512 floor = _mm512_set1_ps(own - maximum > kNear ? kFloor : kLeast);
   __m512 sum = _mm512_setzero_ps();
@@ -69,8 +70,10 @@ class Attention {
   explicit Attention(const Problem& problem) : p_(problem), factor_(problem.scale / kLn2) {
     rows_ = p_.queries.count >= 8192 ? 256 : 64;
     blocks_ = ceil_div(p_.queries.count, rows_);
-    const int64_t in_all = p_.batch * p_.heads;
-    together_ = std::clamp<int64_t>(ceil_div(8 * at::get_num_threads(), blocks_), 1, in_all);
+    int64_t numbers = 0;
+    for (int64_t s = 0; s < p_.sources; ++s)
+      numbers += packed_keys(s) * (paired<T>(p_.queries.width) + p_.source[s].values.width);
+    together_ = heads_at_once(8, blocks_, numbers * sizeof(T), p_.batch * p_.heads);
   }
 
   void run() const {
@@ -78,9 +81,8 @@ class Attention {
     std::vector<Packed> packed(together_);
     for (Packed& head : packed)
       for (int64_t s = 0; s < p_.sources; ++s) {
-        const int64_t keys = ceil_div(p_.source[s].keys.count, kKeys) * kKeys;
-        head.keys.emplace_back(keys * paired<T>(p_.queries.width));
-        head.values.emplace_back(keys * p_.source[s].values.width);
+        head.keys.emplace_back(packed_keys(s) * paired<T>(p_.queries.width));
+        head.values.emplace_back(packed_keys(s) * p_.source[s].values.width);
       }
     for (int64_t start = 0; start < in_all; start += together_) {
       const int64_t heads = std::min(together_, in_all - start);
@@ -117,6 +119,8 @@ class Attention {
   const Problem& p_;
   float factor_;  // scores are in units of ln 2
   int64_t rows_, blocks_, together_;
+
+  int64_t packed_keys(int64_t s) const { return ceil_div(p_.source[s].keys.count, kKeys) * kKeys; }
 
   void pack_block(int64_t index, int64_t s, int64_t block, Packed& head) const {
     const Tokens &k = p_.source[s].keys, &v = p_.source[s].values;

@@ -66,9 +66,9 @@ def compile_library() -> Path:
     if compiler is None:
         raise CannotCompileError("there is no C++ compiler; apt-get install g++")
     place = cache_folder() / f"{_fingerprint(compiler)}.so"
-    if place.exists():
-        return place
     try:
+        if place.exists():
+            return place
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with TemporaryDirectory(dir=place.parent) as folder:
             made = Path(folder) / "attention.so"
@@ -80,7 +80,7 @@ def compile_library() -> Path:
                 )  # a library cut by a power failure would crash whoever loads it
             made.replace(place)
     except OSError as error:
-        raise CannotCompileError(f"{place.parent}: cannot be written ({error.strerror})") from None
+        raise CannotCompileError(f"{place.parent}: cannot be used ({error.strerror})") from None
     return place
 
 
