@@ -6,7 +6,7 @@ draw_records.py FOLDER writes both into FOLDER.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hmc_fast.bench.peers import family_names
@@ -134,7 +134,12 @@ def speed() -> str:
         "HMC-Net with lesion head, peak memory of a process in MiB",
         f"{main.study.data['films']} films, 512×320, {main.device['name']}; blue: ours; "
         "shorter is better",
-        [_bar(row, row.peak_mib, f"{row.peak_mib:.0f}") for row in _sorted(held, "peak_mib")],
+        [
+            replace(
+                _bar(row, row.peak_mib, f"{row.peak_mib:.0f}"), name=f"{row.peer}, {row.precision}"
+            )
+            for row in _sorted(held, "peak_mib")
+        ],
     )
     return picture(
         "Latency and memory of HMC-Net on a CPU, memory of its engines",

@@ -372,6 +372,13 @@ class TestWithout:
         monkeypatch.setattr(Path, "home", home)
         assert falls_back() == "there is no home folder; set XDG_CACHE_HOME"
 
+    def test_a_cache_that_may_not_be_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def exists(path: Path) -> bool:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "exists", exists)
+        assert "cannot be used (Permission denied)" in falls_back()
+
     def test_a_library_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         no_library = ["-E", "-x", "c", "/dev/null", "-o"]
         monkeypatch.setattr(library, "_linking", lambda made, to: [*no_library, str(to)])
