@@ -160,7 +160,7 @@ def _engines() -> Panel:
         Bar(form, value, f"{value:.2f}", "ours" if value == least else "bar")
         for form, value in sorted(taken.items(), key=lambda item: item[1])
     ]
-    title = "HMC-Net as a TensorRT engine, activation memory in GB by form of attention"
+    title = "HMC-Net as a TensorRT engine, activations in GB by form of attention"
     note = (
         f"{record['size']}², {record['precision']}, batch {record['batch']}, built for "
         f"{ENGINE_TARGET} by {record['builder']}, not run; shorter is better"
