@@ -73,19 +73,21 @@ readme-table: $(VENV)/installed
 $(VENV)/bin/python:
 	sh scripts/make_venv.sh $(PYTHON) $(VENV)
 
-# Editable: the checkout is what runs, from its root as from anywhere else.
+# Editable: the checkout is what runs, from its root as from anywhere else. Modules are compiled when
+# they are first imported; to compile all of them takes a minute.
+PIP_INSTALL := $(VENV)/bin/pip install --quiet --no-compile
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml
-	$(VENV)/bin/pip install --quiet --editable .
+	$(PIP_INSTALL) --editable .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet --editable ".[dev]"
+	$(PIP_INSTALL) --editable ".[dev]"
 	touch $@
 
 $(WHEEL): $(VENV)/installed-dev $(SOURCES)
 	rm -rf build dist
 	$(VENV)/bin/pip wheel --quiet --no-deps --wheel-dir dist .
-	$(VENV)/bin/pip install --quiet --no-deps --target $@ dist/*.whl
+	$(PIP_INSTALL) --no-deps --target $@ dist/*.whl
 	touch $@
 
 clean:

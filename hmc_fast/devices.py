@@ -2,7 +2,8 @@
 
 import ctypes
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -14,6 +15,12 @@ PRECISIONS: dict[str, torch.dtype] = {
     "fp16": torch.float16,
 }
 """Autocast dtypes by name; ``fp32`` is no autocast."""
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_KEEP = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
+_GIVE_BACK = ((_MMAP_MAX, 2**16), (_MMAP_THRESHOLD, 2**25), (_TRIM_THRESHOLD, 2**26))
+"""Options of ``mallopt(3)``. Those to give back are where glibc's own tuning ends up."""
 
 
 def precision_dtype(name: str) -> torch.dtype:
@@ -48,6 +55,30 @@ def return_free_memory() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Inside, memory of freed CPU tensors waits for the next ones, where the C library can (glibc).
+
+    Its allocator gives freed tensors of more than 32 MiB back to the system, which clears memory
+    page by page when it hands it out again. A training step frees all that it took, and pays for
+    that anew every time. At the end everything is given back. Of the whole process, so for a long
+    piece of work, not for a call.
+    """
+    try:
+        set_option = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        yield
+        return
+    for option, value in _KEEP:
+        set_option(option, value)
+    try:
+        yield
+    finally:
+        for option, value in _GIVE_BACK:
+            set_option(option, value)
+        return_free_memory()
 
 
 def device_by_name(name: str) -> torch.device:

@@ -10,7 +10,7 @@ python=${PYTHON:-python3}
 mkdir -p "$(dirname "$folder")"
 new=$(mktemp -d "$folder.XXXXXX")
 trap 'rm -rf "$new"' EXIT
-"$python" -m pip install --quiet --no-deps --only-binary :all: --target "$new" "nvidia-pytriton==$release"
+"$python" -m pip install --quiet --no-compile --no-deps --only-binary :all: --target "$new" "nvidia-pytriton==$release"
 touch "$new/made-$release"
 rm -rf "$folder"
 mv "$new" "$folder"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from samples import sampled
 
 from hmc_fast import UserError, create_model
 from hmc_fast.bench.record import read_record
@@ -132,7 +133,7 @@ def measured(page: Path, width: int, *options: str) -> dict[str, Any]:
 
 @pytest.mark.systems
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", sampled(PAGES, ["main job", "kernels", "explain"]))
 def test_nothing_is_cut_in_a_browser(name: str, tmp_path: Path) -> None:
     page = PAGES[name](tmp_path)
     for width in (2000, 1280, 1240, 400):

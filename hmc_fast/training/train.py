@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +26,7 @@ from hmc_fast.checkpoint import CheckpointMetadata, save_checkpoint
 from hmc_fast.data import TASKS, Film, FilmCache, FilmDataset
 from hmc_fast.data.folds import AUGMENT_FIRST
 from hmc_fast.data.patients import PatientKeys
-from hmc_fast.devices import default_device, device_count
+from hmc_fast.devices import default_device, device_count, freed_memory_kept
 from hmc_fast.environment import environment
 from hmc_fast.errors import UserError
 from hmc_fast.evaluation import Predictions, predict_logits
@@ -150,7 +150,8 @@ def train(
     curve, guard = LearningCurve(keep_curve), InterruptGuard()
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     resumed = folder / RESUME_FILE if can_resume(folder / RESUME_FILE, digest) else None
-    with _quiet_lightning(), guard.watch():
+    memory = freed_memory_kept() if default_device().type == "cpu" else nullcontext()
+    with _quiet_lightning(), guard.watch(), memory:
         trainer = _make_trainer(
             max_epochs=job.config.epochs_of(job.model_name),
             accelerator="auto",

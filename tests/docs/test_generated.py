@@ -101,6 +101,21 @@ def test_the_profile_is_that_of_its_record_and_adds_up() -> None:
         assert sum(groups.values()) == pytest.approx(whole, rel=1e-3)
 
 
+def test_the_training_step_is_that_of_its_record() -> None:
+    steps = script("training_step")
+    record = json.loads((ROOT / "bench" / "results" / "cpu-training.json").read_text())
+    page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    assert steps.updated(page, record) == page
+    assert len({len(row["ms"]) for row in record["rows"]}) == 1
+    medians = {
+        (row["precision"], row["attention"], row["kept"]): median(row["ms"])
+        for row in record["rows"]
+    }
+    for precision in steps.PRECISIONS:
+        ours = medians[precision, "cpu", True]
+        assert ours == min(time for way, time in medians.items() if way[0] == precision)
+
+
 def test_the_pace_of_predictions_is_that_of_its_record() -> None:
     bulk = script("bulk_prediction")
     record = json.loads((ROOT / "bench" / "results" / "bulk-prediction.json").read_text())

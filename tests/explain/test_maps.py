@@ -180,6 +180,7 @@ def test_score_cam_without_grad_cam_installed(
 
 
 @pytest.mark.systems
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)  # five minutes on a busy machine
 def test_score_cam_at_native_size_stays_under_6_gib() -> None:
     """Two of hmc_net's 2048 channels at 1024²: every further batch uses the same memory again."""

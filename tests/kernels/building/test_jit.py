@@ -6,12 +6,13 @@ A driver that only reports an architecture stands for the GPU's: what is not see
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from samples import sampled
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -101,8 +102,11 @@ def lowered_from(compiled: Any) -> tuple[str, ...]:
 
 @pytest.mark.systems
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("size", IMAGE_SIZES)
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"], indirect=True)
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    sampled(product(("sm_80", "sm_90", "sm_120"), IMAGE_SIZES), [("sm_90", 512), ("sm_120", 224)]),
+    indirect=["architecture"],
+)
 def test_the_jit_compiles_what_is_built_ahead_of_time(architecture: str, size: int) -> None:
     names = set()
     for launch in launches(architecture, size):

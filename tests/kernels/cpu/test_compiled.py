@@ -248,6 +248,40 @@ def test_no_number_is_read_that_was_not_written(
     assert list(tmp_path.glob("hmc-fast/cpu/*.so"))
 
 
+PACKED_MEMORY = """
+import sys
+import torch
+from hmc_fast.bench.measuring.memory import added_peak_mib
+from hmc_fast.kernels import attention
+
+torch.set_num_threads(1)
+queries, keys, backward = map(int, sys.argv[1:])
+leaves = [torch.randn(1, n, 8, d) for n, d in ((queries, 64), (keys, 64), (keys, 256))]
+q, k, v = (x.requires_grad_(bool(backward)) for x in leaves)
+gradient = torch.ones(1, queries, 8, 256)
+def call():
+    out, lse = attention(q, k, v, backend="cpu")
+    if backward:
+        results.extend((out, *torch.autograd.grad(out, (q, k, v), gradient)))
+    else:
+        results.extend((out, lse))
+results = []
+small = [x[:, :8].detach() for x in leaves]
+attention(*small, backend="cpu")
+peak = added_peak_mib(call, torch.device("cpu"))
+print(peak - sum(x.nbytes for x in results) / 2**20)
+"""
+
+
+@needs_it
+@pytest.mark.parametrize(("queries", "keys", "backward"), [(64, 16384, 0), (8000, 256, 1)])
+def test_packed_heads_are_bounded_in_bytes(queries: int, keys: int, backward: int) -> None:
+    """Of eight heads, 160 and 181 MiB packed, as many wait at once as fit in 64 MiB a thread."""
+    arguments = [sys.executable, "-c", PACKED_MEMORY, *map(str, (queries, keys, backward))]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert float(done.stdout) <= 64 + 16
+
+
 ODD_SIZES = ((1, (1,), (2,)), (37, (53, 5), (40, 30)), (259, (301,), (34,)), (300, (1031,), (256,)))
 
 
