@@ -63,6 +63,7 @@ readme-table: $(VENV)/installed
 	$(VENV)/bin/python scripts/readme_status.py README.md
 	$(VENV)/bin/python scripts/readme_study.py docs/study.md
 	$(VENV)/bin/python scripts/profile_cpu.py --table bench/results/cpu-profile.json docs/benchmark.md
+	$(VENV)/bin/python scripts/training_step.py --table bench/results/cpu-training.json docs/benchmark.md
 	$(VENV)/bin/python scripts/bulk_prediction.py page bench/results/bulk-prediction.json docs/predict.md
 	$(VENV)/bin/python scripts/measure_graphs.py --table bench/results/graph-forms.json docs/export.md
 	$(VENV)/bin/python scripts/build_engines.py --table bench/results/engine-builds.json docs/export.md

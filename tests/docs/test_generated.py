@@ -4,6 +4,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 
 import pytest

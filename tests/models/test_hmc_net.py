@@ -126,6 +126,7 @@ def test_compiles_and_exports_whole() -> None:
 
 
 @pytest.mark.systems
+@pytest.mark.exhaustive
 def test_a_large_film_stays_under_4_gib_of_resident_memory() -> None:
     code = """
 import json, torch
