@@ -299,6 +299,7 @@ print(next(int(line.split()[1]) // 1024 for line in status.splitlines() if "VmHW
 
 
 @pytest.mark.systems
+@pytest.mark.exhaustive  # CI holds the record of scripts/measure_graphs.py to its bounds
 def test_one_film_at_1024_takes_at_most_2_gib(
     save_model: Callable[..., Path], tmp_path: Path
 ) -> None:

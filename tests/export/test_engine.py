@@ -376,6 +376,7 @@ def test_the_builders_own_log_decides_the_form(
 
 
 @pytest.mark.systems
+@pytest.mark.exhaustive
 def test_an_fp32_engine_stores_no_scores(save_model: Callable[..., Path], tmp_path: Path) -> None:
     """The first stage's scores alone would be 4.3 GB; in pairs of products they take 9 GB."""
     path = save_model(create_model("resnet18_hsa"), tmp_path / "m.safetensors", 1024)
