@@ -133,7 +133,7 @@ def measured(page: Path, width: int, *options: str) -> dict[str, Any]:
 
 @pytest.mark.systems
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("name", sampled(PAGES, ["main job", "kernels", "explain"]))
+@pytest.mark.parametrize("name", sampled(PAGES, ["main job", "explain"]))
 def test_nothing_is_cut_in_a_browser(name: str, tmp_path: Path) -> None:
     page = PAGES[name](tmp_path)
     for width in (2000, 1280, 1240, 400):

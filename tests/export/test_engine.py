@@ -419,11 +419,9 @@ def test_memory_that_is_no_number_is_refused(tmp_path: Path, memory: float) -> N
 
 
 @pytest.mark.systems
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("model", "size"),
-    sampled(
-        (("hmc_net_lesions", 512), ("vgg19", 224), ("vit_b_16", 224)), [("hmc_net_lesions", 512)]
-    ),
+    ("model", "size"), [("hmc_net_lesions", 512), ("vgg19", 224), ("vit_b_16", 224)]
 )
 def test_what_is_known_before_a_build_bounds_the_log_from_both_sides(
     model: str, size: int, save_model: Callable[..., Path], tmp_path: Path
