@@ -21,6 +21,7 @@ from hmc_fast.bench.report.measured import run_script
 from hmc_fast.bench.trials import lifelike_model
 from hmc_fast.devices import freed_memory_kept, precision_dtype
 from hmc_fast.environment import environment
+from hmc_fast.models import attention_blocks
 from hmc_fast.reporting import between_marks
 
 CASE = parse_case("hmc_net@512x2/training")
@@ -36,9 +37,8 @@ BEGIN, END = "<!-- training:begin -->", "<!-- training:end -->"
 def take_steps(precision: str, attention: str, kept: bool) -> dict[str, Any]:
     """Times of some steps after one of warm-up, and the peak of this process."""
     model = lifelike_model(CASE.subject, CASE.size).train()
-    for module in model.modules():
-        if hasattr(module, "backend"):
-            module.backend = attention
+    for block in attention_blocks(model):
+        block.backend = attention
     step = TrainingStep(model, model, precision_dtype(precision))
     batch = CASE.images(torch.float32, torch.device("cpu"), 0), torch.arange(CASE.batch) % 2
     times = []

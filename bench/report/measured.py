@@ -32,10 +32,14 @@ def run_script(
     parser.add_argument("--table", action="store_true", help="measure nothing")
     given = parser.parse_args()
     try:
+        if given.page is not None:
+            given.page.read_text(encoding="utf-8")  # not after minutes of measuring
         if not given.table:
             write_json(given.record, measure())
         if given.page is not None:
             text = given.page.read_text(encoding="utf-8")
             write_text(given.page, updated(text, read_json(given.record)))
+    except OSError as error:
+        parser.exit(1, f"{parser.prog}: {error.filename}: {error.strerror}\n")
     except UserError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")

@@ -39,3 +39,14 @@ def test_a_damaged_record_is_one_line_and_leaves_the_page(
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith(f"measure.py: {record}: cannot be read as JSON")
     assert page.read_text() == "as it was"
+
+
+def test_a_page_that_is_not_there_is_one_line_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, page = tmp_path / "record.json", tmp_path / "page.md"
+    with pytest.raises(SystemExit) as ended:
+        run(record, page)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"measure.py: {page}: No such file or directory\n"
+    assert not record.exists()
